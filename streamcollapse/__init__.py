@@ -1,0 +1,63 @@
+"""StreamCollapse: prune the depth of language models that do not fit in memory, by streamed layer collapse.
+
+    from streamcollapse import CollapseOptions, prune
+
+    pruned = prune("Llama-2-7b-hf", "llama-2-23l", CollapseOptions(threshold=0.65))
+
+Names are loaded when first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streamcollapse.errors import StreamCollapseError
+    from streamcollapse.jobs.perplexity import perplexity
+    from streamcollapse.jobs.inspect import inspect
+    from streamcollapse.merge.plan import Plan
+    from streamcollapse.output.checkpoint import Output
+    from streamcollapse.jobs.prune import Pruned, apply, prune, search
+    from streamcollapse.strategy.calibration import Calibration
+    from streamcollapse.strategy.collapse import CollapseOptions
+    from streamcollapse.storage.checkpoint import Checkpoint
+    from streamcollapse.stream.device import Compute
+
+_HOMES = {
+    "Calibration": "strategy.calibration",
+    "Checkpoint": "storage.checkpoint",
+    "CollapseOptions": "strategy.collapse",
+    "Compute": "stream.device",
+    "Output": "output.checkpoint",
+    "Plan": "merge.plan",
+    "Pruned": "jobs.prune",
+    "StreamCollapseError": "errors",
+    "apply": "jobs.prune",
+    "inspect": "jobs.inspect",
+    "perplexity": "jobs.perplexity",
+    "prune": "jobs.prune",
+    "search": "jobs.prune",
+}
+
+__all__ = [
+    "Calibration",
+    "Checkpoint",
+    "CollapseOptions",
+    "Compute",
+    "Output",
+    "Plan",
+    "Pruned",
+    "StreamCollapseError",
+    "apply",
+    "inspect",
+    "perplexity",
+    "prune",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

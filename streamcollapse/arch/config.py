@@ -1,0 +1,146 @@
+"""A checkpoint's ``config.json``: loaded through transformers, and cut to the layers that a plan keeps.
+
+Knows which entries speak of layers. Knows nothing of weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from streamcollapse.errors import ModelError, printable
+from streamcollapse.storage.index import read_json
+
+CONFIG_FILE = "config.json"
+TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
+
+# Lists that are never one entry per layer, however long they happen to be.
+_NOT_PER_LAYER = {"architectures", "auto_map", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id"}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """``raw`` is the JSON as stored, ``loaded`` transformers' view of it, ``num_layers`` the decoder layers."""
+
+    raw: dict[str, Any]
+    loaded: PreTrainedConfig
+    num_layers: int
+
+    @property
+    def text(self) -> PreTrainedConfig:
+        """The part of the config that describes the decoder."""
+        return self.loaded.get_text_config(decoder=True)
+
+    @property
+    def family(self) -> str:
+        """Architecture class if the config names one, else the model type."""
+        return str((self.raw.get("architectures") or [self.raw.get("model_type")])[0])
+
+
+def load_config(directory: Path, trust_remote_code: bool) -> ModelConfig:
+    """Read and check ``directory/config.json``; code in the directory runs only with ``trust_remote_code``.
+
+    Raises ModelError when the model is quantised, needs code that is not trusted, or is no decoder.
+    """
+    raw = read_json(directory / CONFIG_FILE)
+    where = printable(directory / CONFIG_FILE)
+    if not isinstance(raw, dict):
+        raise ModelError(f"{where}: not a JSON object; restore the checkpoint's config.json")
+    _refuse_quantised(where, raw)
+    if not trust_remote_code and "auto_map" in raw and raw.get("model_type") not in _known_model_types():
+        raise ModelError(
+            f"{where}: model type {printable(raw.get('model_type'))} runs code of its own from the checkpoint; "
+            "read that code, then pass --trust-remote-code"
+        )
+    try:
+        loaded = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, ImportError) as error:
+        raise ModelError(f"{where}: transformers cannot read it: {_first_line(error)}") from error
+    if getattr(loaded, "is_encoder_decoder", False):
+        raise ModelError(f"{where}: {printable(raw.get('model_type'))} is an encoder-decoder model; give a decoder-only one")
+    num_layers = getattr(loaded.get_text_config(decoder=True), "num_hidden_layers", None)
+    if type(num_layers) is not int or num_layers < 1:
+        raise ModelError(f"{where}: no usable number of decoder layers (num_hidden_layers is {printable(num_layers)})")
+    return ModelConfig(raw, loaded, num_layers)
+
+
+def _known_model_types() -> Any:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return CONFIG_MAPPING
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return printable(lines[0] if lines else type(error).__name__)
+
+
+def _refuse_quantised(where: str, raw: dict[str, Any]) -> None:
+    for section in (raw, *(raw.get(name) for name in TEXT_SECTIONS)):
+        if not isinstance(section, dict):
+            continue
+        for key in ("quantization_config", "compression_config"):
+            if section.get(key):
+                method = section[key].get("quant_method", "unknown") if isinstance(section[key], dict) else "unknown"
+                raise ModelError(
+                    f"{where}: the checkpoint is quantised ({key}: {printable(method)}); "
+                    "prune the original weights and quantise the result"
+                )
+
+
+def pruned_config(config: ModelConfig, bases: Sequence[int]) -> dict[str, Any]:
+    """The raw config with the layer count and every per-layer list cut to ``bases`` (0-based source layers).
+
+    Lists that transformers derives from the position of a layer (such as ``layer_types``) are written out where
+    the derivation would give another result for the smaller stack.
+    """
+    edited = copy.deepcopy(config.raw)
+    section = _text_section(edited)
+    count_key = _count_key(config, section)
+    section[count_key] = len(bases)
+    loaded = config.text.to_dict()
+    wanted = {key: [v[b] for b in bases] for key, v in loaded.items() if _per_layer(key, v, config.num_layers)}
+    for key, value in section.items():
+        if _per_layer(key, value, config.num_layers):
+            section[key] = [value[b] for b in bases]
+    for key, value in wanted.items():
+        if key not in section and _derived(edited, section, key) != value:
+            section[key] = value
+    return edited
+
+
+def _text_section(raw: dict[str, Any]) -> dict[str, Any]:
+    for name in TEXT_SECTIONS:
+        if isinstance(raw.get(name), dict):
+            section: dict[str, Any] = raw[name]
+            return section
+    return raw
+
+
+def _count_key(config: ModelConfig, section: dict[str, Any]) -> str:
+    alias = config.text.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    return alias if alias in section or "num_hidden_layers" not in section else "num_hidden_layers"
+
+
+def _per_layer(key: str, value: Any, num_layers: int) -> bool:
+    return isinstance(value, list) and len(value) == num_layers and key not in _NOT_PER_LAYER
+
+
+def _derived(raw: dict[str, Any], section: dict[str, Any], key: str) -> Any:
+    """What transformers would make of ``key`` for the edited config."""
+    if raw.get("model_type") not in _known_model_types():
+        return None  # code of the checkpoint's own: write the list out
+    fields = {k: v for k, v in section.items() if k != "model_type"}
+    model_type = section.get("model_type", raw.get("model_type"))
+    return getattr(AutoConfig.for_model(model_type, **copy.deepcopy(fields)), key, None)
+
+
+def config_text(document: dict[str, Any]) -> str:
+    """``document`` as transformers would lay it out in ``config.json``."""
+    return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -1,0 +1,57 @@
+"""The error tree: everything the library raises on purpose.
+
+    StreamCollapseError            what a caller catches; its text is one line that says what, where and what to do
+    ├── CheckpointError            the files of a checkpoint: missing, truncated, contradictory, not readable
+    │   └── NonFiniteError         a weight that is NaN or infinite
+    ├── ModelError                 the model: not a decoder, quantised, its own code not trusted, names that do not match
+    ├── PlanError                  a plan that is malformed or belongs to another source
+    ├── OptionError                a setting outside its range
+    ├── CalibrationError           calibration or evaluation text that cannot be used
+    ├── DeviceError                a device that is not there
+    └── OutputError                where the result should go: exists, inside the source, no space
+
+Mistakes of our own are ``assert`` and never part of this tree.
+"""
+
+from __future__ import annotations
+
+
+class StreamCollapseError(Exception):
+    """Base class of every error that a user's input or machine can cause."""
+
+
+class CheckpointError(StreamCollapseError):
+    """The checkpoint's files cannot be used as they are."""
+
+
+class NonFiniteError(CheckpointError):
+    """A weight, or what the model computes from it, is NaN or infinite."""
+
+
+class ModelError(StreamCollapseError):
+    """The checkpoint describes a model that cannot be pruned."""
+
+
+class PlanError(StreamCollapseError):
+    """The plan is malformed, or was made for another source."""
+
+
+class OptionError(StreamCollapseError):
+    """A setting is outside its range."""
+
+
+class CalibrationError(StreamCollapseError):
+    """The calibration or evaluation text cannot be used."""
+
+
+class DeviceError(StreamCollapseError):
+    """The requested device does not exist on this machine."""
+
+
+class OutputError(StreamCollapseError):
+    """The output cannot be written where it was asked for."""
+
+
+def printable(text: object) -> str:
+    """``text`` with every character that could steer a terminal or break the line written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))

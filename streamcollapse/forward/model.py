@@ -1,0 +1,106 @@
+"""StreamedModel: a decoder that holds no weights. Each call reads what it needs and lets go of it.
+
+Shapes: hidden states are [N samples, T tokens, D model] in the compute dtype, on the compute device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from streamcollapse.arch.architecture import Architecture
+from streamcollapse.arch.replay import DecoderStack, LayerCall, Recording
+from streamcollapse.arch.skeleton import place_buffers
+from streamcollapse.forward.batches import Batch
+from streamcollapse.merge.view import MergedView
+from streamcollapse.storage.source import TensorSource
+from streamcollapse.stream.device import Placement
+
+Weights = dict[str, torch.Tensor]
+
+
+class StreamedModel:
+    """The forward pass of ``architecture`` with weights from ``source``, placed by ``placement``."""
+
+    def __init__(self, architecture: Architecture, source: TensorSource, placement: Placement) -> None:
+        self._skeleton = architecture.skeleton
+        self._layout = architecture.layout
+        self._source = source
+        self._stack = DecoderStack(architecture.skeleton)
+        self.placement = placement
+        place_buffers(architecture.skeleton, placement.device)
+        self._wanted = [set(layer.state_dict(keep_vars=True)) for layer in self._skeleton.layers]
+
+    @property
+    def num_layers(self) -> int:
+        return self._layout.num_layers
+
+    def record(self, batches: Sequence[Batch]) -> list[Recording]:
+        """Embed each batch and record how the decoder calls its layers for it."""
+        weights = self._outside(within_decoder=True)
+        token_ids = torch.unique(torch.cat([batch.input_ids_NT.flatten() for batch in batches]))
+        weights[self._in_decoder(self._embedding_name())] = self._embedding(token_ids)
+        return [self._stack.record(weights, batch.input_ids_NT.to(self.placement.device)) for batch in batches]
+
+    def onload(self, view: MergedView, position: int) -> Weights:
+        """The weights of 0-based layer ``position`` of ``view``, by suffix, ready to compute with."""
+        wanted = self._wanted[view.layers[position].base]
+        return {
+            suffix: self.placement.place(view.read(name, self.placement.device))
+            for suffix, name in view.layer_names(position).items()
+            if suffix in wanted
+        }
+
+    def run(self, base: int, weights: Weights, hidden_NTD: torch.Tensor, call: LayerCall) -> torch.Tensor:
+        """One decoder layer: the code of source layer ``base`` with ``weights``."""
+        return self._stack.run(base, weights, hidden_NTD, call)
+
+    def last_hidden(self, hidden_NTD: torch.Tensor) -> torch.Tensor:
+        """Last hidden states, after the final norm."""
+        return self._stack.last_hidden(self._outside(within_decoder=True), hidden_NTD)
+
+    def head(self) -> Weights:
+        """The weights that ``logits`` needs: final norm and head, held by the caller as long as it likes."""
+        weights = self._outside(within_decoder=False)
+        embedding = self._skeleton.model.get_input_embeddings()
+        output = self._skeleton.model.get_output_embeddings()
+        if output is not None and output.weight is embedding.weight:
+            name = self._embedding_name()
+            weights[name] = self.placement.place(self._source.read(self._layout.stored[name], self.placement.device))
+        return weights
+
+    def logits(self, head: Weights, hidden_NTD: torch.Tensor) -> torch.Tensor:
+        """Next-token logits of what leaves the top layer. [N, T, vocabulary]"""
+        return self._stack.logits(head, hidden_NTD)
+
+    def _outside(self, within_decoder: bool) -> Weights:
+        """Weights outside the stack, without the input embedding and what is tied to it."""
+        parameters = dict(self._skeleton.model.named_parameters(remove_duplicate=False))
+        embedding = self._skeleton.model.get_input_embeddings().weight
+        names: Iterable[str] = (n for n in self._layout.stored if parameters.get(n) is not embedding)
+        if within_decoder:
+            names = (n for n in names if n.startswith(f"{self._skeleton.decoder_path}."))
+        weights = {n: self.placement.place(self._source.read(self._layout.stored[n], self.placement.device)) for n in names}
+        return {self._in_decoder(n): w for n, w in weights.items()} if within_decoder else weights
+
+    def _in_decoder(self, name: str) -> str:
+        return name.removeprefix(f"{self._skeleton.decoder_path}.")
+
+    def _embedding_name(self) -> str:
+        embedding = self._skeleton.model.get_input_embeddings().weight
+        decoder = f"{self._skeleton.decoder_path}."
+        return next(n for n, p in self._skeleton.decoder.named_parameters(prefix=decoder[:-1]) if p is embedding)
+
+    def _embedding(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """The embedding table with the rows of ``token_ids`` filled in, at the cost of those rows.
+
+        Where nothing has to be converted the mapped file serves as it is. Elsewhere only the rows that occur are;
+        the rest of the table is address space that is never touched.
+        """
+        stored = self._source.read(self._layout.stored[self._embedding_name()], torch.device("cpu"))
+        if self.placement.device.type == "cpu" and stored.dtype == self.placement.dtype:
+            return stored
+        table = torch.empty(stored.shape, dtype=self.placement.dtype, device=self.placement.device)
+        table[token_ids.to(table.device)] = self.placement.place(stored[token_ids])
+        return table

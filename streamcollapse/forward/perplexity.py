@@ -1,0 +1,113 @@
+"""Perplexity of any checkpoint, streamed: every window of the text shares each visit to a layer.
+
+Knows token ids, not tokenizers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from streamcollapse.errors import CalibrationError
+from streamcollapse.forward.batches import Batch, make_batches
+from streamcollapse.forward.model import StreamedModel, Weights
+from streamcollapse.merge.view import MergedView
+from streamcollapse.progress import LayerDone, Listener
+from streamcollapse.stream.meters import Meter
+
+MAX_HIDDEN_BYTES = 1 << 30  # hidden states held at once; a longer text takes several passes over the weights
+MAX_LOGITS_BYTES = 1 << 26  # logits made at once, in float32
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """``nll`` is the mean negative log likelihood in nats per predicted token, ``tokens`` how many were predicted."""
+
+    nll: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.nll) if self.nll < 700 else math.inf
+
+
+def make_windows(prefix: Sequence[int], token_ids: Sequence[int], window: int) -> list[list[int]]:
+    """Cut ``token_ids`` into windows of at most ``window`` tokens, each opened by ``prefix`` (the BOS token, if any)."""
+    step = window - len(prefix)
+    if step < 1:
+        raise CalibrationError(f"a window of {window} tokens leaves no room for text; pass a larger --window")
+    windows = [[*prefix, *token_ids[i : i + step]] for i in range(0, len(token_ids), step)]
+    return [w for w in windows if len(w) > 1]
+
+
+@torch.inference_mode()
+def streamed_perplexity(
+    model: StreamedModel,
+    view: MergedView,
+    windows: Sequence[Sequence[int]],
+    hidden_size: int,
+    vocabulary: int,
+    meter: Meter,
+    listener: Listener,
+) -> Perplexity:
+    """Perplexity over ``windows`` of token ids: every token but the first of a window is predicted.
+
+    ``hidden_size`` and ``vocabulary`` bound what is held at once. Raises CalibrationError when nothing is predicted.
+    """
+    batches = make_batches(windows)
+    total, tokens = 0.0, 0
+    head = model.head()
+    chunk = max(MAX_LOGITS_BYTES // (4 * vocabulary), 1)
+    for group in _groups(batches, hidden_size * model.placement.dtype.itemsize):
+        hidden = _stream(model, view, group, meter, listener)
+        for batch, hidden_NTD in zip(group, hidden, strict=True):
+            for row, length in enumerate(batch.lengths):
+                ids = batch.input_ids_NT[row, :length].to(hidden_NTD.device)
+                total += _row_nll(model, head, hidden_NTD[row : row + 1, : length - 1], ids[1:], chunk)
+                tokens += length - 1
+    if tokens == 0:
+        raise CalibrationError("the text has no token to predict; give a longer text")
+    return Perplexity(total / tokens, tokens)
+
+
+def _stream(
+    model: StreamedModel, view: MergedView, batches: Sequence[Batch], meter: Meter, listener: Listener
+) -> list[torch.Tensor]:
+    """What leaves the top layer, per batch. [N, T, D]"""
+    recordings = model.record(batches)
+    hidden = [recording.hidden_NTD for recording in recordings]
+    for position, layer in enumerate(view.layers):
+        before = meter.bytes_read
+        weights = model.onload(view, position)
+        for i, recording in enumerate(recordings):
+            hidden[i] = model.run(layer.base, weights, hidden[i], recording.calls[layer.base])
+        listener(LayerDone(position, len(view.layers), meter.bytes_read - before))
+    return hidden
+
+
+def _row_nll(
+    model: StreamedModel, head: Weights, hidden_1TD: torch.Tensor, targets_T: torch.Tensor, chunk: int
+) -> float:
+    total = 0.0
+    for start in range(0, len(targets_T), chunk):
+        logits = model.logits(head, hidden_1TD[:, start : start + chunk])[0].float()
+        total += float(functional.cross_entropy(logits, targets_T[start : start + chunk], reduction="sum"))
+    return total
+
+
+def _groups(batches: Sequence[Batch], bytes_per_token: int) -> Iterator[list[Batch]]:
+    group: list[Batch] = []
+    held = 0
+    for batch in batches:
+        size = batch.input_ids_NT.numel() * bytes_per_token
+        if group and held + size > MAX_HIDDEN_BYTES:
+            yield group
+            group, held = [], 0
+        group.append(batch)
+        held += size
+    if group:
+        yield group

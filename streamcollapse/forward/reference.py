@@ -1,0 +1,89 @@
+"""The reference pass: the original model once, layer by layer, keeping the hidden states at layer boundaries.
+
+Boundary i (0-based) is the point before source layer i. Algorithm 1 only moves down, so below a candidate's merge the
+model is always the original, and the candidate starts from the boundary there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from streamcollapse.arch.replay import LayerCall
+from streamcollapse.errors import NonFiniteError
+from streamcollapse.forward.batches import Batch
+from streamcollapse.forward.model import StreamedModel, Weights
+from streamcollapse.merge.view import MergedView
+from streamcollapse.progress import LayerDone, Listener
+from streamcollapse.storage.finite import check_finite, is_finite
+from streamcollapse.stream.meters import Meter
+
+
+@dataclass
+class Reference:
+    """What candidates are measured against, a list entry for each batch.
+
+    ``boundaries[i]`` are the hidden states [N, T, D] before source layer i, on the CPU; ``last_hidden`` the original
+    model's last hidden states [N, T, D'] on the compute device; ``calls[b][i]`` the other arguments of layer i.
+    """
+
+    batches: Sequence[Batch]
+    calls: list[tuple[LayerCall, ...]]
+    boundaries: dict[int, list[torch.Tensor]]
+    last_hidden: list[torch.Tensor]
+
+    def forget_above(self, boundary: int) -> None:
+        """Let go of boundaries above ``boundary``: the search has passed them."""
+        for index in [i for i in self.boundaries if i > boundary]:
+            del self.boundaries[index]
+
+
+@torch.inference_mode()
+def reference_pass(
+    model: StreamedModel,
+    view: MergedView,
+    batches: Sequence[Batch],
+    kept: range,
+    meter: Meter,
+    listener: Listener,
+) -> Reference:
+    """Stream ``view`` once over ``batches``, keeping the boundaries in ``kept``.
+
+    Raises NonFiniteError, naming layer and tensor, when a weight that is reached is NaN or infinite, or when the
+    hidden states overflow the compute dtype.
+    """
+    recordings = model.record(batches)
+    hidden = [recording.hidden_NTD for recording in recordings]
+    calls = [recording.calls for recording in recordings]
+    boundaries: dict[int, list[torch.Tensor]] = {}
+    for position, layer in enumerate(view.layers):
+        if position in kept:
+            boundaries[position] = [h.cpu() for h in hidden]
+        before = meter.bytes_read
+        weights = model.onload(view, position)
+        _check_weights(model, view, position, weights)
+        hidden = [model.run(layer.base, weights, h, c[layer.base]) for h, c in zip(hidden, calls, strict=True)]
+        _check_hidden(position, hidden, batches)
+        listener(LayerDone(position, len(view.layers), meter.bytes_read - before))
+    return Reference(batches, calls, boundaries, [model.last_hidden(h) for h in hidden])
+
+
+def _check_weights(model: StreamedModel, view: MergedView, position: int, weights: Weights) -> None:
+    for suffix, name in view.layer_names(position).items():
+        if suffix not in weights or is_finite(weights[suffix]):
+            continue
+        check_finite(name, view.read(name, model.placement.device))
+        raise NonFiniteError(_overflow(f"tensor {name}", model.placement.dtype_name))
+
+
+def _check_hidden(position: int, hidden: list[torch.Tensor], batches: Sequence[Batch]) -> None:
+    for hidden_NTD, batch in zip(hidden, batches, strict=True):
+        if not all(is_finite(row[:length]) for row, length in zip(hidden_NTD, batch.lengths, strict=True)):
+            dtype = str(hidden_NTD.dtype).removeprefix("torch.")
+            raise NonFiniteError(_overflow(f"the hidden states after layer {position}", dtype))
+
+
+def _overflow(what: str, dtype: str) -> str:
+    return f"{what} overflow {dtype}; pass --compute-dtype float32 or bfloat16"

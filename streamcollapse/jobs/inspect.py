@@ -1,0 +1,75 @@
+"""What a checkpoint is and what pruning it would need, from its headers alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from streamcollapse.jobs.opening import Job, open_job
+from streamcollapse.progress import silent
+from streamcollapse.stream.device import Compute
+from streamcollapse.stream.needs import Need, memory_needs, peak_bytes
+
+ASSUMED_TOKENS = 10 * 64  # ten calibration sentences, where no samples are at hand
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A checkpoint in figures. ``dtypes`` maps dtype to bytes; layers are listed bottom first; sizes are bytes."""
+
+    path: str
+    family: str
+    model_type: str
+    num_layers: int
+    num_tensors: int
+    num_shards: int
+    parameters: int
+    num_bytes: int
+    dtypes: dict[str, int]
+    layer_bytes: list[int]
+    outside_bytes: int
+    tied_embeddings: bool
+    compute_device: str
+    compute_dtype: str
+    needs: list[Need]
+    peak_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as JSON types."""
+        return asdict(self)
+
+
+def inspect(source: str | Path, *, compute: Compute = Compute(), trust_remote_code: bool = False) -> Inspection:  # noqa: B008
+    """Describe the checkpoint directory ``source``; reads headers and config only. Raises StreamCollapseError."""
+    return describe(open_job(source, compute, trust_remote_code, silent), ASSUMED_TOKENS)
+
+
+def describe(job: Job, tokens: int) -> Inspection:
+    """The figures of an open job that is calibrated on ``tokens`` tokens, padding included."""
+    checkpoint, layout = job.checkpoint, job.architecture.layout
+    dtypes: dict[str, int] = {}
+    for name in checkpoint.names:
+        info = checkpoint.info(name)
+        key = str(info.dtype).removeprefix("torch.")
+        dtypes[key] = dtypes.get(key, 0) + info.num_bytes
+    layers = [sum(checkpoint.info(n).num_bytes for n in layout.layer_names(i)) for i in range(layout.num_layers)]
+    needs = memory_needs(checkpoint, layout, job.placement.dtype, tokens, job.hidden_size)
+    return Inspection(
+        path=str(checkpoint.directory),
+        family=job.architecture.config.family,
+        model_type=str(job.architecture.config.raw.get("model_type")),
+        num_layers=layout.num_layers,
+        num_tensors=len(checkpoint.names),
+        num_shards=len(checkpoint.shards),
+        parameters=checkpoint.num_parameters,
+        num_bytes=checkpoint.num_bytes,
+        dtypes=dtypes,
+        layer_bytes=layers,
+        outside_bytes=sum(checkpoint.info(n).num_bytes for n in layout.outside),
+        tied_embeddings=layout.tied_head,
+        compute_device=str(job.placement.device),
+        compute_dtype=job.placement.dtype_name,
+        needs=needs,
+        peak_bytes=peak_bytes(needs),
+    )

@@ -1,0 +1,107 @@
+"""What every job on a checkpoint opens first, and the settings of a run. Reads headers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamcollapse.arch.architecture import Architecture, understand
+from streamcollapse.forward.batches import Batch, make_batches
+from streamcollapse.forward.model import StreamedModel
+from streamcollapse.merge.plan import PlanLayer, original_layers
+from streamcollapse.merge.view import MergedView
+from streamcollapse.progress import Listener
+from streamcollapse.strategy.calibration import Calibration, load_tokenizer, samples_digest, tokenize
+from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.storage.source import ObservedSource
+from streamcollapse.stream.device import Compute, Placement
+from streamcollapse.stream.meters import Meter
+
+
+@dataclass(frozen=True)
+class Job:
+    """An open checkpoint: understood, placed and metered. ``source`` counts into ``meter`` what is read."""
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    placement: Placement
+    meter: Meter
+    source: ObservedSource
+    listener: Listener
+    trust_remote_code: bool
+
+    @property
+    def name(self) -> str:
+        """What the source calls itself: its Hub id where the config records one, else its directory's name."""
+        recorded = self.architecture.config.raw.get("_name_or_path")
+        if isinstance(recorded, str) and recorded.count("/") == 1 and not recorded.startswith((".", "/")):
+            return recorded
+        return self.checkpoint.directory.resolve().name
+
+    @property
+    def num_layers(self) -> int:
+        return self.architecture.layout.num_layers
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.architecture.config.text.hidden_size)
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the input embedding."""
+        return int(self.architecture.skeleton.model.get_input_embeddings().weight.shape[0])
+
+    def view(self, layers: tuple[PlanLayer, ...], merge_norms: bool = False) -> MergedView:
+        """``layers`` over this source, as a tensor source."""
+        return MergedView(self.source, self.architecture.layout, layers, merge_norms)
+
+    def original(self) -> MergedView:
+        """The source itself, as the plan that changes nothing."""
+        return self.view(original_layers(self.num_layers))
+
+    def model(self) -> StreamedModel:
+        """The streamed forward pass of this source."""
+        return StreamedModel(self.architecture, self.source, self.placement)
+
+    def compute(self) -> dict[str, str]:
+        """Device and dtype, as text."""
+        return {"device": str(self.placement.device), "dtype": self.placement.dtype_name}
+
+
+def open_job(source: str | Path, compute: Compute, trust_remote_code: bool, listener: Listener) -> Job:
+    """Open the checkpoint directory ``source``. Raises CheckpointError, ModelError, DeviceError."""
+    checkpoint = Checkpoint(source)
+    architecture = understand(checkpoint, trust_remote_code)
+    placement = compute.resolve(architecture.weights_dtype)
+    meter = Meter(placement.device)
+    return Job(
+        checkpoint, architecture, placement, meter, ObservedSource(checkpoint, meter.read), listener, trust_remote_code
+    )
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Calibration samples as the model takes them, and the digest that names them."""
+
+    batches: list[Batch]
+    digest: str
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(batch.input_ids_NT.numel() for batch in self.batches)
+
+
+def calibration_samples(job: Job, calibration: Calibration) -> Samples:
+    """Load and tokenise the samples. Raises CalibrationError."""
+    texts = calibration.load()
+    tokenizer: Any = load_tokenizer(job.checkpoint.directory, job.trust_remote_code)
+    limit = min(calibration.max_tokens, longest_context(job) or calibration.max_tokens)
+    token_ids = tokenize(tokenizer, texts, limit, job.vocabulary)
+    return Samples(make_batches(token_ids), samples_digest(token_ids))
+
+
+def longest_context(job: Job) -> int | None:
+    """The most tokens the model takes at once, where its config says so."""
+    limit = getattr(job.architecture.config.text, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None

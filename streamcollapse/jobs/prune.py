@@ -1,0 +1,176 @@
+"""The job, top to bottom: prune a checkpoint that does not fit in memory, by layer collapse.
+
+    reference   stream the original once, keep the hidden states at every layer boundary
+    search      Algorithm 1: propose a merge, run it from the boundary below, keep it if the result stays similar
+    write       stream the merged tensors into a new checkpoint
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from streamcollapse.errors import OutputError, printable
+from streamcollapse.forward.candidate import candidate_similarity
+from streamcollapse.forward.reference import reference_pass
+from streamcollapse.jobs.opening import Job, Samples, calibration_samples, open_job
+from streamcollapse.merge.plan import Decision, Plan, SearchRecord
+from streamcollapse.merge.view import check_plan, mismatch
+from streamcollapse.output.checkpoint import Output, write_companions, write_weights
+from streamcollapse.output.report import build_report, sizes
+from streamcollapse.progress import CandidateStarted, DecisionMade, Listener, PhaseStarted, StackChanged, silent
+from streamcollapse.strategy.calibration import Calibration
+from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
+from streamcollapse.storage.staging import check_output, staged_directory
+from streamcollapse.storage.writer import check_space, plan_shards
+from streamcollapse.stream.device import Compute
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What ``prune`` and ``apply`` give back: where the checkpoint is, its plan, and the report as JSON types."""
+
+    out: Path
+    plan: Plan
+    report: dict[str, Any]
+
+
+def prune(
+    source: str | Path,
+    out: str | Path,
+    options: CollapseOptions = CollapseOptions(),  # noqa: B008 - frozen
+    *,
+    calibration: Calibration = Calibration(),  # noqa: B008
+    compute: Compute = Compute(),  # noqa: B008
+    output: Output = Output(),  # noqa: B008
+    trust_remote_code: bool = False,
+    listener: Listener = silent,
+) -> Pruned:
+    """Prune the checkpoint directory ``source`` into the new directory ``out``.
+
+    Raises StreamCollapseError (errors.py) for anything the input or the machine is at fault for; ``out`` then does not
+    exist, or is the older directory that ``output.overwrite`` would have replaced.
+    """
+    check_output(Path(out), Path(source), output.overwrite)
+    job = open_job(source, compute, trust_remote_code, listener)
+    samples = calibration_samples(job, calibration)
+    check_space(Path(out), smallest_output(job, options))
+    plan = _search(job, options, samples)
+    try:
+        return _write(job, plan, Path(out), output)
+    except (OutputError, KeyboardInterrupt) as error:
+        kept = Path(f"{Path(out).resolve()}.plan.json")
+        plan.save(kept)
+        again = f"the search is kept in {printable(kept)}; continue with: streamcollapse apply SOURCE PLAN --out DIR"
+        raise type(error)(f"{error}; {again}" if str(error) else again) from error
+
+
+def search(
+    source: str | Path,
+    options: CollapseOptions = CollapseOptions(),  # noqa: B008
+    *,
+    calibration: Calibration = Calibration(),  # noqa: B008
+    compute: Compute = Compute(),  # noqa: B008
+    trust_remote_code: bool = False,
+    listener: Listener = silent,
+) -> Plan:
+    """The first half of ``prune``: find the plan, write nothing. Raises StreamCollapseError."""
+    job = open_job(source, compute, trust_remote_code, listener)
+    return _search(job, options, calibration_samples(job, calibration))
+
+
+def apply(
+    source: str | Path,
+    plan: Plan,
+    out: str | Path,
+    *,
+    compute: Compute = Compute(),  # noqa: B008
+    output: Output = Output(),  # noqa: B008
+    trust_remote_code: bool = False,
+    listener: Listener = silent,
+) -> Pruned:
+    """The second half of ``prune``: write the checkpoint that ``plan`` describes. Raises StreamCollapseError."""
+    check_output(Path(out), Path(source), output.overwrite)
+    job = open_job(source, compute, trust_remote_code, listener)
+    check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
+    return _write(job, plan, Path(out), output)
+
+
+def _search(job: Job, options: CollapseOptions, samples: Samples) -> Plan:
+    state = CollapseState.start(job.num_layers, options)
+    model = job.model()
+    with job.meter.phase("reference"):
+        job.listener(PhaseStarted("reference", job.num_layers))
+        starts = range(state.options.lowest - 1, max(state.pointer, 0))
+        reference = reference_pass(model, job.original(), samples.batches, starts, job.meter, job.listener)
+
+    decisions = []
+    with job.meter.phase("search"):
+        job.listener(PhaseStarted("search"))
+        job.listener(StackChanged(tuple(1 for _ in state.layers)))
+        while candidate := state.candidate():
+            reference.forget_above(candidate.position)
+            job.listener(CandidateStarted(candidate.pointer, candidate.merged, options.threshold))
+            similarity, reason = None, mismatch(job.source, job.architecture.layout, candidate.merged_layer)
+            if reason is None:
+                view = job.view(candidate.layers, options.merge_norms)
+                similarity = candidate_similarity(model, view, candidate.position, reference, job.meter, job.listener)
+                reason = None if similarity is not None else "its hidden states are not finite"
+            accepted = similarity is not None and similarity > options.threshold
+            decision = Decision(candidate.pointer, candidate.merged, similarity, accepted, reason)
+            decisions.append(decision)
+            state = state.after(accepted)
+            _tell(job.listener, decision, state, job.num_layers)
+
+    record = _record(state.options, samples, job, decisions)
+    fingerprint = job.checkpoint.fingerprint()
+    return Plan(job.name, job.num_layers, fingerprint, state.layers, options.merge_norms, record)
+
+
+def _write(job: Job, plan: Plan, out: Path, output: Output) -> Pruned:
+    view = job.view(plan.layers, plan.merge_norms)
+    shards = plan_shards(view, output.max_shard_bytes)
+    check_space(out, sum(shard.file_bytes for shard in shards))
+    with staged_directory(out, output.overwrite) as stage:
+        with job.meter.phase("write"):
+            job.listener(PhaseStarted("write", sum(len(shard.names) for shard in shards)))
+            write_weights(view, shards, stage, job.placement.device, job.meter, job.listener)
+        report = build_report(
+            job.checkpoint,
+            plan,
+            sizes(job.checkpoint, job.num_layers),
+            sizes(view, plan.num_layers),
+            job.compute(),
+            {"max_shard_bytes": output.max_shard_bytes, "search": plan.to_json().get("search")},
+            job.meter.summary(),
+        )
+        write_companions(
+            stage, job.checkpoint.directory, job.architecture.config, plan, report, job.trust_remote_code
+        )
+    return Pruned(out, plan, report)
+
+
+def smallest_output(job: Job, options: CollapseOptions) -> int:
+    """Bytes of weights that remain if every candidate is accepted: less cannot come out."""
+    state = CollapseState.start(job.num_layers, options)
+    while state.candidate():
+        state = state.after(accepted=True)
+    return sizes(job.view(state.layers), len(state.layers)).bytes
+
+
+def _tell(listener: Listener, decision: Decision, state: CollapseState, num_layers: int) -> None:
+    listener(DecisionMade(decision.l, decision.merged, decision.similarity, decision.accepted, decision.reason))
+    bases = [layer.base for layer in state.layers]
+    listener(StackChanged(tuple(end - base for base, end in zip(bases, [*bases[1:], num_layers], strict=True))))
+
+
+def _record(options: CollapseOptions, samples: Samples, job: Job, decisions: list[Decision]) -> SearchRecord:
+    settings = asdict(options)
+    del settings["merge_norms"]  # the plan itself says it
+    return SearchRecord(
+        **settings,
+        calibration_sha256=samples.digest,
+        compute_dtype=job.placement.dtype_name,
+        decisions=tuple(decisions),
+    )

@@ -1,0 +1,238 @@
+"""A plan: the whole pruned model as a small document. Every layer is a mix of source layers.
+
+The file format is ``streamcollapse.plan/1`` (docs/plan_format.md). Pure: knows no tensors and no files but its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from streamcollapse.errors import OutputError, PlanError, printable
+from streamcollapse.merge.rules import RULES, Mix
+
+FORMAT = "streamcollapse.plan/1"
+
+
+@dataclass(frozen=True)
+class PlanLayer:
+    """A layer of the pruned model. ``base`` (0-based source layer) gives the norms and all that depends on position."""
+
+    base: int
+    mix: Mix
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the layer is its base, byte for byte."""
+        return dict(self.mix) == {self.base: 1.0}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One candidate of the search: 1-based layer ``l``, its ``merged`` followers, and what came of it.
+
+    ``similarity`` is None where it could not be computed; ``reason`` then says why.
+    """
+
+    l: int  # noqa: E741 - the paper's letter
+    merged: int
+    similarity: float | None
+    accepted: bool
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """The settings of the search that made a plan, and its decisions in order."""
+
+    rule: str
+    rdsc_scale: float
+    layers_per_merge: int
+    lowest: int
+    highest: int
+    interval: int
+    threshold: float
+    calibration_sha256: str
+    compute_dtype: str
+    decisions: tuple[Decision, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A pruned model in terms of its source. ``merge_norms``: norms follow the mix instead of the base."""
+
+    source_name: str
+    num_source_layers: int
+    fingerprint: str
+    layers: tuple[PlanLayer, ...]
+    merge_norms: bool = False
+    search: SearchRecord | None = None
+
+    @classmethod
+    def identity(cls, source_name: str, num_source_layers: int, fingerprint: str) -> Plan:
+        """The plan that keeps every layer as it is."""
+        return cls(source_name, num_source_layers, fingerprint, original_layers(num_source_layers))
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def with_layers(self, layers: Sequence[PlanLayer]) -> Plan:
+        """The same plan with another stack."""
+        return replace(self, layers=tuple(layers))
+
+    def to_json(self) -> dict[str, Any]:
+        """The document, made of JSON types only."""
+        layers = [{"base": x.base, "mix": {str(s): x.mix[s] for s in sorted(x.mix)}} for x in self.layers]
+        source = {
+            "name": self.source_name,
+            "num_hidden_layers": self.num_source_layers,
+            "fingerprint": self.fingerprint,
+        }
+        document: dict[str, Any] = {"format": FORMAT, "source": source, "layers": layers}
+        document["merge_norms"] = self.merge_norms
+        if self.search is not None:
+            search = asdict(self.search)
+            search["decisions"] = [_without_none_reason(asdict(d)) for d in self.search.decisions]
+            document["search"] = search
+        return document
+
+    @classmethod
+    def from_json(cls, document: Any) -> Plan:
+        """Parse a document. Raises PlanError, naming the entry at fault."""
+        return _parse_plan(document)
+
+    def save(self, path: str | Path) -> None:
+        """Write the document to ``path``. Raises OutputError."""
+        try:
+            Path(path).write_text(_laid_out(self.to_json()), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read and parse ``path``. Raises PlanError."""
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
+            raise PlanError(f"{printable(path)}: not JSON: {printable(error)}") from error
+        try:
+            return cls.from_json(document)
+        except PlanError as error:
+            raise PlanError(f"{printable(path)}: {error}") from error
+
+
+def original_layers(num_layers: int) -> tuple[PlanLayer, ...]:
+    """The untouched stack."""
+    return tuple(PlanLayer(i, {i: 1.0}) for i in range(num_layers))
+
+
+def collapse(layers: Sequence[PlanLayer], position: int, followers: int, rule: str, scale: float) -> tuple[PlanLayer, ...]:
+    """Merge ``followers`` layers after 0-based ``position`` into it by ``rule``; the rest is unchanged."""
+    group = layers[position : position + followers + 1]
+    merged = PlanLayer(group[0].base, RULES[rule]([layer.mix for layer in group], scale))
+    return (*layers[:position], merged, *layers[position + followers + 1 :])
+
+
+def _laid_out(document: dict[str, Any]) -> str:
+    """JSON with a line for each layer and each decision, so that people can read it and diffs are small."""
+
+    def entries(items: list[Any], indent: str) -> str:
+        lines = [f"{indent}  {json.dumps(item, allow_nan=False)}" for item in items]
+        return "[\n" + ",\n".join(lines) + f"\n{indent}]" if lines else "[]"
+
+    parts = []
+    for key, value in document.items():
+        if key == "layers":
+            parts.append(f'  "layers": {entries(value, "  ")}')
+        elif key == "search":
+            settings = [f'    "{k}": {json.dumps(v)}' for k, v in value.items() if k != "decisions"]
+            settings.append(f'    "decisions": {entries(value["decisions"], "    ")}')
+            parts.append('  "search": {\n' + ",\n".join(settings) + "\n  }")
+        else:
+            parts.append(f'  "{key}": {json.dumps(value)}')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _without_none_reason(decision: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in decision.items() if key != "reason" or value is not None}
+
+
+def _parse_plan(document: Any) -> Plan:
+    _keys(document, "the plan", {"format", "source", "layers"}, {"merge_norms", "search"})
+    if document["format"] != FORMAT:
+        raise PlanError(f"format is {printable(document['format'])}, this version reads {FORMAT}")
+    source = document["source"]
+    _keys(source, "source", {"name", "num_hidden_layers", "fingerprint"}, set())
+    name = _typed(source, "name", str, "source")
+    num_layers = _typed(source, "num_hidden_layers", int, "source")
+    fingerprint = _typed(source, "fingerprint", str, "source")
+    entries = _typed(document, "layers", list, "the plan")
+    if num_layers < 1 or not entries:
+        raise PlanError("a plan needs at least one source layer and one layer")
+    layers = tuple(_parse_layer(entry, f"layers[{i}]", num_layers) for i, entry in enumerate(entries))
+    merge_norms = document.get("merge_norms", False)
+    if not isinstance(merge_norms, bool):
+        raise PlanError("merge_norms is neither true nor false")
+    search = document.get("search")
+    record = None if search is None else _parse_search(search)
+    return Plan(name, num_layers, fingerprint, layers, merge_norms, record)
+
+
+def _parse_layer(entry: Any, where: str, num_layers: int) -> PlanLayer:
+    _keys(entry, where, {"base", "mix"}, set())
+    base = _typed(entry, "base", int, where)
+    mix: dict[int, float] = {}
+    for key, value in _typed(entry, "mix", dict, where).items():
+        if not (key.isascii() and key.isdigit() and str(int(key)) == key):
+            raise PlanError(f"{where}: mix names {printable(key)}, not a source layer")
+        if type(value) not in (int, float) or not math.isfinite(value) or value == 0:
+            raise PlanError(f"{where}: the coefficient of layer {key} is {printable(value)}, not a finite number other than 0")
+        mix[int(key)] = float(value)
+    if not mix:
+        raise PlanError(f"{where}: mix is empty")
+    beyond = [layer for layer in (base, *mix) if not 0 <= layer < num_layers]
+    if beyond:
+        raise PlanError(f"{where}: source layer {beyond[0]} is not among the {num_layers} layers of the source")
+    return PlanLayer(base, {layer: mix[layer] for layer in sorted(mix)})
+
+
+def _parse_search(search: Any) -> SearchRecord:
+    kinds: dict[str, type] = {"rule": str, "calibration_sha256": str, "compute_dtype": str}
+    kinds |= dict.fromkeys(("layers_per_merge", "lowest", "highest", "interval"), int)
+    kinds |= dict.fromkeys(("threshold", "rdsc_scale"), float)
+    _keys(search, "search", {*kinds, "decisions"}, set())
+    fields: dict[str, Any] = {key: _typed(search, key, kind, "search") for key, kind in kinds.items()}
+    decisions = []
+    for i, entry in enumerate(_typed(search, "decisions", list, "search")):
+        where = f"search.decisions[{i}]"
+        _keys(entry, where, {"l", "merged", "similarity", "accepted"}, {"reason"})
+        similarity = None if entry["similarity"] is None else _typed(entry, "similarity", float, where)
+        reason = None if entry.get("reason") is None else _typed(entry, "reason", str, where)
+        numbers = _typed(entry, "l", int, where), _typed(entry, "merged", int, where)
+        decisions.append(Decision(*numbers, similarity, _typed(entry, "accepted", bool, where), reason))
+    return SearchRecord(**fields, decisions=tuple(decisions))
+
+
+def _keys(value: Any, where: str, required: set[str], optional: set[str]) -> None:
+    if not isinstance(value, dict):
+        raise PlanError(f"{where} is not a JSON object")
+    if missing := sorted(required - set(value)):
+        raise PlanError(f"{where}: {missing[0]} is missing")
+    if unknown := sorted(set(value) - required - optional):
+        raise PlanError(f"{where}: {printable(unknown[0])} is not known to this version")
+
+
+def _typed(value: dict[str, Any], key: str, kind: type, where: str) -> Any:
+    found = value[key]
+    if kind is float and type(found) is int:
+        found = float(found)
+    if type(found) is not kind or (kind is float and not math.isfinite(found)):
+        raise PlanError(f"{where}: {key} is {printable(found)}, expected {kind.__name__}")
+    return found

@@ -1,0 +1,113 @@
+"""MergedView: a plan over a source, seen as a tensor source. What is evaluated is what is written.
+
+A mixed tensor is accumulated in float32 straight from the source tensors, in ascending order of source layer, and
+rounded once to the source's dtype. A layer that is its base passes the source's bytes through untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from streamcollapse.arch.layout import Layout
+from streamcollapse.errors import PlanError
+from streamcollapse.merge.plan import Plan, PlanLayer
+from streamcollapse.merge.rules import Mix
+from streamcollapse.storage.source import TensorInfo, TensorSource
+
+
+def mix_tensors(terms: Sequence[tuple[float, torch.Tensor]], dtype: torch.dtype) -> torch.Tensor:
+    """sum of coefficient * tensor over ``terms`` in order, accumulated in float32, rounded once to ``dtype``.
+
+    Never writes into an argument. A single term with coefficient 1 is returned as it is.
+    """
+    if len(terms) == 1 and terms[0][0] == 1.0 and terms[0][1].dtype == dtype:
+        return terms[0][1]
+    accumulator_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    total = torch.zeros(terms[0][1].shape, dtype=accumulator_dtype, device=terms[0][1].device)
+    for coefficient, tensor in terms:
+        total.add_(tensor.to(accumulator_dtype), alpha=coefficient)
+    return total.to(dtype)
+
+
+class MergedView:
+    """The tensors of the pruned model that ``layers`` describe, under their names in its checkpoint."""
+
+    def __init__(self, source: TensorSource, layout: Layout, layers: Sequence[PlanLayer], merge_norms: bool) -> None:
+        self._source = source
+        self._layout = layout
+        self._merge_norms = merge_norms
+        self.layers = tuple(layers)
+        self._where = {
+            layout.name(position, suffix): (layer, suffix)
+            for position, layer in enumerate(self.layers)
+            for suffix in layout.layers[layer.base]
+        }
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Outside tensors first, then layer after layer, as a reader of the whole model would want them."""
+        return [*self._layout.outside, *self._where]
+
+    def layer_names(self, position: int) -> dict[str, str]:
+        """suffix -> name of every tensor of the 0-based layer ``position`` of the pruned model."""
+        return {s: self._layout.name(position, s) for s in self._layout.layers[self.layers[position].base]}
+
+    def info(self, name: str) -> TensorInfo:
+        """dtype and shape of ``name``: those of the base's tensor."""
+        if name not in self._where:
+            return self._source.info(name)
+        layer, suffix = self._where[name]
+        return self._source.info(self._layout.name(layer.base, suffix))
+
+    def read(self, name: str, device: torch.device) -> torch.Tensor:
+        """``name`` of the pruned model on ``device``, where it is mixed as well."""
+        if name not in self._where:
+            return self._source.read(name, device)
+        layer, suffix = self._where[name]
+        mix = self.mix_of(layer, suffix)
+        terms = [(mix[s], self._source.read(self._layout.name(s, suffix), device)) for s in sorted(mix)]
+        return mix_tensors(terms, self.info(name).dtype)
+
+    def mix_of(self, layer: PlanLayer, suffix: str) -> Mix:
+        """The mix of one tensor of ``layer``: its base alone for norms and for stored tensors that are not learned."""
+        from_base = suffix in self._layout.unmerged or (suffix in self._layout.norms and not self._merge_norms)
+        return {layer.base: 1.0} if from_base else layer.mix
+
+
+def mismatch(source: TensorSource, layout: Layout, layer: PlanLayer) -> str | None:
+    """Why the source layers in ``layer``'s mix cannot be combined with its base, or None if they can."""
+    for other in sorted(layer.mix):
+        for suffix in {*layout.layers[layer.base], *layout.layers[other]}:
+            if suffix in layout.unmerged:
+                continue
+            if suffix not in layout.layers[layer.base] or suffix not in layout.layers[other]:
+                has, lacks = (other, layer.base) if suffix in layout.layers[other] else (layer.base, other)
+                return f"source layer {has} has {suffix}, source layer {lacks} has not"
+            ours = source.info(layout.name(layer.base, suffix))
+            theirs = source.info(layout.name(other, suffix))
+            if ours != theirs:
+                return (
+                    f"{suffix} is {list(ours.shape)} {_dtype(ours)} in source layer {layer.base}, "
+                    f"{list(theirs.shape)} {_dtype(theirs)} in source layer {other}"
+                )
+    return None
+
+
+def _dtype(info: TensorInfo) -> str:
+    return str(info.dtype).removeprefix("torch.")
+
+
+def check_plan(plan: Plan, fingerprint: str, source: TensorSource, layout: Layout) -> None:
+    """Raise PlanError unless ``plan`` was made for this source and every mix in it can be computed."""
+    if plan.num_source_layers != layout.num_layers:
+        raise PlanError(f"the plan is for a source of {plan.num_source_layers} layers, this one has {layout.num_layers}")
+    if plan.fingerprint != fingerprint:
+        raise PlanError(
+            f"the plan was made for another source ({plan.source_name}, fingerprint {plan.fingerprint[:12]}…; "
+            f"this one's is {fingerprint[:12]}…); search this source again"
+        )
+    for position, layer in enumerate(plan.layers):
+        if reason := mismatch(source, layout, layer):
+            raise PlanError(f"layers[{position}] cannot be merged: {reason}")

@@ -1,0 +1,70 @@
+"""The model card (README.md) of a pruned checkpoint."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData, metadata_load
+
+from streamcollapse.merge.plan import Plan
+from streamcollapse.units import format_bytes
+
+_CARRIED = ("language", "license", "license_name", "license_link")
+
+
+def model_card(plan: Plan, report: dict[str, Any], source_card: Path) -> str:
+    """The card's text. Licence and language come from ``source_card`` where it exists and can be read."""
+    data = ModelCardData(
+        base_model=plan.source_name,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["streamcollapse", "layer-collapse", "laco", "depth-pruning"],
+        ignore_metadata_errors=True,
+        **_carried(source_card),
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{_body(plan, report)}"
+
+
+def _carried(source_card: Path) -> dict[str, Any]:
+    try:
+        data = metadata_load(source_card)
+    except (OSError, ValueError, YAMLError):
+        return {}  # a card that cannot be read says nothing of its licence
+    return {key: data[key] for key in _CARRIED if data.get(key)} if isinstance(data, dict) else {}
+
+
+def _body(plan: Plan, report: dict[str, Any]) -> str:
+    layers, parameters, size = report["layers"], report["parameters"], report["bytes"]
+    name = _plain(plan.source_name)
+    lines = [
+        f"# {name}, {layers['after']} of {layers['before']} layers",
+        "",
+        f"This is {name} with its depth pruned by layer collapse ([LaCo](https://arxiv.org/abs/2402.11187)), made with "
+        f"StreamCollapse {report['versions']['streamcollapse']}. No training followed: measure it before you rely on it.",
+        "",
+        "| | before | after |",
+        "|---|---|---|",
+        f"| decoder layers | {layers['before']} | {layers['after']} |",
+        f"| parameters | {parameters['before']:,} | {parameters['after']:,} |",
+        f"| weights | {format_bytes(size['before'])} | {format_bytes(size['after'])} |",
+        "",
+        f"{100 * report['ratio']:.1f} % of the parameters were removed.",
+    ]
+    search = plan.search
+    if search is not None:
+        accepted = sum(d.accepted for d in search.decisions)
+        lines += [
+            "",
+            f"Rule `{search.rule}`, C = {search.layers_per_merge}, L = {search.lowest}, H = {search.highest}, "
+            f"I = {search.interval}, T = {search.threshold}; {accepted} of {len(search.decisions)} candidates accepted.",
+        ]
+    lines += ["", "Every layer as a mix of the source's layers: `streamcollapse_plan.json`. What the run cost: "]
+    lines[-1] += "`streamcollapse_report.json`."
+    return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """``text`` without anything that Markdown or HTML would act on."""
+    return re.sub(r"[^\w.\-/ ]", "_", text)

@@ -1,0 +1,71 @@
+"""``streamcollapse_report.json``: what a run did and what it cost."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from streamcollapse.merge.plan import Plan
+from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.storage.source import TensorSource
+from streamcollapse.storage.writer import disk_errors
+
+FORMAT = "streamcollapse.report/1"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Layers, parameters (floating-point elements stored) and bytes of weights."""
+
+    layers: int
+    parameters: int
+    bytes: int
+
+
+def sizes(source: TensorSource, layers: int) -> Sizes:
+    """Count a source that describes a model of ``layers`` decoder layers."""
+    infos = [source.info(name) for name in source.names]
+    parameters = sum(info.num_elements for info in infos if info.dtype.is_floating_point)
+    return Sizes(layers, parameters, sum(info.num_bytes for info in infos))
+
+
+def build_report(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    before: Sizes,
+    after: Sizes,
+    compute: dict[str, str],
+    options: dict[str, Any],
+    usage: dict[str, Any],
+) -> dict[str, Any]:
+    """The report as JSON types. ``ratio`` is pruned parameters over all parameters, as in the paper's Table 1."""
+    packages = ("streamcollapse", "torch", "transformers", "safetensors", "numpy")
+    return {
+        "format": FORMAT,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "source": {"path": str(checkpoint.directory), "name": plan.source_name, "fingerprint": plan.fingerprint},
+        "options": options,
+        "compute": compute,
+        "layers": {"before": before.layers, "after": after.layers},
+        "parameters": {"before": before.parameters, "after": after.parameters},
+        "bytes": {"before": before.bytes, "after": after.bytes},
+        "ratio": 1.0 - after.parameters / before.parameters,
+        "usage": usage,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"
+
+
+def save_report(report: dict[str, Any], path: Path) -> None:
+    """Write ``report`` to ``path``. Raises OutputError."""
+    with disk_errors(path):
+        path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")

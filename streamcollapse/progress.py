@@ -1,0 +1,74 @@
+"""What the library says while it runs: plain events, sent to whoever listens. Knows nothing of terminals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PhaseStarted:
+    """A phase (``reference``, ``search``, ``write`` or ``perplexity``) begins; ``total_steps`` are layers or
+    tensors where known."""
+
+    name: str
+    total_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class LayerDone:
+    """One decoder layer was streamed through the forward pass; ``num_bytes`` were read for it."""
+
+    layer_index: int
+    num_layers: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class TensorWritten:
+    """One tensor of the output is on its way to the disk."""
+
+    name: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class CandidateStarted:
+    """A merge of 1-based layer ``pointer`` with its ``merged`` followers is about to be evaluated."""
+
+    pointer: int
+    merged: int
+    threshold: float
+
+
+@dataclass(frozen=True)
+class StackChanged:
+    """The stack after a decision, bottom first: how many source layers each cell covers."""
+
+    cells: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DecisionMade:
+    """The outcome for the candidate started last; ``similarity`` is None where it could not be computed."""
+
+    pointer: int
+    merged: int
+    similarity: float | None
+    accepted: bool
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class WarningRaised:
+    """Something the user should know that does not stop the run."""
+
+    text: str
+
+
+Event = PhaseStarted | LayerDone | TensorWritten | CandidateStarted | StackChanged | DecisionMade | WarningRaised
+Listener = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """The listener that does nothing."""

@@ -1,0 +1,125 @@
+"""A safetensors checkpoint directory as a TensorSource: memory-mapped, read in place, never materialised.
+
+Knows shards, names and bytes. Knows nothing of decoder layers, configs or devices' speed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from streamcollapse.errors import CheckpointError, printable
+from streamcollapse.storage.header import ShardHeader, StoredTensor, read_header
+from streamcollapse.storage.index import INDEX_FILE, find_shards
+from streamcollapse.storage.source import TensorInfo
+
+_SAMPLES_PER_SHARD = 16
+_SAMPLE_BYTES = 4096
+
+
+class Checkpoint:
+    """Tensors of a checkpoint directory by name; headers are read at once, weights only when asked for.
+
+    Raises CheckpointError on opening when a shard is missing, truncated or contradicts the index.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        shards, weight_map = find_shards(self.directory)
+        self._headers: dict[str, ShardHeader] = {}
+        self._tensors: dict[str, tuple[str, StoredTensor]] = {}
+        self._maps: dict[str, mmap.mmap] = {}
+        for shard in shards:
+            self._add(shard)
+        for name, shard in (weight_map or {}).items():
+            if self._tensors.get(name, (None,))[0] != shard:
+                raise CheckpointError(
+                    f"{printable(self.directory / INDEX_FILE)}: tensor {printable(name)} is not in {printable(shard)}; "
+                    "the index and the shard do not belong together"
+                )
+
+    def _add(self, shard: str) -> None:
+        path = self.directory / shard
+        if not path.is_file():
+            raise CheckpointError(f"{printable(path)}: the shard is missing; download it again")
+        header = read_header(path)
+        for name, tensor in header.tensors.items():
+            if name in self._tensors:
+                other = self._tensors[name][0]
+                raise CheckpointError(f"{printable(path)}: tensor {printable(name)} is also in {printable(other)}")
+            self._tensors[name] = (shard, tensor)
+        self._headers[shard] = header
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Every tensor name, by shard and then by offset: the order in which the disk reads fastest."""
+        return sorted(self._tensors, key=lambda name: (self._tensors[name][0], self._tensors[name][1].start))
+
+    @property
+    def shards(self) -> Sequence[ShardHeader]:
+        """The shards' headers, sorted by file name."""
+        return [self._headers[name] for name in sorted(self._headers)]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors, without headers."""
+        return sum(tensor.info.num_bytes for _, tensor in self._tensors.values())
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all floating-point tensors."""
+        infos = (tensor.info for _, tensor in self._tensors.values())
+        return sum(info.num_elements for info in infos if info.dtype.is_floating_point)
+
+    def info(self, name: str) -> TensorInfo:
+        """dtype and shape of ``name``; KeyError if there is none."""
+        return self._tensors[name][1].info
+
+    def read(self, name: str, device: torch.device) -> torch.Tensor:
+        """``name`` on ``device``; on the CPU the tensor is a view of the mapped file, and nothing is copied."""
+        shard, tensor = self._tensors[name]
+        info = tensor.info
+        if info.num_elements == 0:
+            return torch.empty(info.shape, dtype=info.dtype, device=device)
+        mapped = self._map(shard)
+        if tensor.start % info.dtype.itemsize == 0:
+            flat = torch.frombuffer(mapped, dtype=info.dtype, count=info.num_elements, offset=tensor.start)
+        else:  # written by a tool that does not align: one copy makes it usable
+            raw = torch.frombuffer(mapped, dtype=torch.uint8, count=info.num_bytes, offset=tensor.start)
+            flat = raw.clone().view(info.dtype)
+        return flat.view(info.shape).to(device)
+
+    def _map(self, shard: str) -> mmap.mmap:
+        if shard not in self._maps:
+            path = self.directory / shard
+            try:
+                with path.open("rb") as file:
+                    # A private mapping: torch wants writable memory, and a stray write must not reach the file.
+                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            except OSError as error:
+                raise CheckpointError(f"{printable(path)}: cannot be mapped: {error.strerror or error}") from error
+            if len(mapped) != self._headers[shard].file_bytes:
+                raise CheckpointError(f"{printable(path)}: the file changed size while it was in use; start again")
+            self._maps[shard] = mapped
+        return self._maps[shard]
+
+    def fingerprint(self) -> str:
+        """sha256 over every shard's header, size and a few samples of its data, in hexadecimal.
+
+        The samples tell a fine-tune from its base model, whose headers are equal.
+        """
+        digest = hashlib.sha256()
+        for header in self.shards:
+            digest.update(f"{header.path.name}\0{header.file_bytes}\0".encode())
+            digest.update(header.raw)
+            data_start = 8 + len(header.raw)
+            step = max((header.file_bytes - data_start) // _SAMPLES_PER_SHARD, 1)
+            with header.path.open("rb") as file:
+                for position in range(data_start, header.file_bytes, step):
+                    file.seek(position)
+                    digest.update(file.read(_SAMPLE_BYTES))
+        return digest.hexdigest()

@@ -1,0 +1,65 @@
+"""Which shards a checkpoint directory has: a single file, or an index that maps names to shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from streamcollapse.errors import CheckpointError, printable
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+def find_shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
+    """Shard file names of a checkpoint, sorted, and the index's ``weight_map`` (None for a single file).
+
+    Raises CheckpointError when the directory holds no safetensors checkpoint or its index is unusable.
+    """
+    if not directory.is_dir():
+        what = "is a file; give the directory of the checkpoint" if directory.exists() else "does not exist"
+        raise CheckpointError(f"{printable(directory)}: {what}")
+    if (directory / SINGLE_FILE).is_file():
+        return [SINGLE_FILE], None
+    if (directory / INDEX_FILE).is_file():
+        weight_map = _read_weight_map(directory / INDEX_FILE)
+        return sorted(set(weight_map.values())), weight_map
+    raise CheckpointError(f"{printable(directory)}: {_what_is_there(directory)}")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON document at ``path``. Raises CheckpointError when it cannot be read or parsed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{printable(path)}: not JSON: {printable(error)}") from error
+
+
+def _read_weight_map(path: Path) -> dict[str, str]:
+    document = read_json(path)
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{printable(path)}: no weight_map from tensor names to shards")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not shard:
+            raise CheckpointError(f"{printable(path)}: tensor {printable(name)} is mapped to {printable(shard)}, not to a file")
+        parts = PurePosixPath(shard.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or ":" in shard:
+            raise CheckpointError(
+                f"{printable(path)}: tensor {printable(name)} is mapped to {printable(shard)}, outside the checkpoint's directory"
+            )
+    return weight_map
+
+
+def _what_is_there(directory: Path) -> str:
+    found = sorted(p.name for p in directory.iterdir())
+    if any(name.endswith(".safetensors") for name in found):
+        return f"safetensors files, but neither {SINGLE_FILE} nor {INDEX_FILE}; restore the index"
+    if any(name.endswith((".bin", ".pth", ".pt")) for name in found):
+        return "PyTorch files, but no safetensors; convert the checkpoint to safetensors first"
+    if any(name.endswith(".gguf") for name in found):
+        return "a GGUF file; use the original Hugging Face checkpoint in safetensors"
+    return f"no {SINGLE_FILE} and no {INDEX_FILE}; give the directory of a Hugging Face checkpoint"

@@ -1,0 +1,66 @@
+"""The seam of the project: bytes by tensor name.
+
+A checkpoint is a TensorSource, a plan over a checkpoint is one; the streamed forward pass and the writer
+consume one. Tests and benchmarks wrap it to count, slow down or break reads. Knows nothing of decoder layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a tensor without reading it."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_elements * self.dtype.itemsize
+
+
+class TensorSource(Protocol):
+    """Named tensors that can be described without being read."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Every tensor name, each once, in a fixed order."""
+        ...
+
+    def info(self, name: str) -> TensorInfo:
+        """dtype and shape of ``name``; KeyError if there is none."""
+        ...
+
+    def read(self, name: str, device: torch.device) -> torch.Tensor:
+        """The values of ``name`` on ``device``. Never written to by the caller: it may alias the file."""
+        ...
+
+
+class ObservedSource:
+    """A TensorSource that reports the size of every read to ``on_read(name, num_bytes)``."""
+
+    def __init__(self, source: TensorSource, on_read: Callable[[str, int], None]) -> None:
+        self._source = source
+        self._on_read = on_read
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self._source.names
+
+    def info(self, name: str) -> TensorInfo:
+        return self._source.info(name)
+
+    def read(self, name: str, device: torch.device) -> torch.Tensor:
+        self._on_read(name, self._source.info(name).num_bytes)
+        return self._source.read(name, device)

@@ -1,0 +1,70 @@
+"""An output directory that appears whole or not at all: filled beside its place, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from streamcollapse.errors import OutputError, printable
+from streamcollapse.storage.writer import disk_errors
+
+
+def check_output(out: Path, source: Path | None, overwrite: bool) -> None:
+    """Raise OutputError unless a directory may be created at ``out``.
+
+    It may not exist (unless ``overwrite``, and then only as a directory), nor equal, contain or lie inside
+    ``source``; its parent must be an existing directory that can be written.
+    """
+    target = out.resolve()
+    if source is not None:
+        origin = source.resolve()
+        if target == origin or origin in target.parents or target in origin.parents:
+            raise OutputError(f"{printable(out)}: is, contains or lies inside the source {printable(source)}; choose another --out")
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError(f"{printable(out)}: exists and is not a directory; choose another --out")
+    if out.exists() and not overwrite:
+        raise OutputError(f"{printable(out)}: exists; choose another --out or pass --overwrite")
+    if not target.parent.is_dir():
+        raise OutputError(f"{printable(target.parent)}: does not exist; create it first")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{printable(target.parent)}: is not writable; choose another --out")
+
+
+@contextmanager
+def staged_directory(out: Path, overwrite: bool) -> Iterator[Path]:
+    """Yield an empty directory beside ``out``; rename it to ``out`` at the end, remove it on any exception.
+
+    With ``overwrite`` an older ``out`` stays in place until the new one is complete.
+    """
+    target = out.resolve()
+    stage = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    retired = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+    with disk_errors(stage):
+        stage.mkdir()
+    try:
+        yield stage
+        with disk_errors(target):
+            _fsync_directory(stage)
+            if overwrite and target.exists():
+                target.rename(retired)
+            stage.rename(target)
+            _fsync_directory(target.parent)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        if retired.exists() and not target.exists():
+            retired.rename(target)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _fsync_directory(directory: Path) -> None:
+    if os.name == "nt":  # directories cannot be opened there
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,160 @@
+"""Writes a TensorSource as safetensors shards whose every byte is placed before the first is written.
+
+Names, shapes and dtypes are known in advance, so each shard's header goes first, its space is reserved
+(a full disk is found before any work), and tensors stream through one at a time. Memory: one tensor.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from streamcollapse.errors import OutputError, printable
+from streamcollapse.storage.finite import check_finite
+from streamcollapse.storage.header import DTYPE_NAMES
+from streamcollapse.storage.index import INDEX_FILE, SINGLE_FILE
+from streamcollapse.storage.source import TensorSource
+from streamcollapse.units import format_bytes
+
+_CHUNK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to be written: file name, tensors in file order, header bytes with their length prefix."""
+
+    file_name: str
+    names: tuple[str, ...]
+    header: bytes
+    data_bytes: int
+
+    @property
+    def file_bytes(self) -> int:
+        return len(self.header) + self.data_bytes
+
+
+def plan_shards(source: TensorSource, max_shard_bytes: int) -> list[ShardPlan]:
+    """Distribute the tensors of ``source``, in its order, over shards of at most ``max_shard_bytes`` of data.
+
+    A tensor larger than the limit gets a shard of its own.
+    """
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name in source.names:
+        num_bytes = source.info(name).num_bytes
+        if groups[-1] and filled + num_bytes > max_shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += num_bytes
+    if len(groups) == 1:
+        return [_shard(source, SINGLE_FILE, groups[0])]
+    total = len(groups)
+    return [_shard(source, f"model-{i:05d}-of-{total:05d}.safetensors", g) for i, g in enumerate(groups, 1)]
+
+
+def _shard(source: TensorSource, file_name: str, names: Sequence[str]) -> ShardPlan:
+    # Widest dtype first keeps every tensor aligned to its own size, as the format's own writer does.
+    ordered = tuple(sorted(names, key=lambda name: -source.info(name).dtype.itemsize))
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name in ordered:
+        info = source.info(name)
+        end = position + info.num_bytes
+        entries[name] = {
+            "dtype": DTYPE_NAMES[info.dtype],
+            "shape": list(info.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return ShardPlan(file_name, ordered, struct.pack("<Q", len(header)) + header, position)
+
+
+def write_shards(
+    source: TensorSource,
+    shards: Sequence[ShardPlan],
+    directory: Path,
+    device: torch.device,
+    on_written: Callable[[str, int], None],
+) -> None:
+    """Write ``shards`` of ``source`` into ``directory``, fsync each, and the index last where there are several.
+
+    ``device`` is where ``source`` computes what it must compute. ``on_written(name, num_bytes)`` is called
+    after each tensor. Raises OutputError when the disk is full, NonFiniteError for a NaN or infinite weight.
+    """
+    files = {shard.file_name: directory / shard.file_name for shard in shards}
+    for shard in shards:
+        _reserve(files[shard.file_name], shard)
+    for shard in shards:
+        with disk_errors(files[shard.file_name]), files[shard.file_name].open("r+b") as file:
+            file.seek(len(shard.header))
+            for name in shard.names:
+                _write_tensor(file, name, source.read(name, device))
+                on_written(name, source.info(name).num_bytes)
+            file.flush()
+            os.fsync(file.fileno())
+    if len(shards) > 1:
+        total = sum(shard.data_bytes for shard in shards)
+        weight_map = {name: shard.file_name for shard in shards for name in shard.names}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        with disk_errors(directory / INDEX_FILE):
+            (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _reserve(path: Path, shard: ShardPlan) -> None:
+    with disk_errors(path, needed=shard.file_bytes), path.open("wb") as file:
+        file.write(shard.header)
+        file.flush()
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, shard.file_bytes)
+            except OSError as error:
+                # Some network file systems cannot reserve; there the write itself finds a full disk.
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+        else:
+            file.truncate(shard.file_bytes)
+
+
+def _write_tensor(file: BinaryIO, name: str, tensor: torch.Tensor) -> None:
+    check_finite(name, tensor)
+    raw = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    for start in range(0, len(raw), _CHUNK_BYTES):
+        file.write(raw[start : start + _CHUNK_BYTES])
+
+
+@contextmanager
+def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turns an OSError inside it into an OutputError that names ``path`` and, on a full disk, what is left."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(no_space(path.parent, needed)) from error
+        raise OutputError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
+
+
+def no_space(directory: Path, needed: int | None) -> str:
+    """The one line for a disk that is too full for ``needed`` bytes in ``directory``."""
+    free = format_bytes(shutil.disk_usage(directory).free)
+    need = "" if needed is None else f"{format_bytes(needed)} needed, "
+    return f"{printable(directory)}: no space on the disk: {need}{free} free; free some or choose another --out"
+
+
+def check_space(out: Path, needed: int) -> None:
+    """Raise OutputError unless the file system that will hold ``out`` has ``needed`` bytes free."""
+    parent = out.resolve().parent
+    if shutil.disk_usage(parent).free < needed:
+        raise OutputError(no_space(parent, needed))

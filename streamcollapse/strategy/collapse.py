@@ -1,0 +1,118 @@
+"""Algorithm 1 of the paper as a state machine without tensors: what to try next, and what follows from the outcome.
+
+States are immutable, so both outcomes of a candidate can be looked at before either is known.
+``l``, ``lowest`` (L) and ``highest`` (H) are 1-based, as in the paper.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from streamcollapse.errors import OptionError
+from streamcollapse.merge.plan import PlanLayer, collapse, original_layers
+from streamcollapse.merge.rules import RULES
+
+
+@dataclass(frozen=True)
+class CollapseOptions:
+    """The settings of layer collapse under the paper's letters.
+
+    ``layers_per_merge`` C, ``interval`` I, ``lowest`` L, ``highest`` H (None: all layers), ``threshold`` T.
+    ``rdsc_scale`` is the factor of the differences under the rule ``rdsc``. ``merge_norms``: norms follow the
+    mix instead of staying the base's.
+    """
+
+    layers_per_merge: int = 4
+    interval: int = 2
+    lowest: int = 1
+    highest: int | None = None
+    threshold: float = 0.65
+    rule: str = "sequential"
+    rdsc_scale: float = 1.0
+    merge_norms: bool = False
+
+    def __post_init__(self) -> None:
+        if self.layers_per_merge < 2:
+            raise OptionError(f"layers per merge (C) is {self.layers_per_merge}; merging takes at least 2 layers")
+        if self.interval < 1:
+            raise OptionError(f"interval (I) is {self.interval}; it must be at least 1, or the search never ends")
+        if self.lowest < 1:
+            raise OptionError(f"lowest (L) is {self.lowest}; layers are counted from 1")
+        if self.highest is not None and self.lowest > self.highest:
+            raise OptionError(f"lowest (L) is {self.lowest}, above highest (H), {self.highest}")
+        if not -1.0 <= self.threshold <= 1.0:
+            raise OptionError(f"threshold (T) is {self.threshold}; a cosine similarity lies between -1 and 1")
+        if self.rule not in RULES:
+            raise OptionError(f"rule {self.rule!r} is unknown; choose one of {', '.join(RULES)}")
+        if not math.isfinite(self.rdsc_scale) or self.rdsc_scale == 0:
+            raise OptionError(f"rdsc scale is {self.rdsc_scale}; it must be a finite number other than 0")
+        if self.rdsc_scale != 1.0 and self.rule != "rdsc":
+            raise OptionError(f"rdsc scale is {self.rdsc_scale}, but the rule is {self.rule}; it applies to rdsc only")
+
+    def for_model(self, num_layers: int) -> CollapseOptions:
+        """The options with ``highest`` filled in. Raises OptionError where they do not fit ``num_layers``."""
+        highest = num_layers if self.highest is None else self.highest
+        if highest > num_layers:
+            raise OptionError(f"highest (H) is {highest}, but the model has {num_layers} layers")
+        return replace(self, highest=highest)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A merge to be tested: the ``merged`` layers after 1-based layer ``pointer`` collapse into it, giving ``layers``."""
+
+    pointer: int
+    merged: int
+    layers: tuple[PlanLayer, ...]
+
+    @property
+    def position(self) -> int:
+        """0-based position of the merged layer; everything below it is the source's."""
+        return self.pointer - 1
+
+    @property
+    def merged_layer(self) -> PlanLayer:
+        return self.layers[self.position]
+
+
+@dataclass(frozen=True)
+class CollapseState:
+    """The state of Algorithm 1 before line 3: the stack so far and the pointer l."""
+
+    options: CollapseOptions
+    layers: tuple[PlanLayer, ...]
+    pointer: int
+
+    @classmethod
+    def start(cls, num_layers: int, options: CollapseOptions) -> CollapseState:
+        """Lines 1 and 2: the whole model, l = H - C."""
+        fitted = options.for_model(num_layers)
+        assert fitted.highest is not None
+        return cls(fitted, original_layers(num_layers), fitted.highest - fitted.layers_per_merge)
+
+    def candidate(self) -> Candidate | None:
+        """Lines 3 to 5: the next merge to test, or None when l has passed L."""
+        if self.pointer < self.options.lowest:
+            return None
+        merged = min(self.options.layers_per_merge - 1, len(self.layers) - self.pointer)
+        layers = collapse(self.layers, self.pointer - 1, merged, self.options.rule, self.options.rdsc_scale)
+        return Candidate(self.pointer, merged, layers)
+
+    def after(self, accepted: bool) -> CollapseState:
+        """Lines 7 to 15: the state that follows from the outcome of ``candidate()``."""
+        candidate = self.candidate()
+        assert candidate is not None, "the search has ended"
+        if not accepted:
+            return replace(self, pointer=self.pointer - 1)
+        pointer = self.pointer - self.options.interval
+        # With I >= 1 and H within the model the pointer cannot pass the top (docs/decisions/0004); the paper has
+        # the test, so it stays.
+        if pointer > len(candidate.layers):
+            pointer = len(candidate.layers) - self.options.layers_per_merge
+        return replace(self, layers=candidate.layers, pointer=pointer)
+
+
+def most_candidates(num_layers: int, options: CollapseOptions) -> int:
+    """An upper bound on the candidates of a search: one per value of the pointer, which only moves down."""
+    return max(CollapseState.start(num_layers, options).pointer - options.lowest + 1, 0)
