@@ -14,22 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamcollapse.errors import StreamCollapseError
-    from streamcollapse.jobs.perplexity import perplexity
     from streamcollapse.jobs.inspect import inspect
-    from streamcollapse.merge.plan import Plan
-    from streamcollapse.output.checkpoint import Output
+    from streamcollapse.jobs.perplexity import perplexity
     from streamcollapse.jobs.prune import Pruned, apply, prune, search
-    from streamcollapse.strategy.calibration import Calibration
-    from streamcollapse.strategy.collapse import CollapseOptions
+    from streamcollapse.merge.plan import Plan
+    from streamcollapse.settings import Calibration, Compute, Output
     from streamcollapse.storage.checkpoint import Checkpoint
-    from streamcollapse.stream.device import Compute
+    from streamcollapse.strategy.collapse import CollapseOptions
 
 _HOMES = {
-    "Calibration": "strategy.calibration",
+    "Calibration": "settings",
     "Checkpoint": "storage.checkpoint",
     "CollapseOptions": "strategy.collapse",
-    "Compute": "stream.device",
-    "Output": "output.checkpoint",
+    "Compute": "settings",
+    "Output": "settings",
     "Plan": "merge.plan",
     "Pruned": "jobs.prune",
     "StreamCollapseError": "errors",

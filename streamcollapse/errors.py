@@ -3,7 +3,7 @@
     StreamCollapseError            what a caller catches; its text is one line that says what, where and what to do
     ├── CheckpointError            the files of a checkpoint: missing, truncated, contradictory, not readable
     │   └── NonFiniteError         a weight that is NaN or infinite
-    ├── ModelError                 the model: not a decoder, quantised, its own code not trusted, names that do not match
+    ├── ModelError                 the model: not a decoder, quantised, its code not trusted, names that do not match
     ├── PlanError                  a plan that is malformed or belongs to another source
     ├── OptionError                a setting outside its range
     ├── CalibrationError           calibration or evaluation text that cannot be used

@@ -63,7 +63,9 @@ def load_config(directory: Path, trust_remote_code: bool) -> ModelConfig:
     except (ValueError, KeyError, TypeError, AttributeError, OSError, ImportError) as error:
         raise ModelError(f"{where}: transformers cannot read it: {_first_line(error)}") from error
     if getattr(loaded, "is_encoder_decoder", False):
-        raise ModelError(f"{where}: {printable(raw.get('model_type'))} is an encoder-decoder model; give a decoder-only one")
+        raise ModelError(
+            f"{where}: {printable(raw.get('model_type'))} is an encoder-decoder model; give a decoder-only one"
+        )
     num_layers = getattr(loaded.get_text_config(decoder=True), "num_hidden_layers", None)
     if type(num_layers) is not int or num_layers < 1:
         raise ModelError(f"{where}: no usable number of decoder layers (num_hidden_layers is {printable(num_layers)})")

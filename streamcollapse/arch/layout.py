@@ -66,7 +66,9 @@ def build_layout(skeleton: Skeleton, source: TensorSource) -> Layout:
         elif int(match[1]) < num_layers:
             suffixes[int(match[1])].append(match[2])
         else:
-            raise ModelError(f"tensor {printable(name)} belongs to a layer beyond the {num_layers} that the config gives")
+            raise ModelError(
+                f"tensor {printable(name)} belongs to a layer beyond the {num_layers} that the config gives"
+            )
     norms: set[str] = set()
     unmerged: set[str] = set()
     for index, layer in enumerate(skeleton.layers):
@@ -75,7 +77,8 @@ def build_layout(skeleton: Skeleton, source: TensorSource) -> Layout:
         for suffix in expected:
             if suffix not in suffixes[index]:
                 raise ModelError(
-                    f"tensor {stack}.{index}.{suffix} is missing; the checkpoint's names do not match {type(skeleton.model).__name__}"
+                    f"tensor {stack}.{index}.{suffix} is missing; "
+                    f"the checkpoint's names do not match {type(skeleton.model).__name__}"
                 )
         unmerged.update(suffix for suffix in suffixes[index] if suffix not in parameters)
         norms.update(suffix for suffix in parameters if _is_norm(layer, suffix))
@@ -118,7 +121,9 @@ def _outside_names(skeleton: Skeleton, disk: set[str], prefix: str) -> tuple[dic
             continue
         twin = next((t for t in stored if parameters.get(t) is parameters.get(name) and stored[t] in disk), None)
         if name not in parameters or twin is None:
-            raise ModelError(f"tensor {on_disk} is missing; the checkpoint's names do not match {type(skeleton.model).__name__}")
+            raise ModelError(
+                f"tensor {on_disk} is missing; the checkpoint's names do not match {type(skeleton.model).__name__}"
+            )
         stored[name] = stored[twin]
     head, embedding = skeleton.model.get_output_embeddings(), skeleton.model.get_input_embeddings()
     if head is not None and embedding is not None:
@@ -133,5 +138,6 @@ def _refuse_packed(source: TensorSource) -> None:
         if eight_bit or _PACKED.search(name) or (dtype == torch.int8 and len(source.info(name).shape) > 1):
             kind = str(dtype).removeprefix("torch.")
             raise ModelError(
-                f"tensor {printable(name)} is packed or quantised ({kind}); prune the original weights and quantise the result"
+                f"tensor {printable(name)} is packed or quantised ({kind}); "
+                "prune the original weights and quantise the result"
             )

@@ -12,17 +12,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.func import functional_call
 
 from streamcollapse.arch.skeleton import Skeleton
-from streamcollapse.errors import ModelError
+from streamcollapse.errors import ModelError, printable
 
 Tensors = Mapping[str, torch.Tensor]
 _Forward = Callable[..., Any]
-_KINDS: tuple[Callable[[torch.Tensor], Any], ...] = (lambda hidden: hidden, lambda hidden: (hidden,))
+_Wrap = Callable[[torch.Tensor], Any]
+_Result = TypeVar("_Result")
+_KINDS: tuple[_Wrap, ...] = (lambda hidden: hidden, lambda hidden: (hidden,))
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class DecoderStack:
 
     def __init__(self, skeleton: Skeleton) -> None:
         self._skeleton = skeleton
-        self._wrap = _KINDS[0]
+        self._kind: _Wrap | None = None  # what the layers of this architecture return, once it is known
 
     def record(self, tensors: Tensors, input_ids_NT: torch.Tensor) -> Recording:
         """Embed ``input_ids_NT`` and record how the decoder calls its layers.
@@ -56,16 +58,34 @@ class DecoderStack:
         samples of a batch are padded on the right, and causal attention never looks there.
         Raises ModelError when layers hand each other more than hidden states.
         """
-        for wrap in _KINDS:
-            self._wrap = wrap
-            recording = self._try_record(tensors, input_ids_NT)
-            if recording is not None:
-                return recording
-        name = type(self._skeleton.decoder).__name__
-        raise ModelError(f"{name}: its layers return neither hidden states nor a tuple that starts with them; not supported")
+        return self._in_the_right_kind(lambda wrap: self._try_record(wrap, tensors, input_ids_NT))
 
-    def _try_record(self, tensors: Tensors, input_ids_NT: torch.Tensor) -> Recording | None:
-        """One recording under the assumption that layers return what ``self._wrap`` makes; None if they do not."""
+    def _in_the_right_kind(self, attempt: Callable[[_Wrap], _Result | None]) -> _Result:
+        """``attempt`` with what layers return: hidden states, or a tuple that starts with them.
+
+        Which of the two a decoder expects shows in the shapes that come of it: ``attempt`` gives None if they are off.
+        """
+        if self._kind is not None:
+            result = attempt(self._kind)
+            assert result is not None, "the kind of a layer's output does not change"
+            return result
+        problem: Exception | None = None
+        for wrap in _KINDS:
+            try:
+                result = attempt(wrap)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+                problem = error
+                continue
+            if result is not None:
+                self._kind = wrap
+                return result
+        name = type(self._skeleton.decoder).__name__
+        why = f": {printable(str(problem).splitlines()[0])}" if str(problem or "") else ""
+        raise ModelError(f"{name}: its layers cannot be run one by one{why}; not supported") from problem
+
+    def _try_record(self, wrap: _Wrap, tensors: Tensors, input_ids_NT: torch.Tensor) -> Recording | None:
         calls: list[LayerCall] = []
         hiddens: list[torch.Tensor] = []
 
@@ -75,22 +95,16 @@ class DecoderStack:
             self._refuse_shared_state(hiddens[1:], (*args[1:], *kwargs.values()))
             calls.append(LayerCall(args[1:], kwargs, by_name))
             hiddens.append(hidden)
-            return self._wrap(hidden.clone())
+            return wrap(hidden.clone())
 
-        count = len(self._skeleton.layers)
-        try:
-            with self._layers_run([layer] * count):
-                output = functional_call(
-                    self._skeleton.decoder, dict(tensors), (), {"input_ids": input_ids_NT, "use_cache": False}
-                )
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
-            if self._wrap is _KINDS[-1]:
-                raise
-            return None
+        with self._layers_run([layer] * len(self._skeleton.layers)):
+            inputs = {"input_ids": input_ids_NT, "use_cache": False}
+            output = functional_call(self._skeleton.decoder, dict(tensors), (), inputs)
         expected = (*input_ids_NT.shape, hiddens[0].shape[-1])
-        if len(calls) != count or any(hidden.shape != expected for hidden in hiddens) or output[0].shape[:2] != expected[:2]:
-            return None
-        return Recording(hiddens[0], tuple(calls))
+        all_called = len(calls) == len(self._skeleton.layers)
+        if all_called and all(h.shape == expected for h in hiddens) and output[0].shape[:2] == expected[:2]:
+            return Recording(hiddens[0], tuple(calls))
+        return None
 
     def _refuse_shared_state(self, earlier: list[torch.Tensor], arguments: tuple[Any, ...]) -> None:
         if any(argument is hidden for argument in arguments for hidden in earlier):
@@ -109,25 +123,31 @@ class DecoderStack:
 
     def last_hidden(self, tensors: Tensors, hidden_NTD: torch.Tensor) -> torch.Tensor:
         """Last hidden states (after the final norm) of what leaves the top layer. [N, T, D']"""
-        output: torch.Tensor = self._tail(self._skeleton.decoder, tensors, hidden_NTD)[0]
-        return output
+        return self._tail(self._skeleton.decoder, tensors, hidden_NTD, lambda output: output[0])
 
     def logits(self, tensors: Tensors, hidden_NTD: torch.Tensor) -> torch.Tensor:
-        """Logits of what leaves the top layer; ``tensors`` are named relative to the whole model. [N, T, vocabulary]"""
-        output: torch.Tensor = self._tail(self._skeleton.model, tensors, hidden_NTD).logits
-        return output
+        """Logits of what leaves the top layer; ``tensors`` are named relative to the model. [N, T, vocabulary]"""
+        return self._tail(self._skeleton.model, tensors, hidden_NTD, lambda output: output.logits)
 
-    def _tail(self, module: torch.nn.Module, tensors: Tensors, hidden_NTD: torch.Tensor) -> Any:
-        def below(*args: Any, **kwargs: Any) -> Any:
-            return self._wrap(args[0] if args else kwargs["hidden_states"])
+    def _tail(
+        self, module: torch.nn.Module, tensors: Tensors, hidden_NTD: torch.Tensor, pick: Callable[[Any], torch.Tensor]
+    ) -> torch.Tensor:
+        width = self._skeleton.model.get_input_embeddings().weight.shape[-1]
+        unused = hidden_NTD.new_zeros(*hidden_NTD.shape[:2], width)
 
-        def top(*args: Any, **kwargs: Any) -> Any:
-            return self._wrap(hidden_NTD)
+        def attempt(wrap: _Wrap) -> torch.Tensor | None:
+            def below(*args: Any, **kwargs: Any) -> Any:
+                return wrap(args[0] if args else kwargs["hidden_states"])
 
-        embedding = self._skeleton.model.get_input_embeddings()
-        unused = hidden_NTD.new_zeros(*hidden_NTD.shape[:2], embedding.weight.shape[-1])
-        with self._layers_run([below] * (len(self._skeleton.layers) - 1) + [top]):
-            return functional_call(module, dict(tensors), (), {"inputs_embeds": unused, "use_cache": False})
+            def top(*args: Any, **kwargs: Any) -> Any:
+                return wrap(hidden_NTD)
+
+            with self._layers_run([below] * (len(self._skeleton.layers) - 1) + [top]):
+                inputs = {"inputs_embeds": unused, "use_cache": False}
+                result = pick(functional_call(module, dict(tensors), (), inputs))
+            return result if result.dim() == 3 and result.shape[:2] == hidden_NTD.shape[:2] else None
+
+        return self._in_the_right_kind(attempt)
 
     @contextmanager
     def _layers_run(self, forwards: list[_Forward]) -> Iterator[None]:

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import torch
 
 
-def cosine_similarities(
-    candidate_NTD: torch.Tensor, original_NTD: torch.Tensor, lengths: Sequence[int]
-) -> list[float]:
+def cosine_similarities(candidate_NTD: torch.Tensor, original_NTD: torch.Tensor, lengths: Sequence[int]) -> list[float]:
     """Per sample, the cosine between the flattened [tokens x hidden] states (paper, section 2.2), in float64.
 
     Row n counts its first ``lengths[n]`` tokens. NaN where a state is not finite or is all zero. The result is

@@ -81,7 +81,9 @@ class StreamedModel:
         names: Iterable[str] = (n for n in self._layout.stored if parameters.get(n) is not embedding)
         if within_decoder:
             names = (n for n in names if n.startswith(f"{self._skeleton.decoder_path}."))
-        weights = {n: self.placement.place(self._source.read(self._layout.stored[n], self.placement.device)) for n in names}
+        weights = {
+            n: self.placement.place(self._source.read(self._layout.stored[n], self.placement.device)) for n in names
+        }
         return {self._in_decoder(n): w for n, w in weights.items()} if within_decoder else weights
 
     def _in_decoder(self, name: str) -> str:
@@ -89,8 +91,8 @@ class StreamedModel:
 
     def _embedding_name(self) -> str:
         embedding = self._skeleton.model.get_input_embeddings().weight
-        decoder = f"{self._skeleton.decoder_path}."
-        return next(n for n, p in self._skeleton.decoder.named_parameters(prefix=decoder[:-1]) if p is embedding)
+        named: Iterable[tuple[str, torch.Tensor]] = self._skeleton.decoder.named_parameters(self._skeleton.decoder_path)
+        return next(name for name, parameter in named if parameter is embedding)
 
     def _embedding(self, token_ids: torch.Tensor) -> torch.Tensor:
         """The embedding table with the rows of ``token_ids`` filled in, at the cost of those rows.

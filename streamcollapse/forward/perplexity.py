@@ -36,7 +36,7 @@ class Perplexity:
 
 
 def make_windows(prefix: Sequence[int], token_ids: Sequence[int], window: int) -> list[list[int]]:
-    """Cut ``token_ids`` into windows of at most ``window`` tokens, each opened by ``prefix`` (the BOS token, if any)."""
+    """Cut ``token_ids`` into windows of at most ``window`` tokens, each opened by ``prefix`` (BOS, if any)."""
     step = window - len(prefix)
     if step < 1:
         raise CalibrationError(f"a window of {window} tokens leaves no room for text; pass a larger --window")

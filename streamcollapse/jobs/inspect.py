@@ -8,7 +8,7 @@ from typing import Any
 
 from streamcollapse.jobs.opening import Job, open_job
 from streamcollapse.progress import silent
-from streamcollapse.stream.device import Compute
+from streamcollapse.settings import Compute
 from streamcollapse.stream.needs import Need, memory_needs, peak_bytes
 
 ASSUMED_TOKENS = 10 * 64  # ten calibration sentences, where no samples are at hand

@@ -12,10 +12,11 @@ from streamcollapse.forward.model import StreamedModel
 from streamcollapse.merge.plan import PlanLayer, original_layers
 from streamcollapse.merge.view import MergedView
 from streamcollapse.progress import Listener
-from streamcollapse.strategy.calibration import Calibration, load_tokenizer, samples_digest, tokenize
+from streamcollapse.settings import Calibration, Compute
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.source import ObservedSource
-from streamcollapse.stream.device import Compute, Placement
+from streamcollapse.strategy.calibration import load_samples, load_tokenizer, samples_digest, tokenize
+from streamcollapse.stream.device import Placement, resolve
 from streamcollapse.stream.meters import Meter
 
 
@@ -73,7 +74,7 @@ def open_job(source: str | Path, compute: Compute, trust_remote_code: bool, list
     """Open the checkpoint directory ``source``. Raises CheckpointError, ModelError, DeviceError."""
     checkpoint = Checkpoint(source)
     architecture = understand(checkpoint, trust_remote_code)
-    placement = compute.resolve(architecture.weights_dtype)
+    placement = resolve(compute, architecture.weights_dtype)
     meter = Meter(placement.device)
     return Job(
         checkpoint, architecture, placement, meter, ObservedSource(checkpoint, meter.read), listener, trust_remote_code
@@ -94,7 +95,7 @@ class Samples:
 
 def calibration_samples(job: Job, calibration: Calibration) -> Samples:
     """Load and tokenise the samples. Raises CalibrationError."""
-    texts = calibration.load()
+    texts = load_samples(calibration)
     tokenizer: Any = load_tokenizer(job.checkpoint.directory, job.trust_remote_code)
     limit = min(calibration.max_tokens, longest_context(job) or calibration.max_tokens)
     token_ids = tokenize(tokenizer, texts, limit, job.vocabulary)

@@ -10,8 +10,8 @@ from streamcollapse.errors import OptionError
 from streamcollapse.forward.perplexity import make_windows, streamed_perplexity
 from streamcollapse.jobs.opening import longest_context, open_job
 from streamcollapse.progress import Listener, PhaseStarted, silent
+from streamcollapse.settings import Compute
 from streamcollapse.strategy.calibration import check_vocabulary, load_tokenizer, opening_tokens, read_text
-from streamcollapse.stream.device import Compute
 
 LONGEST_WINDOW = 2048
 

@@ -1,8 +1,8 @@
 """The job, top to bottom: prune a checkpoint that does not fit in memory, by layer collapse.
 
-    reference   stream the original once, keep the hidden states at every layer boundary
-    search      Algorithm 1: propose a merge, run it from the boundary below, keep it if the result stays similar
-    write       stream the merged tensors into a new checkpoint
+reference   stream the original once, keep the hidden states at every layer boundary
+search      Algorithm 1: propose a merge, run it from the boundary below, keep it if the result stays similar
+write       stream the merged tensors into a new checkpoint
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from streamcollapse.errors import OutputError, printable
 from streamcollapse.forward.candidate import candidate_similarity
 from streamcollapse.forward.reference import reference_pass
 from streamcollapse.jobs.opening import Job, Samples, calibration_samples, open_job
+from streamcollapse.jobs.preview import smallest_output
 from streamcollapse.merge.plan import Decision, Plan, SearchRecord
 from streamcollapse.merge.view import check_plan, mismatch
-from streamcollapse.output.checkpoint import Output, write_companions, write_weights
+from streamcollapse.output.checkpoint import write_companions, write_weights
 from streamcollapse.output.report import build_report, sizes
 from streamcollapse.progress import CandidateStarted, DecisionMade, Listener, PhaseStarted, StackChanged, silent
-from streamcollapse.strategy.calibration import Calibration
-from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
+from streamcollapse.settings import Calibration, Compute, Output
 from streamcollapse.storage.staging import check_output, staged_directory
 from streamcollapse.storage.writer import check_space, plan_shards
-from streamcollapse.stream.device import Compute
+from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
 
 
 @dataclass(frozen=True)
@@ -145,18 +145,8 @@ def _write(job: Job, plan: Plan, out: Path, output: Output) -> Pruned:
             {"max_shard_bytes": output.max_shard_bytes, "search": plan.to_json().get("search")},
             job.meter.summary(),
         )
-        write_companions(
-            stage, job.checkpoint.directory, job.architecture.config, plan, report, job.trust_remote_code
-        )
+        write_companions(stage, job.checkpoint.directory, job.architecture.config, plan, report, job.trust_remote_code)
     return Pruned(out, plan, report)
-
-
-def smallest_output(job: Job, options: CollapseOptions) -> int:
-    """Bytes of weights that remain if every candidate is accepted: less cannot come out."""
-    state = CollapseState.start(job.num_layers, options)
-    while state.candidate():
-        state = state.after(accepted=True)
-    return sizes(job.view(state.layers), len(state.layers)).bytes
 
 
 def _tell(listener: Listener, decision: Decision, state: CollapseState, num_layers: int) -> None:

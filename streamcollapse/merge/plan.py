@@ -133,7 +133,9 @@ def original_layers(num_layers: int) -> tuple[PlanLayer, ...]:
     return tuple(PlanLayer(i, {i: 1.0}) for i in range(num_layers))
 
 
-def collapse(layers: Sequence[PlanLayer], position: int, followers: int, rule: str, scale: float) -> tuple[PlanLayer, ...]:
+def collapse(
+    layers: Sequence[PlanLayer], position: int, followers: int, rule: str, scale: float
+) -> tuple[PlanLayer, ...]:
     """Merge ``followers`` layers after 0-based ``position`` into it by ``rule``; the rest is unchanged."""
     group = layers[position : position + followers + 1]
     merged = PlanLayer(group[0].base, RULES[rule]([layer.mix for layer in group], scale))
@@ -193,7 +195,9 @@ def _parse_layer(entry: Any, where: str, num_layers: int) -> PlanLayer:
         if not (key.isascii() and key.isdigit() and str(int(key)) == key):
             raise PlanError(f"{where}: mix names {printable(key)}, not a source layer")
         if type(value) not in (int, float) or not math.isfinite(value) or value == 0:
-            raise PlanError(f"{where}: the coefficient of layer {key} is {printable(value)}, not a finite number other than 0")
+            raise PlanError(
+                f"{where}: the coefficient of layer {key} is {printable(value)}, not a finite number other than 0"
+            )
         mix[int(key)] = float(value)
     if not mix:
         raise PlanError(f"{where}: mix is empty")
@@ -233,6 +237,6 @@ def _typed(value: dict[str, Any], key: str, kind: type, where: str) -> Any:
     found = value[key]
     if kind is float and type(found) is int:
         found = float(found)
-    if type(found) is not kind or (kind is float and not math.isfinite(found)):
+    if type(found) is not kind or (isinstance(found, float) and not math.isfinite(found)):
         raise PlanError(f"{where}: {key} is {printable(found)}, expected {kind.__name__}")
     return found

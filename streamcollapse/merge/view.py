@@ -102,7 +102,9 @@ def _dtype(info: TensorInfo) -> str:
 def check_plan(plan: Plan, fingerprint: str, source: TensorSource, layout: Layout) -> None:
     """Raise PlanError unless ``plan`` was made for this source and every mix in it can be computed."""
     if plan.num_source_layers != layout.num_layers:
-        raise PlanError(f"the plan is for a source of {plan.num_source_layers} layers, this one has {layout.num_layers}")
+        raise PlanError(
+            f"the plan is for a source of {plan.num_source_layers} layers, this one has {layout.num_layers}"
+        )
     if plan.fingerprint != fingerprint:
         raise PlanError(
             f"the plan was made for another source ({plan.source_name}, fingerprint {plan.fingerprint[:12]}…; "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData, metadata_load
+from yaml import YAMLError
 
 from streamcollapse.merge.plan import Plan
 from streamcollapse.units import format_bytes
@@ -30,8 +31,8 @@ def model_card(plan: Plan, report: dict[str, Any], source_card: Path) -> str:
 def _carried(source_card: Path) -> dict[str, Any]:
     try:
         data = metadata_load(source_card)
-    except (OSError, ValueError, YAMLError):
-        return {}  # a card that cannot be read says nothing of its licence
+    except (OSError, ValueError, YAMLError):  # a card that cannot be read says nothing of its licence
+        return {}
     return {key: data[key] for key in _CARRIED if data.get(key)} if isinstance(data, dict) else {}
 
 
@@ -41,8 +42,9 @@ def _body(plan: Plan, report: dict[str, Any]) -> str:
     lines = [
         f"# {name}, {layers['after']} of {layers['before']} layers",
         "",
-        f"This is {name} with its depth pruned by layer collapse ([LaCo](https://arxiv.org/abs/2402.11187)), made with "
-        f"StreamCollapse {report['versions']['streamcollapse']}. No training followed: measure it before you rely on it.",
+        f"This is {name} with its depth pruned by layer collapse ([LaCo](https://arxiv.org/abs/2402.11187)), "
+        f"made with StreamCollapse {report['versions']['streamcollapse']}. "
+        "It was not trained afterwards: measure before use.",
         "",
         "| | before | after |",
         "|---|---|---|",
@@ -55,10 +57,11 @@ def _body(plan: Plan, report: dict[str, Any]) -> str:
     search = plan.search
     if search is not None:
         accepted = sum(d.accepted for d in search.decisions)
+        decided = f"{accepted} of {len(search.decisions)} candidates accepted"
         lines += [
             "",
             f"Rule `{search.rule}`, C = {search.layers_per_merge}, L = {search.lowest}, H = {search.highest}, "
-            f"I = {search.interval}, T = {search.threshold}; {accepted} of {len(search.decisions)} candidates accepted.",
+            f"I = {search.interval}, T = {search.threshold}; {decided}.",
         ]
     lines += ["", "Every layer as a mix of the source's layers: `streamcollapse_plan.json`. What the run cost: "]
     lines[-1] += "`streamcollapse_report.json`."

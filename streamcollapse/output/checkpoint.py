@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,9 @@ from streamcollapse.progress import Listener, TensorWritten
 from streamcollapse.storage.source import TensorSource
 from streamcollapse.storage.writer import ShardPlan, disk_errors, write_shards
 from streamcollapse.stream.meters import Meter
-from streamcollapse.units import parse_bytes
 
 PLAN_FILE = "streamcollapse_plan.json"
 REPORT_FILE = "streamcollapse_report.json"
-
-
-@dataclass(frozen=True)
-class Output:
-    """How the output is written: ``max_shard_size`` such as ``5GB``; ``overwrite`` replaces an older directory."""
-
-    max_shard_size: str | int = "5GB"
-    overwrite: bool = False
-
-    @property
-    def max_shard_bytes(self) -> int:
-        return parse_bytes(self.max_shard_size)
 
 
 def write_weights(

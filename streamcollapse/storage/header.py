@@ -72,7 +72,9 @@ def read_header(path: Path) -> ShardHeader:
         with path.open("rb") as file:
             prefix = file.read(8)
             if len(prefix) < 8:
-                raise _bad(path, f"the file has {file_bytes} bytes, too few for a safetensors header; download it again")
+                raise _bad(
+                    path, f"the file has {file_bytes} bytes, too few for a safetensors header; download it again"
+                )
             (header_bytes,) = struct.unpack("<Q", prefix)
             if header_bytes > MAX_HEADER_BYTES:
                 raise _bad(path, f"a header of {header_bytes} bytes is over the limit of {MAX_HEADER_BYTES}")
@@ -117,8 +119,10 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
         raise _bad(path, f"shape {printable(shape)} is not a list of sizes", name)
     if not _natural_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _bad(path, f"data_offsets {printable(offsets)} are not [begin, end]", name)
+    if math.prod(size for size in shape if size) >= 2**63:
+        raise _bad(path, f"shape {shape} has more elements than can be counted", name)
     info = TensorInfo(DTYPES[dtype_name], tuple(shape))
-    if math.prod(shape) >= 2**63 or offsets[1] - offsets[0] != info.num_bytes:
+    if offsets[1] - offsets[0] != info.num_bytes:
         span = offsets[1] - offsets[0]
         raise _bad(path, f"{dtype_name} {shape} needs {info.num_bytes} bytes, its offsets span {span}", name)
     return StoredTensor(info, data_start + offsets[0], data_start + offsets[1])
@@ -137,7 +141,9 @@ def _check_cover(path: Path, tensors: dict[str, StoredTensor], data_start: int, 
             raise _bad(path, f"a gap of {tensor.start - position} bytes lies before its data", name)
         if tensor.end > file_bytes:
             missing = tensor.end - file_bytes
-            raise _bad(path, f"the file is truncated: its data ends {missing} bytes past the end; download it again", name)
+            raise _bad(
+                path, f"the file is truncated: its data ends {missing} bytes past the end; download it again", name
+            )
         position = tensor.end
     if position != file_bytes:
         raise _bad(path, f"{file_bytes - position} bytes follow the last tensor; the file does not match its header")

@@ -45,11 +45,14 @@ def _read_weight_map(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{printable(path)}: no weight_map from tensor names to shards")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not shard:
-            raise CheckpointError(f"{printable(path)}: tensor {printable(name)} is mapped to {printable(shard)}, not to a file")
+            raise CheckpointError(
+                f"{printable(path)}: tensor {printable(name)} is mapped to {printable(shard)}, not to a file"
+            )
         parts = PurePosixPath(shard.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or ":" in shard:
             raise CheckpointError(
-                f"{printable(path)}: tensor {printable(name)} is mapped to {printable(shard)}, outside the checkpoint's directory"
+                f"{printable(path)}: tensor {printable(name)} is mapped to {printable(shard)}, "
+                "outside the checkpoint's directory; download the index again"
             )
     return weight_map
 

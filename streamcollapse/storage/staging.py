@@ -22,7 +22,9 @@ def check_output(out: Path, source: Path | None, overwrite: bool) -> None:
     if source is not None:
         origin = source.resolve()
         if target == origin or origin in target.parents or target in origin.parents:
-            raise OutputError(f"{printable(out)}: is, contains or lies inside the source {printable(source)}; choose another --out")
+            raise OutputError(
+                f"{printable(out)}: is, contains or lies inside the source {printable(source)}; choose another --out"
+            )
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise OutputError(f"{printable(out)}: exists and is not a directory; choose another --out")
     if out.exists() and not overwrite:

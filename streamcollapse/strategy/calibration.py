@@ -5,39 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from streamcollapse.errors import CalibrationError, OptionError, printable
+from streamcollapse.errors import CalibrationError, printable
+from streamcollapse.settings import Calibration
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Which samples to calibrate on: ``file`` (.txt with a sample a line, .jsonl with ``text``; None for the ten
-    sentences that ship with the package), each cut to ``max_tokens`` tokens, special tokens included."""
-
-    file: Path | None = None
-    max_tokens: int = 512
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise OptionError(f"max tokens is {self.max_tokens}; a sample needs at least 1 token")
-
-    def load(self) -> list[str]:
-        """The samples in order. Raises CalibrationError when there are none or the file cannot be read."""
-        if self.file is None:
-            packaged = resources.files("streamcollapse.data").joinpath("calibration.txt")
-            return _lines(packaged.read_text(encoding="utf-8"))
-        path = Path(self.file)
-        text = read_text(path)
-        samples = _records(path, text) if path.suffix == ".jsonl" else _lines(text)
-        if not samples:
-            raise CalibrationError(f"{printable(path)}: no samples in it; write one sample a line")
-        return samples
+def load_samples(calibration: Calibration) -> list[str]:
+    """The samples in order. Raises CalibrationError when there are none or the file cannot be read."""
+    if calibration.file is None:
+        packaged = resources.files("streamcollapse.data").joinpath("calibration.txt")
+        return _lines(packaged.read_text(encoding="utf-8"))
+    path = Path(calibration.file)
+    text = read_text(path)
+    samples = _records(path, text) if path.suffix == ".jsonl" else _lines(text)
+    if not samples:
+        raise CalibrationError(f"{printable(path)}: no samples in it; write one sample a line")
+    return samples
 
 
 def read_text(path: Path) -> str:
@@ -65,7 +53,9 @@ def _records(path: Path, text: str) -> list[str]:
             raise CalibrationError(f"{printable(path)}, line {number}: not JSON: {printable(error)}") from error
         sample = record.get("text") if isinstance(record, dict) else None
         if not isinstance(sample, str) or not sample.strip():
-            raise CalibrationError(f"{printable(path)}, line {number}: no text in it; each line needs a non-empty \"text\"")
+            raise CalibrationError(
+                f'{printable(path)}, line {number}: no text in it; each line needs a non-empty "text"'
+            )
         samples.append(sample)
     return samples
 

@@ -60,7 +60,7 @@ class CollapseOptions:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A merge to be tested: the ``merged`` layers after 1-based layer ``pointer`` collapse into it, giving ``layers``."""
+    """A merge to be tested: ``merged`` layers after 1-based layer ``pointer`` collapse into it, giving ``layers``."""
 
     pointer: int
     merged: int
@@ -105,12 +105,18 @@ class CollapseState:
         assert candidate is not None, "the search has ended"
         if not accepted:
             return replace(self, pointer=self.pointer - 1)
-        pointer = self.pointer - self.options.interval
-        # With I >= 1 and H within the model the pointer cannot pass the top (docs/decisions/0004); the paper has
-        # the test, so it stays.
-        if pointer > len(candidate.layers):
-            pointer = len(candidate.layers) - self.options.layers_per_merge
+        pointer = after_merge(self.pointer, len(candidate.layers), self.options)
         return replace(self, layers=candidate.layers, pointer=pointer)
+
+
+def after_merge(pointer: int, num_layers: int, options: CollapseOptions) -> int:
+    """Lines 9 to 12: the pointer after a merge at ``pointer`` that left ``num_layers`` layers.
+
+    Starting at H - C with I >= 1, a merge always has a follower (K >= 1) and l - I never exceeds the layers left, so
+    the reset of lines 10 and 11 does not occur; the paper has it, so it stays.
+    """
+    lowered = pointer - options.interval
+    return num_layers - options.layers_per_merge if lowered > num_layers else lowered
 
 
 def most_candidates(num_layers: int, options: CollapseOptions) -> int:

@@ -35,7 +35,11 @@ def memory_needs(source: TensorSource, layout: Layout, dtype: torch.dtype, token
     mixing = 2 * 4 * largest
     boundaries = (layout.num_layers + 1) * tokens * hidden_size * dtype.itemsize
     return [
-        Need("reference", "one layer in the compute dtype (none where the file is used in place)", compute_layer if converted else 0),
+        Need(
+            "reference",
+            "one layer in the compute dtype (none where the file is used in place)",
+            compute_layer if converted else 0,
+        ),
         Need("reference", "hidden states at every layer boundary", boundaries),
         Need("search", "one layer, mixed and in the compute dtype", compute_layer if converted else stored_layer),
         Need("search", "mixing one tensor in float32", mixing),

@@ -1,0 +1,3 @@
+from streamcollapse.cli.main import main
+
+main()

@@ -1,0 +1,42 @@
+"""The command ``streamcollapse``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from streamcollapse.cli.demo import demo
+from streamcollapse.cli.verbs import apply, inspect, perplexity, prune, search
+
+app = typer.Typer(
+    name="streamcollapse",
+    help="Prune the depth of language models that do not fit in memory, by streamed layer collapse (LaCo).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for verb in (prune, search, apply, inspect, perplexity, demo):
+    app.command()(verb)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"streamcollapse {version('streamcollapse')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

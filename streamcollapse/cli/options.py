@@ -1,0 +1,116 @@
+"""The options that several verbs share, each declared once. Defaults come from the library's own settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from streamcollapse.merge.rules import RULES
+from streamcollapse.settings import COMPUTE_DTYPES, Calibration, Compute, Output
+from streamcollapse.strategy.collapse import CollapseOptions
+
+COLLAPSE, CALIBRATION, COMPUTE, OUTPUT = CollapseOptions(), Calibration(), Compute(), Output()
+
+_METHOD = "The method"
+_RUN = "The run"
+_OUTPUT = "The output"
+
+Source = Annotated[Path, typer.Argument(metavar="SOURCE", help="Directory of a Hugging Face checkpoint.")]
+Out = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="New directory for the pruned checkpoint.", rich_help_panel=_OUTPUT)
+]
+
+LayersPerMerge = Annotated[
+    int,
+    typer.Option(
+        "--layers-per-merge", "-C", help="C: layers combined in each merge, 2 or more.", rich_help_panel=_METHOD
+    ),
+]
+Interval = Annotated[
+    int,
+    typer.Option("--interval", "-I", help="I: layers the pointer moves down after a merge.", rich_help_panel=_METHOD),
+]
+Lowest = Annotated[
+    int, typer.Option("--lowest", "-L", help="L: lowest layer to merge into, from 1.", rich_help_panel=_METHOD)
+]
+Highest = Annotated[
+    int | None,
+    typer.Option(
+        "--highest", "-H", help="H: layer at which the range ends.", show_default="all layers", rich_help_panel=_METHOD
+    ),
+]
+Threshold = Annotated[
+    float,
+    typer.Option(
+        "--threshold", "-T", help="T: keep a merge if its similarity is above this, -1 to 1.", rich_help_panel=_METHOD
+    ),
+]
+Rule = Annotated[
+    str,
+    typer.Option(
+        "--rule",
+        metavar="|".join(RULES),
+        help="How a group of layers becomes one. sequential: its last layer, with the norms of its first: what "
+        "the authors' released code computes and what works on trained models. rdsc: the paper's Eq. (1), "
+        "base + sum of differences, which usually destroys them. mean: equal weights. first: drop the followers.",
+        rich_help_panel=_METHOD,
+    ),
+]
+RdscScale = Annotated[
+    float,
+    typer.Option(
+        "--rdsc-scale", help="Factor of the differences under --rule rdsc; 1 is Eq. (1).", rich_help_panel=_METHOD
+    ),
+]
+MergeNorms = Annotated[
+    bool,
+    typer.Option(
+        "--merge-norms/--keep-norms",
+        help="Merge normalisation weights too, or keep those of the first layer.",
+        rich_help_panel=_METHOD,
+    ),
+]
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        help=".txt with a sample a line, or .jsonl with a field text.",
+        show_default="ten encyclopedic sentences that ship with the package",
+        rich_help_panel=_METHOD,
+    ),
+]
+MaxTokens = Annotated[
+    int, typer.Option("--max-tokens", help="Cut each calibration sample to this many tokens.", rich_help_panel=_METHOD)
+]
+Device = Annotated[
+    str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where to compute.", rich_help_panel=_RUN)
+]
+ComputeDtype = Annotated[
+    str,
+    typer.Option(
+        "--compute-dtype",
+        metavar="|".join(("auto", *COMPUTE_DTYPES)),
+        help="Precision of the forward pass; auto: the checkpoint's where the hardware multiplies it, else float32.",
+        rich_help_panel=_RUN,
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.", rich_help_panel=_RUN),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and no progress.", rich_help_panel=_RUN)]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.", rich_help_panel=_RUN),
+]
+MaxShardSize = Annotated[
+    str,
+    typer.Option("--max-shard-size", metavar="SIZE", help="Largest shard of weights.", rich_help_panel=_OUTPUT),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace DIR once the new one is complete.", rich_help_panel=_OUTPUT),
+]

@@ -1,0 +1,185 @@
+"""Results as text for people: what a checkpoint is, what a run did."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from streamcollapse.cli.screen import strip
+from streamcollapse.errors import printable
+from streamcollapse.jobs.inspect import Inspection
+from streamcollapse.jobs.perplexity import Score
+from streamcollapse.jobs.preview import Preview
+from streamcollapse.jobs.prune import Pruned
+from streamcollapse.merge.plan import Decision, Plan
+from streamcollapse.units import format_bytes, format_seconds
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _unicode() -> bool:
+    return "utf" in (sys.stdout.encoding or "").lower()
+
+
+def _rows(rows: list[tuple[str, str | Text]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows:
+        table.add_row(key, Text(printable(value)) if isinstance(value, str) else value)
+    return table
+
+
+def show_inspection(found: Inspection) -> None:
+    """The figures of ``inspect``."""
+    smallest, largest = min(found.layer_bytes), max(found.layer_bytes)
+    per_layer = format_bytes(largest)
+    if smallest != largest:
+        per_layer = f"{format_bytes(smallest)} to {per_layer}"
+    dtypes = ", ".join(f"{name} {format_bytes(size)}" for name, size in sorted(found.dtypes.items()))
+    rows: list[tuple[str, str | Text]] = [
+        ("checkpoint", found.path),
+        ("family", f"{found.family} ({found.model_type})"),
+        ("layers", f"{found.num_layers}, {per_layer} each"),
+        ("parameters", f"{found.parameters:,}"),
+        ("weights", f"{format_bytes(found.num_bytes)} in {found.num_tensors} tensors, {found.num_shards} shards"),
+        ("dtypes", dtypes),
+        ("outside the stack", f"{format_bytes(found.outside_bytes)} (embedding, head, final norm)"),
+        ("embeddings", "tied" if found.tied_embeddings else "not tied"),
+        ("would compute on", f"{found.compute_device} in {found.compute_dtype}"),
+    ]
+    console = _console()
+    console.print(_rows(rows))
+    console.print("\nmemory that pruning needs, beyond the interpreter's own:")
+    show_needs(console, found)
+
+
+def show_needs(console: Console, found: Inspection) -> None:
+    """What each phase holds in memory."""
+    table = Table.grid(padding=(0, 2))
+    for need in found.needs:
+        table.add_row(f"  {need.phase}", need.what, Text(format_bytes(need.num_bytes), justify="right"))
+    table.add_row("  peak", "", Text(format_bytes(found.peak_bytes), "bold", justify="right"))
+    console.print(table)
+
+
+def decision_line(decision: Decision, threshold: float) -> str:
+    """One decision in words."""
+    top = decision.l + decision.merged
+    if decision.similarity is None:
+        return f"layers {decision.l}-{top}: passed over, {printable(decision.reason)}"
+    sign, verdict = (">", "merged") if decision.accepted else ("<=", "kept apart")
+    return f"layers {decision.l}-{top}: similarity {decision.similarity:.4f} {sign} {threshold:g}, {verdict}"
+
+
+def plan_strip(plan: Plan) -> Text:
+    """The plan's stack; numbers are cells that cover several source layers."""
+    bases = [layer.base for layer in plan.layers]
+    cells = [end - base for base, end in zip(bases, [*bases[1:], plan.num_source_layers], strict=True)]
+    return strip(cells, unicode=_unicode())
+
+
+def show_plan(plan: Plan) -> None:
+    """The outcome of a search."""
+    rows: list[tuple[str, str | Text]] = [
+        ("layers", f"{plan.num_source_layers} -> {plan.num_layers}"),
+        ("stack", plan_strip(plan)),
+    ]
+    if plan.search is not None:
+        accepted = sum(d.accepted for d in plan.search.decisions)
+        rows.append(("candidates", f"{len(plan.search.decisions)} tested, {accepted} merged"))
+        rows += [("", decision_line(d, plan.search.threshold)) for d in plan.search.decisions if d.accepted]
+        if skipped := [d for d in plan.search.decisions if d.reason is not None]:
+            rows += [("", decision_line(d, plan.search.threshold)) for d in skipped]
+    _console().print(_rows(rows))
+
+
+def show_pruned(pruned: Pruned) -> None:
+    """The outcome of ``prune`` or ``apply``."""
+    show_plan(pruned.plan)
+    report = pruned.report
+    before, after = report["bytes"]["before"], report["bytes"]["after"]
+    usage = report["usage"]
+    anonymous = usage["peak_anonymous_rss"]
+    memory = f"peak RSS {format_bytes(usage['peak_rss'])}"
+    if anonymous is not None:
+        memory += f", of it anonymous {format_bytes(anonymous)}"
+    if usage["peak_vram"] is not None:
+        memory += f", peak VRAM {format_bytes(usage['peak_vram'])}"
+    phases = ", ".join(f"{p['name']} {format_seconds(p['seconds'])}" for p in usage["phases"])
+    rows: list[tuple[str, str | Text]] = [
+        ("parameters", f"{report['parameters']['before']:,} -> {report['parameters']['after']:,}"),
+        ("weights", f"{format_bytes(before)} -> {format_bytes(after)} (ratio {100 * report['ratio']:.1f} %)"),
+        ("time", f"{format_seconds(usage['seconds'])} ({phases})"),
+        ("read, written", f"{format_bytes(usage['bytes_read'])}, {format_bytes(usage['bytes_written'])}"),
+        ("memory", memory),
+        ("pruned model", str(pruned.out)),
+    ]
+    _console().print(_rows(rows))
+
+
+def show_score(score: Score, path: str) -> None:
+    """The outcome of ``perplexity``."""
+    rows: list[tuple[str, str | Text]] = [
+        ("checkpoint", path),
+        ("perplexity", f"{score.perplexity:.4f}"),
+        ("mean loss", f"{score.nll:.5f} nats per token"),
+        ("tokens", f"{score.tokens:,} predicted, in windows of {score.window}"),
+        ("time", format_seconds(score.usage["seconds"])),
+    ]
+    _console().print(_rows(rows))
+
+
+def show_preview(preview: Preview) -> None:
+    """What a dry run found: nothing was written."""
+    show_inspection(preview.inspection)
+    rows: list[tuple[str, str | Text]] = []
+    if preview.samples is not None:
+        rows.append(("calibration", f"{preview.samples} samples, {preview.tokens} tokens, padding included"))
+        rows.append(("candidates", f"{preview.most_candidates} at most"))
+    low, high = preview.smallest_output, preview.largest_output
+    size = format_bytes(low) if low == high else f"{format_bytes(low)} to {format_bytes(high)}"
+    rows += [("output", size), ("dry run", "everything checks out; nothing was written")]
+    _console().print()
+    _console().print(_rows(rows))
+
+
+def score_json(score: Score) -> dict[str, Any]:
+    """The score as JSON types; an infinite perplexity is null."""
+    return {
+        "perplexity": score.perplexity if score.perplexity != float("inf") else None,
+        "nll": score.nll,
+        "tokens": score.tokens,
+        "window": score.window,
+        "usage": score.usage,
+    }
+
+
+def show_demo(pruned: Pruned, before: Score, after: Score) -> None:
+    """The demo's outcome: every decision, and before against after."""
+    console = _console()
+    assert pruned.plan.search is not None
+    for decision in pruned.plan.search.decisions:
+        console.print(
+            Text(decision_line(decision, pruned.plan.search.threshold), "green" if decision.accepted else "dim")
+        )
+    console.print()
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for heading in ("", "stack", "layers", "weights", "perplexity"):
+        table.add_column(heading, no_wrap=True)
+    whole = strip([1] * pruned.plan.num_source_layers, unicode=_unicode())
+    for name, stack, key, score in (
+        ("before", whole, "before", before),
+        ("after", plan_strip(pruned.plan), "after", after),
+    ):
+        layers, size = pruned.report["layers"][key], format_bytes(pruned.report["bytes"][key])
+        table.add_row(name, stack, str(layers), size, f"{score.perplexity:.2f}")
+    console.print(table)
+    console.print("In the stack, a number is that many layers collapsed into one.", style="dim")
+    console.print(f"\nThe pruned model is in {pruned.out.resolve()}", markup=False)

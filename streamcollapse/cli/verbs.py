@@ -1,0 +1,200 @@
+"""The verbs: parse, call the library, print. Everything heavy is imported when a verb runs, so that --help is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from streamcollapse.cli import options as o
+from streamcollapse.cli.screen import live_progress, one_line_errors, print_json
+from streamcollapse.settings import Calibration, Compute, Output
+from streamcollapse.strategy.collapse import CollapseOptions
+
+PlanOut = Annotated[
+    Path, typer.Option("--plan", metavar="FILE", help="Where to write the plan.", rich_help_panel="The output")
+]
+PlanIn = Annotated[Path, typer.Argument(metavar="PLAN", help="Plan that search made of the same source.")]
+TextFile = Annotated[Path, typer.Option("--text", metavar="FILE", help="UTF-8 text to predict.")]
+Window = Annotated[
+    int | None,
+    typer.Option("--window", help="Tokens per window.", show_default="the model's context, at most 2048"),
+]
+TextTokens = Annotated[
+    int | None, typer.Option("--max-tokens", help="Use only the first tokens of the text.", show_default="all")
+]
+
+
+def prune(
+    source: o.Source,
+    out: o.Out,
+    layers_per_merge: o.LayersPerMerge = o.COLLAPSE.layers_per_merge,
+    interval: o.Interval = o.COLLAPSE.interval,
+    lowest: o.Lowest = o.COLLAPSE.lowest,
+    highest: o.Highest = o.COLLAPSE.highest,
+    threshold: o.Threshold = o.COLLAPSE.threshold,
+    rule: o.Rule = o.COLLAPSE.rule,
+    rdsc_scale: o.RdscScale = o.COLLAPSE.rdsc_scale,
+    merge_norms: o.MergeNorms = o.COLLAPSE.merge_norms,
+    calibration: o.CalibrationFile = None,
+    max_tokens: o.MaxTokens = o.CALIBRATION.max_tokens,
+    device: o.Device = o.COMPUTE.device,
+    compute_dtype: o.ComputeDtype = o.COMPUTE.dtype,
+    max_shard_size: o.MaxShardSize = str(o.OUTPUT.max_shard_size),
+    overwrite: o.Overwrite = o.OUTPUT.overwrite,
+    dry_run: o.DryRun = False,
+    as_json: o.Json = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Prune SOURCE by layer collapse into the new directory DIR: reference pass, search, write."""
+    with one_line_errors():
+        from streamcollapse.cli import tables
+        from streamcollapse.jobs import preview as previews
+        from streamcollapse.jobs import prune as jobs
+
+        method = CollapseOptions(layers_per_merge, interval, lowest, highest, threshold, rule, rdsc_scale, merge_norms)
+        samples, compute = Calibration(calibration, max_tokens), Compute(device, compute_dtype)
+        output = Output(max_shard_size, overwrite)
+        if dry_run:
+            preview = previews.preview_search(source, method, samples, compute, trust_remote_code, out, output)
+            print_json(preview.to_json()) if as_json else tables.show_preview(preview)
+            return
+        with live_progress(quiet=as_json) as listener:
+            pruned = jobs.prune(
+                source,
+                out,
+                method,
+                calibration=samples,
+                compute=compute,
+                output=output,
+                trust_remote_code=trust_remote_code,
+                listener=listener,
+            )
+        print_json({"out": str(pruned.out), **pruned.report}) if as_json else tables.show_pruned(pruned)
+
+
+def search(
+    source: o.Source,
+    plan: PlanOut,
+    layers_per_merge: o.LayersPerMerge = o.COLLAPSE.layers_per_merge,
+    interval: o.Interval = o.COLLAPSE.interval,
+    lowest: o.Lowest = o.COLLAPSE.lowest,
+    highest: o.Highest = o.COLLAPSE.highest,
+    threshold: o.Threshold = o.COLLAPSE.threshold,
+    rule: o.Rule = o.COLLAPSE.rule,
+    rdsc_scale: o.RdscScale = o.COLLAPSE.rdsc_scale,
+    merge_norms: o.MergeNorms = o.COLLAPSE.merge_norms,
+    calibration: o.CalibrationFile = None,
+    max_tokens: o.MaxTokens = o.CALIBRATION.max_tokens,
+    device: o.Device = o.COMPUTE.device,
+    compute_dtype: o.ComputeDtype = o.COMPUTE.dtype,
+    overwrite: o.Overwrite = o.OUTPUT.overwrite,
+    dry_run: o.DryRun = False,
+    as_json: o.Json = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Search SOURCE for merges and write the plan; no weights are written."""
+    with one_line_errors():
+        from streamcollapse.cli import tables
+        from streamcollapse.jobs import preview as previews
+        from streamcollapse.jobs import prune as jobs
+
+        method = CollapseOptions(layers_per_merge, interval, lowest, highest, threshold, rule, rdsc_scale, merge_norms)
+        samples, compute = Calibration(calibration, max_tokens), Compute(device, compute_dtype)
+        previews.check_plan_path(plan, overwrite)
+        if dry_run:
+            preview = previews.preview_search(source, method, samples, compute, trust_remote_code)
+            print_json(preview.to_json()) if as_json else tables.show_preview(preview)
+            return
+        with live_progress(quiet=as_json) as listener:
+            found = jobs.search(
+                source,
+                method,
+                calibration=samples,
+                compute=compute,
+                trust_remote_code=trust_remote_code,
+                listener=listener,
+            )
+        found.save(plan)
+        print_json(found.to_json()) if as_json else tables.show_plan(found)
+
+
+def apply(
+    source: o.Source,
+    plan: PlanIn,
+    out: o.Out,
+    device: o.Device = o.COMPUTE.device,
+    max_shard_size: o.MaxShardSize = str(o.OUTPUT.max_shard_size),
+    overwrite: o.Overwrite = o.OUTPUT.overwrite,
+    dry_run: o.DryRun = False,
+    as_json: o.Json = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Write the pruned checkpoint that PLAN makes of SOURCE into the new directory DIR."""
+    with one_line_errors():
+        from streamcollapse.cli import tables
+        from streamcollapse.jobs import preview as previews
+        from streamcollapse.jobs import prune as jobs
+        from streamcollapse.merge.plan import Plan
+
+        parsed, compute, output = Plan.load(plan), Compute(device), Output(max_shard_size, overwrite)
+        if dry_run:
+            preview = previews.preview_apply(source, parsed, out, compute, output, trust_remote_code)
+            print_json(preview.to_json()) if as_json else tables.show_preview(preview)
+            return
+        with live_progress(quiet=as_json) as listener:
+            pruned = jobs.apply(
+                source,
+                parsed,
+                out,
+                compute=compute,
+                output=output,
+                trust_remote_code=trust_remote_code,
+                listener=listener,
+            )
+        print_json({"out": str(pruned.out), **pruned.report}) if as_json else tables.show_pruned(pruned)
+
+
+def inspect(
+    source: o.Source,
+    device: o.Device = o.COMPUTE.device,
+    compute_dtype: o.ComputeDtype = o.COMPUTE.dtype,
+    as_json: o.Json = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Say what SOURCE is and what pruning it would need in memory; reads headers only."""
+    with one_line_errors():
+        from streamcollapse.cli import tables
+        from streamcollapse.jobs.inspect import inspect as run
+
+        found = run(source, compute=Compute(device, compute_dtype), trust_remote_code=trust_remote_code)
+        print_json(found.to_json()) if as_json else tables.show_inspection(found)
+
+
+def perplexity(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory of a Hugging Face checkpoint.")],
+    text: TextFile,
+    window: Window = None,
+    max_tokens: TextTokens = None,
+    device: o.Device = o.COMPUTE.device,
+    compute_dtype: o.ComputeDtype = o.COMPUTE.dtype,
+    as_json: o.Json = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Perplexity of MODEL on a text, with weights streamed."""
+    with one_line_errors():
+        from streamcollapse.cli import tables
+        from streamcollapse.jobs.perplexity import perplexity as run
+
+        with live_progress(quiet=as_json) as listener:
+            score = run(
+                model,
+                text,
+                window=window,
+                max_tokens=max_tokens,
+                compute=Compute(device, compute_dtype),
+                trust_remote_code=trust_remote_code,
+                listener=listener,
+            )
+        print_json(tables.score_json(score)) if as_json else tables.show_score(score, str(model))

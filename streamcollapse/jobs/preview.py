@@ -1,0 +1,87 @@
+"""Dry runs: every check that a job makes before it reads a weight, and what it would then do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from streamcollapse.errors import OutputError, printable
+from streamcollapse.jobs.inspect import ASSUMED_TOKENS, Inspection, describe
+from streamcollapse.jobs.opening import Job, calibration_samples, open_job
+from streamcollapse.merge.plan import Plan
+from streamcollapse.merge.view import check_plan
+from streamcollapse.output.report import sizes
+from streamcollapse.progress import silent
+from streamcollapse.settings import Calibration, Compute, Output
+from streamcollapse.storage.staging import check_output
+from streamcollapse.storage.writer import check_space
+from streamcollapse.strategy.collapse import CollapseOptions, CollapseState, most_candidates
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do. Sizes in bytes of weights; ``samples`` and ``tokens`` are None where none are needed."""
+
+    inspection: Inspection
+    samples: int | None
+    tokens: int | None
+    most_candidates: int
+    smallest_output: int
+    largest_output: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as JSON types."""
+        return asdict(self)
+
+
+def preview_search(
+    source: str | Path,
+    options: CollapseOptions,
+    calibration: Calibration,
+    compute: Compute,
+    trust_remote_code: bool,
+    out: str | Path | None = None,
+    output: Output = Output(),  # noqa: B008 - frozen
+) -> Preview:
+    """What ``prune`` (or ``search``, without ``out``) would do. Raises what they would raise before they begin."""
+    if out is not None:
+        check_output(Path(out), Path(source), output.overwrite)
+    job = open_job(source, compute, trust_remote_code, silent)
+    samples = calibration_samples(job, calibration)
+    smallest = smallest_output(job, options)
+    if out is not None:
+        check_space(Path(out), smallest)
+    rows = sum(len(batch.lengths) for batch in samples.batches)
+    candidates = most_candidates(job.num_layers, options)
+    inspection = describe(job, samples.num_tokens)
+    return Preview(inspection, rows, samples.num_tokens, candidates, smallest, job.checkpoint.num_bytes)
+
+
+def preview_apply(
+    source: str | Path, plan: Plan, out: str | Path, compute: Compute, output: Output, trust_remote_code: bool
+) -> Preview:
+    """What ``apply`` would do. Raises what it would raise before it begins."""
+    check_output(Path(out), Path(source), output.overwrite)
+    job = open_job(source, compute, trust_remote_code, silent)
+    check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
+    size = sizes(job.view(plan.layers, plan.merge_norms), plan.num_layers).bytes
+    check_space(Path(out), size)
+    return Preview(describe(job, ASSUMED_TOKENS), None, None, 0, size, size)
+
+
+def check_plan_path(path: Path, overwrite: bool) -> None:
+    """Raise OutputError unless a plan may be written to ``path``."""
+    if path.is_dir() or (path.exists() and not overwrite):
+        what = "is a directory" if path.is_dir() else "exists; choose another --plan or pass --overwrite"
+        raise OutputError(f"{printable(path)}: {what}")
+    if not path.resolve().parent.is_dir():
+        raise OutputError(f"{printable(path.parent)}: does not exist; create it first")
+
+
+def smallest_output(job: Job, options: CollapseOptions) -> int:
+    """Bytes of weights that remain if every candidate is accepted: less cannot come out."""
+    state = CollapseState.start(job.num_layers, options)
+    while state.candidate():
+        state = state.after(accepted=True)
+    return sizes(job.view(state.layers), len(state.layers)).bytes

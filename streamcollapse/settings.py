@@ -1,0 +1,58 @@
+"""What a user may set besides the method: checked on construction, each default written here and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamcollapse.errors import OptionError
+from streamcollapse.units import parse_bytes
+
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where the forward pass runs: ``device`` auto, cpu or cuda[:n]; ``dtype`` auto, float32, bfloat16 or float16.
+
+    ``auto`` takes the first CUDA device if there is one, and computes in the checkpoint's dtype there. On a CPU it
+    computes in bfloat16 where the checkpoint is stored so and the processor multiplies it natively, else in float32.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise OptionError(f"device {self.device!r} is unknown; choose auto, cpu, cuda or cuda:N")
+        if self.dtype not in ("auto", *COMPUTE_DTYPES):
+            raise OptionError(f"compute dtype {self.dtype!r} is unknown; choose auto, {', '.join(COMPUTE_DTYPES)}")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which samples to calibrate on: ``file`` (.txt with a sample a line, .jsonl with ``text``; None for the ten
+    sentences that ship with the package), each cut to ``max_tokens`` tokens, special tokens included."""
+
+    file: str | Path | None = None
+    max_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise OptionError(f"max tokens is {self.max_tokens}; a sample needs at least 1 token")
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a checkpoint is written: ``max_shard_size`` such as ``5GB``; ``overwrite`` replaces an older directory."""
+
+    max_shard_size: str | int = "5GB"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        parse_bytes(self.max_shard_size)
+
+    @property
+    def max_shard_bytes(self) -> int:
+        return parse_bytes(self.max_shard_size)

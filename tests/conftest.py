@@ -1,0 +1,39 @@
+"""Fixtures: checkpoints made in code, the bundled model, and the switch for tests that need a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.utils import logging
+
+from tests.checkpoints import BUNDLED, save_llama
+
+logging.disable_progress_bar()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Path:
+    return BUNDLED
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 8 layers in float32, in one file. Never written to."""
+    return save_llama(tmp_path_factory.mktemp("llama") / "model")
+
+
+@pytest.fixture(scope="session")
+def llama_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 8 layers in bfloat16, in several shards. Never written to."""
+    out = tmp_path_factory.mktemp("llama_bf16") / "model"
+    return save_llama(out, dtype=torch.bfloat16, max_shard_size="300KB")

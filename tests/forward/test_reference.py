@@ -1,0 +1,232 @@
+"""The streamed forward pass against the model's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from transformers import AutoModelForCausalLM
+
+from streamcollapse.arch.replay import DecoderStack
+from streamcollapse.errors import ModelError, NonFiniteError
+from streamcollapse.forward.batches import make_batches
+from streamcollapse.forward.reference import Reference, reference_pass
+from streamcollapse.jobs.opening import Job, open_job
+from streamcollapse.progress import LayerDone, silent
+from streamcollapse.settings import Compute
+from tests.checkpoints import VOCABULARY, edit_tensors, save_llama, save_model
+
+N = 5
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "num_hidden_layers": N,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+ENDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1}
+FAMILIES: dict[str, Any] = {
+    "llama": lambda: hf.LlamaConfig(**SMALL),
+    "mistral, sliding": lambda: hf.MistralConfig(**SMALL, sliding_window=8),
+    "gemma 2, sliding and full, softcapped": lambda: hf.Gemma2Config(**SMALL, head_dim=8, sliding_window=8),
+    "qwen 3, norms on q and k": lambda: hf.Qwen3Config(**SMALL, head_dim=8),
+    "phi 3, packed projections": lambda: hf.Phi3Config(**SMALL),
+    "gpt 2, learned positions, tied": lambda: hf.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=N, n_head=4, n_positions=64, **ENDS
+    ),
+    "opt, projected embedding": lambda: hf.OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=N,
+        ffn_dim=48,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        word_embed_proj_dim=16,
+        **ENDS,
+    ),
+    "bloom, alibi": lambda: hf.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=N, n_head=4, **ENDS),
+    "falcon": lambda: hf.FalconConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=N, num_attention_heads=4, **ENDS
+    ),
+}
+
+
+def random_samples(lengths: tuple[int, ...] = (7, 23, 1, 12)) -> list[list[int]]:
+    g = torch.Generator().manual_seed(3)
+    return [torch.randint(2, VOCABULARY, (length,), generator=g).tolist() for length in lengths]
+
+
+def reference_of(
+    directory: Path, samples: list[list[int]], dtype: str = "float32", **batch: int
+) -> tuple[Job, Reference]:
+    job = open_job(directory, Compute("cpu", dtype), False, silent)
+    batches = make_batches(samples, **batch)
+    return job, reference_pass(job.model(), job.original(), batches, range(job.num_layers), job.meter, silent)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_boundary_equals_the_model_s_own_forward(family: str, tmp_path: Path) -> None:
+    directory = save_model(FAMILIES[family](), tmp_path / "m", gain=1.0)
+    samples = random_samples()
+    job, reference = reference_of(directory, samples)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    head = job.model().head()
+    for row, sample in enumerate(samples):
+        with torch.inference_mode():
+            output = model(torch.tensor([sample]), output_hidden_states=True, use_cache=False)
+        for index in range(job.num_layers):
+            ours = reference.boundaries[index][0][row, : len(sample)]
+            torch.testing.assert_close(ours, output.hidden_states[index][0], atol=1e-5, rtol=1e-5)
+        ours = reference.last_hidden[0][row, : len(sample)]
+        torch.testing.assert_close(ours, output.hidden_states[-1][0], atol=1e-5, rtol=1e-5)
+    with torch.inference_mode():
+        logits = job.model().logits(head, _top(job, reference, row=1, length=23))
+        expected = model(torch.tensor([samples[1]]), use_cache=False).logits
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def _top(job: Job, reference: Reference, row: int, length: int) -> torch.Tensor:
+    """What leaves the top layer for one sample, from the boundary below it."""
+    model, view, last = job.model(), job.original(), job.num_layers - 1
+    hidden = reference.boundaries[last][0]
+    return model.run(last, model.onload(view, last), hidden, reference.calls[0][last])[row : row + 1, :length]
+
+
+def test_bfloat16_equals_the_model_s_own_forward_bit_for_bit(bundled: Path) -> None:
+    """One sample, so that both run in calls of the same shape."""
+    samples = random_samples((23,))
+    _, reference = reference_of(bundled, samples, "bfloat16")
+    model = AutoModelForCausalLM.from_pretrained(bundled, dtype=torch.bfloat16).eval()
+    with torch.inference_mode():
+        expected = model(torch.tensor(samples), output_hidden_states=True, use_cache=False).hidden_states[-1]
+    assert torch.equal(reference.last_hidden[0], expected)
+
+
+def test_batches_do_not_change_what_a_sample_sees(llama: Path) -> None:
+    samples = random_samples()
+    _, together = reference_of(llama, samples)
+    _, apart = reference_of(llama, samples, max_tokens=1)
+    assert [len(b.lengths) for b in together.batches] == [4]
+    assert [len(b.lengths) for b in apart.batches] == [1, 1, 1, 1]
+    for row, sample in enumerate(samples):
+        torch.testing.assert_close(
+            together.last_hidden[0][row, : len(sample)], apart.last_hidden[row][0], atol=1e-5, rtol=1e-5
+        )
+
+
+def test_batches_respect_the_limit() -> None:
+    samples = [[1] * n for n in (3, 4, 9, 2, 2)]
+    batches = make_batches(samples, max_tokens=8)
+    assert [b.lengths for b in batches] == [(3, 4), (9,), (2, 2)]
+    assert batches[0].input_ids_NT.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+
+
+def test_boundaries_above_the_pointer_are_let_go_of(llama: Path) -> None:
+    _, reference = reference_of(llama, random_samples())
+    reference.forget_above(3)
+    assert sorted(reference.boundaries) == [0, 1, 2, 3]
+
+
+def test_each_layer_is_read_once_and_told(llama: Path) -> None:
+    events: list[Any] = []
+    job = open_job(llama, Compute("cpu", "float32"), False, silent)
+    with job.meter.phase("reference"):
+        reference_pass(job.model(), job.original(), make_batches(random_samples()), range(8), job.meter, events.append)
+    assert [e.layer_index for e in events if isinstance(e, LayerDone)] == list(range(8))
+    assert {e.num_bytes for e in events} == {
+        sum(job.checkpoint.info(n).num_bytes for n in job.architecture.layout.layer_names(0))
+    }
+    not_read = job.checkpoint.info("lm_head.weight").num_bytes
+    norms_twice = job.checkpoint.info("model.norm.weight").num_bytes
+    assert job.meter.phases[0].bytes_read == job.checkpoint.num_bytes - not_read + norms_twice
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_weights_are_named(tmp_path: Path, value: float) -> None:
+    directory = save_llama(tmp_path / "m", num_layers=3)
+
+    def damage(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.1.mlp.up_proj.weight"][5, 5] = value
+
+    edit_tensors(directory, damage)
+    with pytest.raises(NonFiniteError, match=r"tensor model.layers.1.mlp.up_proj.weight has 1 NaN or infinite"):
+        reference_of(directory, random_samples())
+
+
+def test_overflow_of_the_compute_dtype_is_told_apart_from_damage(tmp_path: Path) -> None:
+    directory = save_llama(tmp_path / "m", num_layers=3)
+
+    def enlarge(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.1.mlp.up_proj.weight"][5, 5] = 1e5
+
+    edit_tensors(directory, enlarge)
+    with pytest.raises(NonFiniteError, match="up_proj.weight overflow float16; pass --compute-dtype float32"):
+        reference_of(directory, random_samples(), "float16")
+
+    def enlarge_states(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.1.mlp.up_proj.weight"].fill_(3e4)
+        tensors["model.layers.1.mlp.gate_proj.weight"].fill_(3e4)
+
+    edit_tensors(directory, enlarge_states)
+    with pytest.raises(NonFiniteError, match="hidden states after layer 1 overflow float16"):
+        reference_of(directory, random_samples(), "float16")
+
+
+def test_layers_that_share_more_than_hidden_states_are_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = open_job(llama, Compute("cpu", "float32"), False, silent)
+    decoder = job.architecture.skeleton.decoder
+
+    def forward(input_ids: torch.Tensor, use_cache: bool) -> Any:
+        hidden = torch.zeros(*input_ids.shape, 32)
+        previous = None
+        for layer in decoder.layers:
+            previous, hidden = hidden, layer(hidden, residual=previous)
+        return (hidden,)
+
+    monkeypatch.setattr(decoder, "forward", forward)
+    with pytest.raises(ModelError, match="layers see the output of layers other than the one below"):
+        DecoderStack(job.architecture.skeleton).record({}, torch.zeros(2, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("wrap", ["tensor", "tuple"])
+def test_layers_may_be_called_by_name_and_return_tuples(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, wrap: str
+) -> None:
+    job = open_job(llama, Compute("cpu", "float32"), False, silent)
+    decoder = job.architecture.skeleton.decoder
+
+    def forward(input_ids: torch.Tensor, use_cache: bool) -> Any:
+        hidden = torch.zeros(*input_ids.shape, 32)
+        for index, layer in enumerate(decoder.layers):
+            output = layer(hidden_states=hidden, mask=index)
+            hidden = output[0] if wrap == "tuple" else output
+        return (hidden,)
+
+    monkeypatch.setattr(decoder, "forward", forward)
+    recording = DecoderStack(job.architecture.skeleton).record({}, torch.zeros(2, 3, dtype=torch.int64))
+    assert recording.hidden_NTD.shape == (2, 3, 32)
+    assert [call.kwargs for call in recording.calls] == [{"mask": i} for i in range(8)]
+    assert all(call.hidden_by_name and call.args == () for call in recording.calls)
+
+
+def test_layers_that_return_something_else_are_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = open_job(llama, Compute("cpu", "float32"), False, silent)
+    decoder = job.architecture.skeleton.decoder
+
+    def forward(input_ids: torch.Tensor, use_cache: bool) -> Any:
+        hidden = torch.zeros(*input_ids.shape, 32)
+        for layer in decoder.layers:
+            hidden = layer(hidden)["hidden"]
+        return (hidden,)
+
+    monkeypatch.setattr(decoder, "forward", forward)
+    with pytest.raises(ModelError, match="not supported"):
+        DecoderStack(job.architecture.skeleton).record({}, torch.zeros(2, 3, dtype=torch.int64))

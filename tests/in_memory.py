@@ -1,0 +1,99 @@
+"""Layer collapse written out plainly: the whole model in memory, a deep copy per candidate, every pass in full.
+
+Independent of the library: it shares no code with it, and follows the paper's Algorithm 1 line by line.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+
+@dataclass
+class Outcome:
+    model: PreTrainedModel
+    decisions: list[tuple[int, int, float, bool]] = field(default_factory=list)
+
+
+def find_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
+    decoder = model.get_decoder()
+    for name in ("layers", "h", "blocks"):
+        if hasattr(decoder, name):
+            return getattr(decoder, name)
+    raise AssertionError("no layers")
+
+
+def merged_model(model: PreTrainedModel, l: int, k: int, rule: str, scale: float, norms: bool) -> PreTrainedModel:  # noqa: E741
+    result = copy.deepcopy(model)
+    layers = find_layers(result)
+    base = layers[l - 1]
+    followers = [layers[l - 1 + i] for i in range(1, k + 1)]
+    with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            if "norm" in name or "ln_" in name:
+                if not norms:
+                    continue
+            others = [dict(f.named_parameters())[name] for f in followers]
+            if rule == "rdsc":
+                original = parameter.clone()
+                for other in others:
+                    parameter.add_(scale * (other - original))
+            elif rule == "sequential":
+                for other in others:
+                    parameter.add_(other - parameter)
+            elif rule == "mean":
+                parameter.copy_(torch.stack([parameter, *others]).mean(0))
+            else:
+                assert rule == "first"
+        for _ in range(k):
+            del layers[l]
+    return result
+
+
+def last_hidden(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        model.config.get_text_config().num_hidden_layers = len(find_layers(model))
+        return model(input_ids=input_ids, output_hidden_states=True, use_cache=False).hidden_states[-1][0]
+
+
+def in_memory_search(
+    directory: Path,
+    samples: Sequence[str],
+    *,
+    c: int,
+    i: int,
+    threshold: float,
+    rule: str,
+    scale: float = 1.0,
+    low: int = 1,
+    high: int | None = None,
+    norms: bool = False,
+) -> Outcome:
+    original = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    token_ids = [tokenizer(sample, return_tensors="pt")["input_ids"] for sample in samples]
+    outcome = Outcome(copy.deepcopy(original))
+    l = (high or len(find_layers(original))) - c  # noqa: E741
+    while l >= low:
+        count = len(find_layers(outcome.model))
+        k = min(c - 1, count - l)
+        candidate = merged_model(outcome.model, l, k, rule, scale, norms)
+        total = 0.0
+        for ids in token_ids:
+            a, b = last_hidden(candidate, ids).flatten(), last_hidden(original, ids).flatten()
+            total += float(torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0))
+        similarity = total / len(token_ids)
+        outcome.decisions.append((l, k, similarity, similarity > threshold))
+        if similarity > threshold:
+            outcome.model = candidate
+            l -= i  # noqa: E741
+            if l > len(find_layers(outcome.model)):
+                l = len(find_layers(outcome.model)) - c  # noqa: E741
+        else:
+            l -= 1  # noqa: E741
+    return outcome

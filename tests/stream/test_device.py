@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from streamcollapse.errors import DeviceError, OptionError
+from streamcollapse.settings import Compute
+from streamcollapse.stream import device
+from streamcollapse.stream.device import Placement, resolve
+
+
+def test_explicit_settings_are_taken() -> None:
+    assert resolve(Compute("cpu", "float16"), torch.float32) == Placement(torch.device("cpu"), torch.float16)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_on_a_cpu(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native, "avx2": True})
+    expected = torch.bfloat16 if native else torch.float32
+    assert resolve(Compute("cpu"), torch.bfloat16).dtype == expected
+    assert resolve(Compute("cpu"), torch.float16).dtype == torch.float32
+    assert resolve(Compute("cpu"), torch.float32).dtype == torch.float32
+
+
+def test_auto_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cuda = torch.device("cuda", 0)
+    assert resolve(Compute(), torch.float16) == Placement(cuda, torch.float16)
+    assert resolve(Compute("cuda"), torch.bfloat16) == Placement(cuda, torch.bfloat16)
+    assert resolve(Compute("cuda:1"), torch.float32) == Placement(torch.device("cuda", 1), torch.float32)
+    with pytest.raises(DeviceError, match="cuda:2: this machine has 2 CUDA devices, numbered from 0"):
+        resolve(Compute("cuda:2"), torch.float32)
+
+
+def test_cuda_asked_for_and_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve(Compute(), torch.float32).device == torch.device("cpu")
+    with pytest.raises(DeviceError, match="device cuda: no CUDA device is available; pass --device cpu"):
+        resolve(Compute("cuda"), torch.float32)
+
+
+def test_settings_that_do_not_exist() -> None:
+    for name in ("gpu", "cuda:", "cuda:-1", "mps", ""):
+        with pytest.raises(OptionError, match="choose auto, cpu, cuda or cuda:N"):
+            Compute(name)
+    with pytest.raises(OptionError, match="compute dtype 'int8' is unknown"):
+        Compute("cpu", "int8")
+
+
+def test_placing_copies_only_what_changes() -> None:
+    placement = Placement(torch.device("cpu"), torch.float32)
+    weights, ids = torch.ones(3), torch.arange(3)
+    assert placement.place(weights) is weights
+    assert placement.place(ids) is ids
+    assert placement.place(weights.bfloat16()).dtype == torch.float32
+    assert placement.dtype_name == "float32"
+
+
+def test_native_bfloat16_is_asked_of_this_processor() -> None:
+    assert device._cpu_multiplies_bfloat16() in (True, False)

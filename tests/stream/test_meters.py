@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from streamcollapse.arch.architecture import understand
+from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.stream import meters
+from streamcollapse.stream.meters import Meter, resident_memory
+from streamcollapse.stream.needs import memory_needs, peak_bytes
+
+
+def test_bytes_and_memory_are_counted_per_phase() -> None:
+    meter = Meter(torch.device("cpu"))
+    with meter.phase("one"):
+        meter.read("x", 10)
+        meter.written(3)
+        block = torch.ones(20_000_000)  # 80 MB that the sampler has to see
+        block.sum()
+        assert meter.bytes_read == 10
+    del block
+    with meter.phase("two"):
+        meter.read("y", 5)
+    one, two = meter.phases
+    assert (one.name, one.bytes_read, one.bytes_written) == ("one", 10, 3)
+    assert (two.bytes_read, two.bytes_written) == (5, 0)
+    assert one.seconds > 0
+    summary = meter.summary()
+    assert (summary["bytes_read"], summary["bytes_written"]) == (15, 3)
+    assert summary["seconds"] == one.seconds + two.seconds
+    assert summary["peak_vram"] is None
+    assert [p["name"] for p in summary["phases"]] == ["one", "two"]
+    if one.peak_anonymous_rss is not None and two.peak_anonymous_rss is not None:
+        assert one.peak_anonymous_rss - two.peak_anonymous_rss > 60_000_000
+        assert summary["peak_anonymous_rss"] == one.peak_anonymous_rss
+
+
+def test_a_phase_that_fails_is_measured_too() -> None:
+    meter = Meter(torch.device("cpu"))
+    with pytest.raises(ValueError, match="x"), meter.phase("broken"):
+        raise ValueError("x")
+    assert meter.phases[0].peak_rss > 0
+
+
+def test_systems_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meters, "_STATUS", Path("/nonexistent"))
+    rss, anonymous = resident_memory()
+    assert rss > 10_000_000
+    assert anonymous is None
+
+
+def test_needs_follow_from_the_shapes(llama_bf16: Path) -> None:
+    checkpoint = Checkpoint(llama_bf16)
+    layout = understand(checkpoint).layout
+    # q and o 32x32, k and v 16x32, three of 48x32, two norms of 32
+    parameters = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32
+    largest = 48 * 32
+    for dtype, reference, search in (
+        (torch.float32, 4 * parameters, 4 * parameters),
+        (torch.bfloat16, 0, 2 * parameters),
+    ):
+        needs = memory_needs(checkpoint, layout, dtype, tokens=100, hidden_size=32)
+        boundaries = 9 * 100 * 32 * dtype.itemsize
+        assert [n.num_bytes for n in needs] == [reference, boundaries, search, 8 * largest, 12 * largest]
+        assert peak_bytes(needs) == max(reference + boundaries, search + 8 * largest + boundaries)

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+
+from streamcollapse.errors import OptionError, printable
+from streamcollapse.units import format_bytes, format_seconds, parse_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("5GB", 5 * 10**9), ("1.5 GiB", 3 * 2**29), ("7", 7), (7, 7), ("300kb", 300_000), (" 2 MiB ", 2**21)],
+)
+def test_sizes_are_read(text: str | int, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "5 XB", "-1GB", "GB", "0", "0.1", "1e9", "5 GB extra"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(OptionError):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (22_038_912, "22 MB"), (999_600, "1 MB"), (13.5e9, "13.5 GB")]
+)
+def test_sizes_are_written(count: float, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.424, "0.42 s"), (12.34, "12.3 s"), (59.97, "60.0 s"), (245, "4 min 05 s"), (7620, "2 h 07 min")],
+)
+def test_durations_are_written(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+def test_terminal_control_sequences_are_escaped() -> None:
+    assert printable("a\x1b[31mb\nc") == "a\\x1b[31mb\\nc"
+    assert printable("Ångström €") == "Ångström €"
