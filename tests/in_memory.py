@@ -35,9 +35,8 @@ def merged_model(model: PreTrainedModel, l: int, k: int, rule: str, scale: float
     followers = [layers[l - 1 + i] for i in range(1, k + 1)]
     with torch.no_grad():
         for name, parameter in base.named_parameters():
-            if "norm" in name or "ln_" in name:
-                if not norms:
-                    continue
+            if ("norm" in name or "ln_" in name) and not norms:
+                continue
             others = [dict(f.named_parameters())[name] for f in followers]
             if rule == "rdsc":
                 original = parameter.clone()

@@ -27,13 +27,14 @@ def _unicode() -> bool:
     return "utf" in (sys.stdout.encoding or "").lower()
 
 
-def _rows(rows: list[tuple[str, str | Text]]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+def _rows(rows: list[tuple[str, str | Text]]) -> Text:
+    """A line per row, never wrapped, so that paths can be copied from any terminal."""
+    width = max(len(key) for key, _ in rows) + 2
+    lines = []
     for key, value in rows:
-        table.add_row(key, Text(printable(value)) if isinstance(value, str) else value)
-    return table
+        line = Text(f"{key:<{width}}", "bold")
+        lines.append(line.append(Text(printable(value), "not bold") if isinstance(value, str) else value))
+    return Text("\n").join(lines)
 
 
 def show_inspection(found: Inspection) -> None:

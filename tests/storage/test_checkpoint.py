@@ -85,7 +85,7 @@ def test_index_names_a_tensor_that_no_shard_has(tmp_path: Path, llama_bf16: Path
 def test_index_that_leaves_the_directory(tmp_path: Path, llama_bf16: Path, shard: object) -> None:
     copy = _sharded(tmp_path, llama_bf16)
     edit_json(copy / INDEX_FILE, lambda d: d["weight_map"].update({"lm_head.weight": shard}))
-    with pytest.raises(CheckpointError, match="lm_head.weight is mapped to"):
+    with pytest.raises(CheckpointError, match=r"lm_head.weight is mapped to"):
         Checkpoint(copy)
 
 

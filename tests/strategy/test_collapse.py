@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -94,7 +96,7 @@ def test_against_the_pseudocode(num_layers: int, options: CollapseOptions, outco
         assert k >= 1, "a merge always has a follower, so the pointer never passes the top"
         accepted = outcomes[step]
         if accepted:
-            model = [*model[: l - 1], sum(model[l - 1 : l + k], []), *model[l + k :]]
+            model = [*model[: l - 1], list(chain(*model[l - 1 : l + k])), *model[l + k :]]
             l -= options.interval  # noqa: E741
         else:
             l -= 1  # noqa: E741

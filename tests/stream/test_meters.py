@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,10 @@ def test_bytes_and_memory_are_counted_per_phase() -> None:
     with meter.phase("one"):
         meter.read("x", 10)
         meter.written(3)
-        block = torch.ones(20_000_000)  # 80 MB that the sampler has to see
-        block.sum()
+        block = mmap.mmap(-1, 80_000_000, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        block.write(b"x" * len(block))  # 80 MB that the sampler has to see
         assert meter.bytes_read == 10
-    del block
+        block.close()
     with meter.phase("two"):
         meter.read("y", 5)
     one, two = meter.phases

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+import streamcollapse
+from streamcollapse import Plan
+from streamcollapse.cli import demo, screen
+from streamcollapse.cli.main import app
+from streamcollapse.cli.screen import _View, strip
+from streamcollapse.progress import CandidateStarted, DecisionMade, LayerDone, PhaseStarted, StackChanged
+
+RUN = ["--device", "cpu", "--compute-dtype", "float32"]
+METHOD = ["-C", "3", "-I", "1", "-T", "0.7", "--rule", "sequential"]
+
+
+def _invoke(*arguments: str) -> Any:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_prune_and_its_halves_agree(llama: Path, tmp_path: Path) -> None:
+    whole = _invoke("prune", str(llama), "--out", str(tmp_path / "whole"), *METHOD, *RUN)
+    assert "8 -> " in whole.stdout
+    assert f"pruned model  {tmp_path / 'whole'}\n" in whole.stdout
+    assert whole.stderr == "", "nothing of the live view on a pipe"
+    _invoke("search", str(llama), "--plan", str(tmp_path / "plan.json"), *METHOD, *RUN)
+    _invoke("apply", str(llama), str(tmp_path / "plan.json"), "--out", str(tmp_path / "halves"), "--device", "cpu")
+    one, other = (tmp_path / d / "model.safetensors" for d in ("whole", "halves"))
+    assert one.read_bytes() == other.read_bytes()
+    assert 1 < Plan.load(tmp_path / "plan.json").num_layers < 8
+
+
+def test_json_is_one_document_and_nothing_else(llama: Path, tmp_path: Path) -> None:
+    plan, out = str(tmp_path / "plan.json"), str(tmp_path / "out")
+    pruned = _invoke("prune", str(llama), "--out", out, *METHOD, *RUN, "--json")
+    assert pruned.stderr == ""
+    report = json.loads(pruned.stdout)
+    assert report["out"] == out
+    assert report["layers"]["before"] == 8
+    found = json.loads(_invoke("search", str(llama), "--plan", plan, *METHOD, *RUN, "--json").stdout)
+    assert found == json.loads(Path(plan).read_text())
+    again = json.loads(_invoke("apply", str(llama), plan, "--out", out, "--overwrite", "--json").stdout)
+    assert again["parameters"] == report["parameters"]
+
+
+def test_inspect(llama_bf16: Path) -> None:
+    found = json.loads(_invoke("inspect", str(llama_bf16), *RUN, "--json").stdout)
+    tensors: dict[str, Any] = {}
+    for shard in llama_bf16.glob("*.safetensors"):
+        tensors |= load_file(shard)
+    layer = sum(t.nbytes for n, t in tensors.items() if ".layers.3." in n)
+    total = sum(t.nbytes for t in tensors.values())
+    assert found["family"] == "LlamaForCausalLM"
+    assert found["num_layers"] == 8
+    assert found["layer_bytes"] == [layer] * 8
+    assert found["num_bytes"] == total == found["outside_bytes"] + 8 * layer
+    assert found["dtypes"] == {"bfloat16": total}
+    assert found["parameters"] == sum(t.numel() for t in tensors.values())
+    assert found["num_tensors"] == len(tensors)
+    assert found["tied_embeddings"] is False
+    assert found["peak_bytes"] > 2 * layer, "a layer in float32"
+    text = _invoke("inspect", str(llama_bf16), *RUN).stdout
+    for expected in ("LlamaForCausalLM (llama)", "not tied", "cpu in float32", "memory that pruning needs"):
+        assert expected in text
+
+
+def test_a_dry_run_writes_nothing_and_says_what_would_be(llama: Path, tmp_path: Path) -> None:
+    out, plan = tmp_path / "out", tmp_path / "plan.json"
+    command = ["prune", str(llama), "--out", str(out), *METHOD, *RUN, "--dry-run"]
+    text = _invoke(*command).stdout
+    assert "5 at most" in text
+    assert "nothing was written" in text
+    preview = json.loads(_invoke(*command, "--json").stdout)
+    assert preview["most_candidates"] == 5
+    assert preview["samples"] == 10
+    real = json.loads(_invoke("prune", str(llama), "--out", str(out), *METHOD, *RUN, "--json").stdout)
+    assert preview["smallest_output"] <= real["bytes"]["after"] <= preview["largest_output"] == real["bytes"]["before"]
+    _invoke("search", str(llama), "--plan", str(plan), *METHOD, *RUN, "--dry-run")
+    assert not plan.exists()
+    _invoke("search", str(llama), "--plan", str(plan), *METHOD, *RUN)
+    second = tmp_path / "second"
+    preview = json.loads(_invoke("apply", str(llama), str(plan), "--out", str(second), "--dry-run", "--json").stdout)
+    assert preview["smallest_output"] == preview["largest_output"] == real["bytes"]["after"]
+    assert not second.exists()
+
+
+def test_perplexity(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("The river was long and the valley was wide. " * 20)
+    command = ["perplexity", str(llama), "--text", str(tmp_path / "text.txt"), *RUN, "--window", "32"]
+    score = json.loads(_invoke(*command, "--json").stdout)
+    assert score["window"] == 32
+    assert f"{score['perplexity']:.4f}" in _invoke(*command).stdout
+    shorter = json.loads(_invoke(*command, "--max-tokens", "50", "--json").stdout)
+    assert shorter["tokens"] == 50
+
+
+def test_the_demo(tmp_path: Path) -> None:
+    """24 to 18 layers, by the figures that the paper's rules give on the bundled model in float32."""
+    out = tmp_path / "demo"
+    shown = _invoke("demo", "--out", str(out), *RUN).stdout
+    assert "layers 20-23: similarity 0.9417 > 0.9, merged" in shown
+    assert "layers 11-14: similarity 0.9066 > 0.9, merged" in shown
+    assert "■" * 24 in shown
+    assert "■■■■■■■■■■4■■■■■4■" in shown.replace(" ", "")
+    assert f"The pruned model is in {out}\n" in shown
+    before, after = (line.split() for line in shown.splitlines() if line.startswith(("before", "after")))
+    assert before[2:5] == ["24", "22", "MB"]
+    assert after[2] == "18"
+    assert float(before[-1]) == pytest.approx(79.69, abs=0.05)
+    assert float(after[-1]) == pytest.approx(102.04, abs=0.05)
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 18
+
+
+def test_the_demo_as_json_and_again_in_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "TEXT", "calibration.txt")  # a shorter text than the demo's own
+    for _ in range(2):
+        document = json.loads(_invoke("demo", "--out", str(tmp_path / "demo"), *RUN, "--json").stdout)
+        assert document["layers"] == {"before": 24, "after": 18}
+        assert document["perplexity"]["before"]["perplexity"] < document["perplexity"]["after"]["perplexity"]
+
+
+def test_the_demo_replaces_only_its_own(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").write_text("x")
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "mine")])
+    assert result.exit_code == 1
+    assert "exists" in result.stderr
+    assert (tmp_path / "mine" / "precious").read_text() == "x"
+
+
+def _options() -> str:
+    """Every verb with its options and defaults, a line each."""
+    lines = []
+    group = typer.main.get_command(app)
+    for verb in sorted(group.commands):  # type: ignore[attr-defined]
+        for parameter in group.commands[verb].params:  # type: ignore[attr-defined]
+            names = " ".join([*parameter.opts, *parameter.secondary_opts])
+            required = "required" if parameter.required else f"default {parameter.default}"
+            lines.append(f"{verb}: {names} ({required})")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_option_list_is_frozen() -> None:
+    golden = Path(__file__).parent / "options.txt"
+    assert _options() == golden.read_text(), "an option changed: if on purpose, update tests/cli/options.txt and README"
+
+
+def test_help_names_the_paper_s_letters_and_both_readings_of_rdsc() -> None:
+    text = " ".join(_invoke("prune", "--help").stdout.replace("│", " ").split())
+    for expected in ("C: layers", "I: layers", "L: lowest", "H: layer", "T: keep", "Eq. (1)", "released code"):
+        assert expected in text
+
+
+def test_version() -> None:
+    assert _invoke("--version").stdout.startswith("streamcollapse 0.")
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
+    code = "import sys, streamcollapse.cli.main; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_strip_shows_merged_and_tested_cells() -> None:
+    text = strip((1, 4, 1, 12), tested=range(2, 4))
+    assert text.plain == "■4■+"
+    assert [str(s.style) for s in text.spans] == ["blue", "bold white on magenta", "black on yellow", "black on yellow"]
+    assert strip((1, 1), unicode=False).plain == "##"
+
+
+def test_the_live_view_follows_the_events() -> None:
+    view = _View(unicode=True)
+    lines = lambda: [line.plain for line in view.__rich__().renderables]  # noqa: E731
+    view.listen(PhaseStarted("reference", 4))
+    view.listen(LayerDone(0, 4, 1000))
+    view.listen(LayerDone(1, 4, 1000))
+    assert lines()[0].startswith("reference  " + "█" * 12 + "░" * 12 + "  layer 2/4  2 kB")
+    view.listen(PhaseStarted("search"))
+    view.listen(StackChanged((1, 1, 1, 1)))
+    view.listen(CandidateStarted(2, 1, 0.5))
+    assert "testing layers 2-3" in lines()[-1]
+    view.listen(DecisionMade(2, 1, 0.75, True))
+    view.listen(StackChanged((1, 2, 1)))
+    assert "■2■  4 -> 3 layers" in lines()[-2]
+    assert "l = 2, similarity 0.7500 merged" in lines()[-1]
+    view.listen(DecisionMade(1, 1, None, False, "reason"))
+    assert "similarity - kept apart" in lines()[-1]
+    assert "(1 merged, 1 kept apart)" in lines()[-1]
+    assert lines()[0].startswith("reference  " + "█" * 24)
+
+
+def test_the_live_view_is_drawn_on_a_terminal_only(llama: Path, tmp_path: Path) -> None:
+    primary, secondary = pty.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "streamcollapse",
+        "prune",
+        str(llama),
+        "--out",
+        str(tmp_path / "out"),
+        *METHOD,
+        *RUN,
+    ]
+    environment = os.environ | {"TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=secondary, env=environment)
+    os.close(secondary)
+    drawn = b""
+    while True:
+        try:
+            piece = os.read(primary, 4096)
+        except OSError:  # Linux reports the closed terminal so
+            break
+        if not piece:
+            break
+        drawn += piece
+    stdout, _ = process.communicate(timeout=60)
+    os.close(primary)
+    assert process.returncode == 0
+    assert "reference" in drawn.decode()
+    assert "■" in drawn.decode()
+    assert b"\x1b" not in stdout, "the result itself is plain text on a pipe"
+
+
+def test_an_interrupt_ends_with_130_and_leaves_nothing(bundled: Path, tmp_path: Path) -> None:
+    text = tmp_path / "long.txt"
+    text.write_text((bundled.parent / "text" / "wiki_eval.txt").read_text() * 10)
+    command = [sys.executable, "-m", "streamcollapse", "perplexity", str(bundled), "--text", str(text), *RUN]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(6)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == screen.INTERRUPTED == 130
+    assert stderr.decode().startswith("interrupted: ")
+    assert b"Traceback" not in stderr
+    assert stdout == b""
+
+
+def test_every_public_name_is_there() -> None:
+    for name in streamcollapse.__all__:
+        assert getattr(streamcollapse, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        streamcollapse.nonsense  # noqa: B018

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from streamcollapse.errors import CalibrationError, OptionError
+from streamcollapse.forward import perplexity as module
+from streamcollapse.forward.perplexity import Perplexity, make_windows
+from streamcollapse.jobs.perplexity import perplexity
+from streamcollapse.settings import Compute
+
+FLOAT32 = Compute("cpu", "float32")
+
+
+def _in_memory(directory: Path, text: str, window: int) -> tuple[float, int]:
+    """Windows one by one through the whole model: BOS, then the next window - 1 tokens of the text."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    total, count = 0.0, 0
+    for start in range(0, len(ids), window - 1):
+        row = torch.tensor([[tokenizer.bos_token_id, *ids[start : start + window - 1]]])
+        with torch.inference_mode():
+            loss = model(row, labels=row).loss.item()
+        total += loss * (row.shape[1] - 1)
+        count += row.shape[1] - 1
+    return total / count, count
+
+
+@pytest.fixture
+def text(tmp_path: Path, bundled: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text((bundled.parent / "text" / "wiki_eval.txt").read_text(encoding="utf-8")[:6000], encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("window", [17, 200])
+def test_equals_the_in_memory_figure(bundled: Path, text: Path, window: int) -> None:
+    score = perplexity(bundled, text, window=window, compute=FLOAT32)
+    nll, count = _in_memory(bundled, text.read_text(encoding="utf-8"), window)
+    assert score.tokens == count
+    assert score.nll == pytest.approx(nll, rel=1e-5)
+    assert score.perplexity == pytest.approx(math.exp(nll), rel=1e-4)
+    assert score.perplexity < 200, "the bundled model is trained"
+
+
+def test_what_is_held_at_once_does_not_change_the_figure(
+    llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = perplexity(llama, text, window=20, max_tokens=300, compute=FLOAT32)
+    monkeypatch.setattr(module, "MAX_HIDDEN_BYTES", 1)
+    monkeypatch.setattr(module, "MAX_LOGITS_BYTES", 4 * 4096 * 7)
+    pieces = perplexity(llama, text, window=20, max_tokens=300, compute=FLOAT32)
+    assert pieces.tokens == whole.tokens == 300
+    assert pieces.nll == pytest.approx(whole.nll, rel=1e-6)
+    assert whole.usage["bytes_read"] < 2 * pieces.usage["bytes_read"]
+
+
+def test_windows() -> None:
+    assert make_windows([0], [1, 2, 3, 4, 5], 3) == [[0, 1, 2], [0, 3, 4], [0, 5]]
+    assert make_windows([], [1, 2, 3], 2) == [[1, 2]]  # the last token has nothing before it
+    with pytest.raises(CalibrationError, match="a window of 1 tokens leaves no room"):
+        make_windows([0], [1], 1)
+
+
+def test_texts_and_settings_that_cannot_be_used(llama: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    with pytest.raises(CalibrationError, match="no token to predict"):
+        perplexity(llama, empty, compute=FLOAT32)
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        perplexity(llama, tmp_path / "none.txt", compute=FLOAT32)
+    with pytest.raises(OptionError, match="window is 129, but the model takes 128"):
+        perplexity(llama, empty, window=129, compute=FLOAT32)
+    with pytest.raises(OptionError, match="window is 1; it must be at least 2"):
+        perplexity(llama, empty, window=1, compute=FLOAT32)
+    assert Perplexity(1000.0, 3).perplexity == math.inf

@@ -1,0 +1,329 @@
+"""The whole job against a plain in-memory search, and the output as transformers sees it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, GPT2Config
+
+from streamcollapse import Calibration, CollapseOptions, Compute, Output, Plan, apply, prune, search
+from streamcollapse.errors import OutputError, PlanError
+from streamcollapse.jobs import prune as module
+from streamcollapse.jobs.opening import calibration_samples, open_job
+from streamcollapse.progress import DecisionMade, StackChanged, silent
+from streamcollapse.strategy.calibration import load_samples
+from tests.checkpoints import VOCABULARY, edit_tensors, save_llama, save_model
+from tests.in_memory import in_memory_search
+
+FLOAT32 = Compute("cpu", "float32")
+SAMPLES = load_samples(Calibration())
+
+
+def _thresholds(directory: Path, rule: str, **settings: Any) -> list[float]:
+    """Thresholds between the similarities that occur, so that some merges pass and some do not."""
+    seen = in_memory_search(directory, SAMPLES, c=3, i=1, threshold=1.0, rule=rule, **settings).decisions
+    values = sorted(d[2] for d in seen)
+    return [(values[1] + values[2]) / 2, (values[-2] + values[-1]) / 2]
+
+
+@pytest.mark.parametrize(
+    ("rule", "scale", "norms"),
+    [
+        ("sequential", 1.0, False),
+        ("rdsc", 1.0, False),
+        ("rdsc", 0.3, False),
+        ("mean", 1.0, False),
+        ("first", 1.0, False),
+        ("mean", 1.0, True),
+    ],
+)
+def test_decisions_and_weights_equal_the_in_memory_search(
+    llama: Path, tmp_path: Path, rule: str, scale: float, norms: bool
+) -> None:
+    for number, threshold in enumerate(_thresholds(llama, rule, scale=scale, norms=norms)):
+        settings = {"rule": rule, "threshold": threshold, "rdsc_scale": scale, "merge_norms": norms}
+        options = CollapseOptions(layers_per_merge=3, interval=1, **settings)  # type: ignore[arg-type]
+        pruned = prune(llama, tmp_path / str(number), options, compute=FLOAT32)
+        expected = in_memory_search(llama, SAMPLES, c=3, i=1, threshold=threshold, rule=rule, scale=scale, norms=norms)
+        assert pruned.plan.search is not None
+        ours = pruned.plan.search.decisions
+        assert [(d.l, d.merged, d.accepted) for d in ours] == [(x[0], x[1], x[3]) for x in expected.decisions]
+        assert any(d.accepted for d in ours)
+        assert not all(d.accepted for d in ours)
+        for decision, (_, _, similarity, _) in zip(ours, expected.decisions, strict=True):
+            assert decision.similarity == pytest.approx(similarity, abs=1e-5)
+        weights = expected.model.state_dict()
+        written = load_file(tmp_path / str(number) / "model.safetensors")
+        assert written.keys() == weights.keys()
+        for name, tensor in written.items():
+            torch.testing.assert_close(tensor, weights[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda: GPT2Config(
+            vocab_size=VOCABULARY, n_embd=32, n_layer=6, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1
+        ),
+        lambda: Gemma2Config(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            sliding_window=8,
+            bos_token_id=0,
+            eos_token_id=1,
+        ),
+    ],
+    ids=["gpt2", "gemma2"],
+)
+def test_other_families_end_to_end(tmp_path: Path, config: Any) -> None:
+    source = save_model(config(), tmp_path / "source", gain=1.5)
+    options = CollapseOptions(layers_per_merge=2, interval=2, threshold=-1.0, rule="mean")
+    pruned = prune(source, tmp_path / "out", options, compute=FLOAT32)
+    expected = in_memory_search(source, SAMPLES, c=2, i=2, threshold=-1.0, rule="mean")
+    assert pruned.plan.search is not None
+    # transformers alternates layer kinds by position while the candidate keeps those of its bases, so the in-memory
+    # search of a family with unlike layers is only followed as far as layers, not similarities, are concerned
+    assert [d.l for d in pruned.plan.search.decisions] == [d[0] for d in expected.decisions]
+    _check_output(tmp_path / "out", pruned.plan)
+
+
+def _check_output(out: Path, plan: Plan) -> None:
+    """No missing and no unexpected key, a cache that works, and the hidden states that the search evaluated."""
+    model, loading = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    model.eval()
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    inputs = tokenizer("The river was", return_tensors="pt")
+    with_cache = model.generate(**inputs, max_new_tokens=12, do_sample=False, use_cache=True)
+    without = model.generate(**inputs, max_new_tokens=12, do_sample=False, use_cache=False)
+    assert torch.equal(with_cache, without)
+    assert plan.search is not None
+    accepted = [d for d in plan.search.decisions if d.accepted]
+    if accepted:
+        assert _similarity_of(model, tokenizer, out) == pytest.approx(accepted[-1].similarity, abs=1e-5)
+
+
+def _similarity_of(model: Any, tokenizer: Any, out: Path) -> float:
+    """What the search measures, for the reloaded model against the reloaded source."""
+    report = json.loads((out / "streamcollapse_report.json").read_text())
+    source = AutoModelForCausalLM.from_pretrained(report["source"]["path"], dtype=torch.float32).eval()
+    similarities = []
+    for sample in SAMPLES:
+        ids = tokenizer(sample, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            a, b = (m(ids, output_hidden_states=True).hidden_states[-1].flatten().double() for m in (model, source))
+        similarities.append(float(torch.nn.functional.cosine_similarity(a, b, dim=0)))
+    return sum(similarities) / len(similarities)
+
+
+def test_the_output_directory(llama_bf16: Path, tmp_path: Path) -> None:
+    (source := shutil.copytree(llama_bf16, tmp_path / "source"))
+    (source / "LICENSE.txt").write_text("licence")
+    (source / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n# Model\n")
+    (source / "modeling_own.py").write_text("raise SystemExit")
+    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=-1.0)
+    out = tmp_path / "out"
+    pruned = prune(source, out, options, compute=Compute("cpu", "float32"), output=Output("100KB"))
+    names = {p.name for p in out.iterdir()}
+    shards = {n for n in names if n.endswith(".safetensors")}
+    assert len(shards) > 1
+    assert names - shards == {
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "LICENSE.txt",
+        "README.md",
+        "model.safetensors.index.json",
+        "streamcollapse_plan.json",
+        "streamcollapse_report.json",
+    }
+    # the embedding alone exceeds the limit and has a shard of its own
+    assert sum((out / s).stat().st_size > 101_000 for s in shards) == 2
+    assert Plan.load(out / "streamcollapse_plan.json") == pruned.plan
+    _check_output(out, pruned.plan)
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    card = (out / "README.md").read_text()
+    for expected in (
+        "base_model: source",
+        "license: apache-2.0",
+        "language: en",
+        "C = 3, L = 1, H = 8, I = 1, T = -1.0",
+    ):
+        assert expected in card
+    report = json.loads((out / "streamcollapse_report.json").read_text())
+    assert report == json.loads(json.dumps(pruned.report))
+    assert report["layers"] == {"before": 8, "after": pruned.plan.num_layers}
+    total = sum(t.numel() for s in shards for t in load_file(out / s).values())
+    assert report["parameters"]["after"] == total
+    assert report["ratio"] == pytest.approx(1 - total / report["parameters"]["before"])
+    assert report["bytes"]["after"] == 2 * total == report["usage"]["bytes_written"]
+    assert [p["name"] for p in report["usage"]["phases"]] == ["reference", "search", "write"]
+    assert all(p["seconds"] > 0 and p["peak_rss"] > 0 and p["bytes_read"] > 0 for p in report["usage"]["phases"])
+    assert report["versions"]["torch"].startswith("2.")
+    assert report["compute"] == {"device": "cpu", "dtype": "float32"}
+    assert report["options"]["search"]["layers_per_merge"] == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "source"]
+
+
+@pytest.mark.parametrize("source", ["llama", "llama_bf16"])
+def test_a_threshold_of_one_changes_no_byte(source: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    directory: Path = request.getfixturevalue(source)
+    pruned = prune(directory, tmp_path / "out", CollapseOptions(threshold=1.0, rule="first"), compute=FLOAT32)
+    assert pruned.report["ratio"] == 0
+    assert all(layer.untouched for layer in pruned.plan.layers)
+    before, after = ({}, {})
+    for where, tensors in ((directory, before), (tmp_path / "out", after)):
+        for shard in where.glob("*.safetensors"):
+            tensors.update(load_file(shard))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor.view(torch.uint8), after[name].view(torch.uint8)), name
+
+
+def test_search_and_apply_are_the_halves_of_prune(llama_bf16: Path, tmp_path: Path) -> None:
+    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=-1.0, rule="rdsc", rdsc_scale=0.4)
+    plan = search(llama_bf16, options, compute=FLOAT32)
+    plan.save(tmp_path / "plan.json")
+    apply(llama_bf16, Plan.load(tmp_path / "plan.json"), tmp_path / "halves", compute=FLOAT32)
+    whole = prune(llama_bf16, tmp_path / "whole", options, compute=FLOAT32)
+    assert whole.plan == plan
+    one, other = (load_file(tmp_path / d / "model.safetensors") for d in ("halves", "whole"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_mixed_weights_are_rounded_once_from_the_source(llama_bf16: Path, tmp_path: Path) -> None:
+    # Powers of two as coefficients: every product is exact, so the order of the additions is all that counts.
+    options = CollapseOptions(3, 1, threshold=-1.0, rule="rdsc", rdsc_scale=0.25)
+    pruned = prune(llama_bf16, tmp_path / "out", options, compute=FLOAT32)
+    source: dict[str, torch.Tensor] = {}
+    for shard in llama_bf16.glob("*.safetensors"):
+        source |= load_file(shard)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    deepest = max(pruned.plan.layers, key=lambda layer: len(layer.mix))
+    assert len(deepest.mix) > 3, "no layer was merged twice"
+    position = pruned.plan.layers.index(deepest)
+    name = "mlp.up_proj.weight"
+    total = torch.zeros(48, 32)
+    for layer, coefficient in sorted(deepest.mix.items()):
+        total = total + coefficient * source[f"model.layers.{layer}.{name}"].float()
+    assert torch.equal(written[f"model.layers.{position}.{name}"], total.bfloat16())
+
+
+def test_the_library_tells_what_it_does(llama: Path, tmp_path: Path) -> None:
+    events: list[Any] = []
+    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.9, rule="first")
+    pruned = prune(llama, tmp_path / "out", options, compute=FLOAT32, listener=events.append)
+    assert pruned.plan.search is not None
+    decisions = [e for e in events if isinstance(e, DecisionMade)]
+    assert [(d.pointer, d.similarity) for d in decisions] == [(d.l, d.similarity) for d in pruned.plan.search.decisions]
+    stacks = [e.cells for e in events if isinstance(e, StackChanged)]
+    assert stacks[0] == (1,) * 8
+    assert all(sum(cells) == 8 for cells in stacks)
+    assert len(stacks[-1]) == pruned.plan.num_layers
+
+
+def test_layers_of_unlike_shapes_are_passed_over_with_the_reason(tmp_path: Path) -> None:
+    """One tensor of the fifth of six layers has another dtype: only candidates that would mix it are passed over."""
+    source = save_llama(tmp_path / "m", num_layers=6)
+
+    def retype(tensors: dict[str, torch.Tensor]) -> None:
+        name = "model.layers.4.mlp.up_proj.weight"
+        tensors[name] = tensors[name].double()
+
+    edit_tensors(source, retype)
+    options = CollapseOptions(layers_per_merge=2, interval=1, threshold=-1.0)
+    plan = search(source, options, compute=FLOAT32)
+    assert plan.search is not None
+    by_pointer = {d.l: d for d in plan.search.decisions}
+    assert by_pointer[4].similarity is None
+    assert not by_pointer[4].accepted
+    assert by_pointer[4].reason == (
+        "mlp.up_proj.weight is [48, 32] float32 in source layer 3, [48, 32] float64 in source layer 4"
+    )
+    assert by_pointer[3].accepted
+    assert by_pointer[3].reason is None
+    apply(source, plan, tmp_path / "out", compute=FLOAT32)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_a_candidate_that_overflows_is_passed_over(llama: Path) -> None:
+    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=-1.0, rule="rdsc", rdsc_scale=1e30)
+    plan = search(llama, options, compute=FLOAT32)
+    assert plan.search is not None
+    assert plan.num_layers == 8
+    assert {d.reason for d in plan.search.decisions} == {"its hidden states are not finite"}
+
+
+def test_a_write_that_fails_keeps_the_search(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OutputError("no space")
+
+    monkeypatch.setattr(module, "write_weights", full)
+    with pytest.raises(OutputError, match="no space; the search is kept in") as caught:
+        prune(llama, tmp_path / "out", CollapseOptions(threshold=0.9), compute=FLOAT32)
+    kept = tmp_path / "out.plan.json"
+    assert str(kept) in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["out.plan.json"]
+    monkeypatch.undo()
+    apply(llama, Plan.load(kept), tmp_path / "out", compute=FLOAT32)
+
+
+def test_an_older_output_survives_a_failed_overwrite(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_companions", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="the search is kept in"):
+        prune(llama, tmp_path / "out", compute=FLOAT32, output=Output(overwrite=True))
+    assert (tmp_path / "out" / "old").read_text() == "old"
+
+
+def test_a_plan_of_another_source_writes_nothing(llama: Path, llama_bf16: Path, tmp_path: Path) -> None:
+    plan = Plan.identity("other", 8, open_job(llama_bf16, FLOAT32, False, silent).checkpoint.fingerprint())
+    with pytest.raises(PlanError, match="made for another source"):
+        apply(llama, plan, tmp_path / "out", compute=FLOAT32)
+    assert not any(tmp_path.iterdir())
+
+
+def test_trusted_code_comes_along(llama: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(llama, tmp_path / "source")
+    (source / "own.py").write_text("")
+    prune(source, tmp_path / "out", compute=FLOAT32, trust_remote_code=True)
+    assert (tmp_path / "out" / "own.py").is_file()
+
+
+def test_samples_are_cut_to_the_model_s_context(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("word " * 1000)
+    job = open_job(llama, FLOAT32, False, silent)
+    samples = calibration_samples(job, Calibration(tmp_path / "long.txt", max_tokens=1000))
+    assert samples.batches[0].lengths == (128,)
+    assert calibration_samples(job, Calibration(tmp_path / "long.txt", max_tokens=9)).num_tokens == 9
+
+
+@pytest.mark.gpu
+def test_cuda_decides_as_the_cpu(bundled: Path, tmp_path: Path) -> None:
+    options = CollapseOptions(interval=1, threshold=0.9)
+    gpu = prune(bundled, tmp_path / "gpu", options, compute=Compute("cuda", "float32"))
+    cpu = prune(bundled, tmp_path / "cpu", options, compute=FLOAT32)
+    assert gpu.plan.layers == cpu.plan.layers
+    assert gpu.report["usage"]["peak_vram"] > 0
+    one, other = (load_file(tmp_path / d / "model.safetensors") for d in ("gpu", "cpu"))
+    assert all(torch.equal(one[n], other[n]) for n in one)
