@@ -95,7 +95,7 @@ class DecoderStack:
             self._refuse_shared_state(hiddens[1:], (*args[1:], *kwargs.values()))
             calls.append(LayerCall(args[1:], kwargs, by_name))
             hiddens.append(hidden)
-            return wrap(hidden.clone())
+            return wrap(hidden.view_as(hidden))  # another tensor, to tell layers apart; the same memory
 
         with self._layers_run([layer] * len(self._skeleton.layers)):
             inputs = {"input_ids": input_ids_NT, "use_cache": False}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -86,8 +87,7 @@ def plan_strip(plan: Plan) -> Text:
     return strip(cells, unicode=_unicode())
 
 
-def show_plan(plan: Plan) -> None:
-    """The outcome of a search."""
+def _plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
     rows: list[tuple[str, str | Text]] = [
         ("layers", f"{plan.num_source_layers} -> {plan.num_layers}"),
         ("stack", plan_strip(plan)),
@@ -98,12 +98,16 @@ def show_plan(plan: Plan) -> None:
         rows += [("", decision_line(d, plan.search.threshold)) for d in plan.search.decisions if d.accepted]
         if skipped := [d for d in plan.search.decisions if d.reason is not None]:
             rows += [("", decision_line(d, plan.search.threshold)) for d in skipped]
-    _console().print(_rows(rows))
+    return rows
+
+
+def show_plan(plan: Plan, path: Path) -> None:
+    """The outcome of a search, and where the plan is."""
+    _console().print(_rows([*_plan_rows(plan), ("plan", str(path))]))
 
 
 def show_pruned(pruned: Pruned) -> None:
     """The outcome of ``prune`` or ``apply``."""
-    show_plan(pruned.plan)
     report = pruned.report
     before, after = report["bytes"]["before"], report["bytes"]["after"]
     usage = report["usage"]
@@ -115,6 +119,7 @@ def show_pruned(pruned: Pruned) -> None:
         memory += f", peak VRAM {format_bytes(usage['peak_vram'])}"
     phases = ", ".join(f"{p['name']} {format_seconds(p['seconds'])}" for p in usage["phases"])
     rows: list[tuple[str, str | Text]] = [
+        *_plan_rows(pruned.plan),
         ("parameters", f"{report['parameters']['before']:,} -> {report['parameters']['after']:,}"),
         ("weights", f"{format_bytes(before)} -> {format_bytes(after)} (ratio {100 * report['ratio']:.1f} %)"),
         ("time", f"{format_seconds(usage['seconds'])} ({phases})"),

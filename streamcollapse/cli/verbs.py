@@ -117,7 +117,7 @@ def search(
                 listener=listener,
             )
         found.save(plan)
-        print_json(found.to_json()) if as_json else tables.show_plan(found)
+        print_json(found.to_json()) if as_json else tables.show_plan(found, plan)
 
 
 def apply(

@@ -27,12 +27,12 @@ def candidate_similarity(
 
     ``view`` must be the original below 0-based ``position``: the forward pass starts there.
     """
-    hidden = [h.to(model.placement.device) for h in reference.boundaries[position]]
+    hidden = [h.to(model.placement.device) for h in reference.boundary(position)]
     for index in range(position, len(view.layers)):
         base = view.layers[index].base
         before = meter.bytes_read
-        weights = model.onload(view, index)
-        hidden = [model.run(base, weights, h, calls[base]) for h, calls in zip(hidden, reference.calls, strict=True)]
+        with model.onload(view, index) as weights:
+            hidden = [model.run(base, weights, h, c[base]) for h, c in zip(hidden, reference.calls, strict=True)]
         listener(LayerDone(index, len(view.layers), meter.bytes_read - before))
     similarities: list[float] = []
     for h, original, batch in zip(hidden, reference.last_hidden, reference.batches, strict=True):

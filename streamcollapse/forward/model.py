@@ -5,7 +5,8 @@ Shapes: hidden states are [N samples, T tokens, D model] in the compute dtype, o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -16,6 +17,8 @@ from streamcollapse.forward.batches import Batch
 from streamcollapse.merge.view import MergedView
 from streamcollapse.storage.source import TensorSource
 from streamcollapse.stream.device import Placement
+from streamcollapse.stream.needs import layer_slot_bytes
+from streamcollapse.stream.slots import LayerSlot
 
 Weights = dict[str, torch.Tensor]
 
@@ -31,6 +34,7 @@ class StreamedModel:
         self.placement = placement
         place_buffers(architecture.skeleton, placement.device)
         self._wanted = [set(layer.state_dict(keep_vars=True)) for layer in self._skeleton.layers]
+        self._slot = LayerSlot(layer_slot_bytes(source, architecture.layout, placement.dtype), placement.device)
 
     @property
     def num_layers(self) -> int:
@@ -43,14 +47,25 @@ class StreamedModel:
         weights[self._in_decoder(self._embedding_name())] = self._embedding(token_ids)
         return [self._stack.record(weights, batch.input_ids_NT.to(self.placement.device)) for batch in batches]
 
-    def onload(self, view: MergedView, position: int) -> Weights:
-        """The weights of 0-based layer ``position`` of ``view``, by suffix, ready to compute with."""
+    @contextmanager
+    def onload(self, view: MergedView, position: int) -> Iterator[Weights]:
+        """The weights of 0-based layer ``position`` of ``view``, by suffix, for as long as the body runs.
+
+        Where a tensor can be used in place, in the mapped file, it is; all others share one slot.
+        """
         wanted = self._wanted[view.layers[position].base]
-        return {
-            suffix: self.placement.place(view.read(name, self.placement.device))
-            for suffix, name in view.layer_names(position).items()
-            if suffix in wanted
-        }
+        names = {suffix: name for suffix, name in view.layer_names(position).items() if suffix in wanted}
+        with self._slot.lease() as slot:
+            yield {suffix: self._load(view, name, slot) for suffix, name in names.items()}
+
+    def _load(self, view: MergedView, name: str, slot: LayerSlot) -> torch.Tensor:
+        info, device = view.info(name), self.placement.device
+        dtype = self.placement.dtype if info.dtype.is_floating_point else info.dtype
+        if view.untouched(name) and dtype == info.dtype and device.type == "cpu":
+            return view.read(name, device)
+        weight = slot.carve(info.shape, dtype)
+        view.read_into(weight, name)
+        return weight
 
     def run(self, base: int, weights: Weights, hidden_NTD: torch.Tensor, call: LayerCall) -> torch.Tensor:
         """One decoder layer: the code of source layer ``base`` with ``weights``."""

@@ -82,9 +82,9 @@ def _stream(
     hidden = [recording.hidden_NTD for recording in recordings]
     for position, layer in enumerate(view.layers):
         before = meter.bytes_read
-        weights = model.onload(view, position)
-        for i, recording in enumerate(recordings):
-            hidden[i] = model.run(layer.base, weights, hidden[i], recording.calls[layer.base])
+        with model.onload(view, position) as weights:
+            for i, recording in enumerate(recordings):
+                hidden[i] = model.run(layer.base, weights, hidden[i], recording.calls[layer.base])
         listener(LayerDone(position, len(view.layers), meter.bytes_read - before))
     return hidden
 

@@ -21,23 +21,25 @@ from streamcollapse.storage.finite import check_finite, is_finite
 from streamcollapse.stream.meters import Meter
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reference:
     """What candidates are measured against, a list entry for each batch.
 
-    ``boundaries[i]`` are the hidden states [N, T, D] before source layer i, on the CPU; ``last_hidden`` the original
-    model's last hidden states [N, T, D'] on the compute device; ``calls[b][i]`` the other arguments of layer i.
+    ``boundaries[b][i]`` are the hidden states [N, T, D] before source layer ``first + i``, on the CPU; ``last_hidden``
+    the original model's last hidden states [N, T, D'] on the compute device; ``calls[b][i]`` the other arguments of
+    layer i.
     """
 
     batches: Sequence[Batch]
     calls: list[tuple[LayerCall, ...]]
-    boundaries: dict[int, list[torch.Tensor]]
+    first: int
+    boundaries: list[torch.Tensor]
     last_hidden: list[torch.Tensor]
 
-    def forget_above(self, boundary: int) -> None:
-        """Let go of boundaries above ``boundary``: the search has passed them."""
-        for index in [i for i in self.boundaries if i > boundary]:
-            del self.boundaries[index]
+    def boundary(self, layer_index: int) -> list[torch.Tensor]:
+        """The hidden states before 0-based source layer ``layer_index``, per batch; it must be one that was kept."""
+        assert layer_index >= self.first
+        return [states[layer_index - self.first] for states in self.boundaries]
 
 
 @torch.inference_mode()
@@ -49,7 +51,7 @@ def reference_pass(
     meter: Meter,
     listener: Listener,
 ) -> Reference:
-    """Stream ``view`` once over ``batches``, keeping the boundaries in ``kept``.
+    """Stream ``view`` once over ``batches``, keeping the boundaries in ``kept`` (step 1).
 
     Raises NonFiniteError, naming layer and tensor, when a weight that is reached is NaN or infinite, or when the
     hidden states overflow the compute dtype.
@@ -57,17 +59,20 @@ def reference_pass(
     recordings = model.record(batches)
     hidden = [recording.hidden_NTD for recording in recordings]
     calls = [recording.calls for recording in recordings]
-    boundaries: dict[int, list[torch.Tensor]] = {}
+    # One block per batch, allocated before anything else: kept states scattered among short-lived activations would
+    # leave the heap full of holes.
+    boundaries = [torch.empty(len(kept), *h.shape, dtype=h.dtype) for h in hidden]
     for position, layer in enumerate(view.layers):
         if position in kept:
-            boundaries[position] = [h.cpu() for h in hidden]
+            for states, h in zip(boundaries, hidden, strict=True):
+                states[position - kept.start].copy_(h)
         before = meter.bytes_read
-        weights = model.onload(view, position)
-        _check_weights(model, view, position, weights)
-        hidden = [model.run(layer.base, weights, h, c[layer.base]) for h, c in zip(hidden, calls, strict=True)]
+        with model.onload(view, position) as weights:
+            _check_weights(model, view, position, weights)
+            hidden = [model.run(layer.base, weights, h, c[layer.base]) for h, c in zip(hidden, calls, strict=True)]
         _check_hidden(position, hidden, batches)
         listener(LayerDone(position, len(view.layers), meter.bytes_read - before))
-    return Reference(batches, calls, boundaries, [model.last_hidden(h) for h in hidden])
+    return Reference(batches, calls, kept.start, boundaries, [model.last_hidden(h) for h in hidden])
 
 
 def _check_weights(model: StreamedModel, view: MergedView, position: int, weights: Weights) -> None:

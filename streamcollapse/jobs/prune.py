@@ -110,7 +110,6 @@ def _search(job: Job, options: CollapseOptions, samples: Samples) -> Plan:
         job.listener(PhaseStarted("search"))
         job.listener(StackChanged(tuple(1 for _ in state.layers)))
         while candidate := state.candidate():
-            reference.forget_above(candidate.position)
             job.listener(CandidateStarted(candidate.pointer, candidate.merged, options.threshold))
             similarity, reason = None, mismatch(job.source, job.architecture.layout, candidate.merged_layer)
             if reason is None:

@@ -1,7 +1,7 @@
 """MergedView: a plan over a source, seen as a tensor source. What is evaluated is what is written.
 
-A mixed tensor is accumulated in float32 straight from the source tensors, in ascending order of source layer, and
-rounded once to the source's dtype. A layer that is its base passes the source's bytes through untouched.
+A mixed tensor is accumulated straight from the source tensors, in ascending order of source layer (mixing.py). A layer
+that is its base passes the source's bytes through untouched.
 """
 
 from __future__ import annotations
@@ -12,23 +12,10 @@ import torch
 
 from streamcollapse.arch.layout import Layout
 from streamcollapse.errors import PlanError
+from streamcollapse.merge.mixing import Terms, mix_into, mix_tensors
 from streamcollapse.merge.plan import Plan, PlanLayer
 from streamcollapse.merge.rules import Mix
 from streamcollapse.storage.source import TensorInfo, TensorSource
-
-
-def mix_tensors(terms: Sequence[tuple[float, torch.Tensor]], dtype: torch.dtype) -> torch.Tensor:
-    """sum of coefficient * tensor over ``terms`` in order, accumulated in float32, rounded once to ``dtype``.
-
-    Never writes into an argument. A single term with coefficient 1 is returned as it is.
-    """
-    if len(terms) == 1 and terms[0][0] == 1.0 and terms[0][1].dtype == dtype:
-        return terms[0][1]
-    accumulator_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    total = torch.zeros(terms[0][1].shape, dtype=accumulator_dtype, device=terms[0][1].device)
-    for coefficient, tensor in terms:
-        total.add_(tensor.to(accumulator_dtype), alpha=coefficient)
-    return total.to(dtype)
 
 
 class MergedView:
@@ -65,10 +52,20 @@ class MergedView:
         """``name`` of the pruned model on ``device``, where it is mixed as well."""
         if name not in self._where:
             return self._source.read(name, device)
+        return mix_tensors(self._terms(name, device), self.info(name).dtype)
+
+    def read_into(self, out: torch.Tensor, name: str) -> None:
+        """The values of ``name``, converted into ``out``, mixed on its device and rounded to their own dtype first."""
+        mix_into(out, self._terms(name, out.device), self.info(name).dtype)
+
+    def untouched(self, name: str) -> bool:
+        """Whether ``name`` is a tensor of the source as it is, so that reading it need not copy."""
+        return name not in self._where or list(self.mix_of(*self._where[name]).values()) == [1.0]
+
+    def _terms(self, name: str, device: torch.device) -> Terms:
         layer, suffix = self._where[name]
         mix = self.mix_of(layer, suffix)
-        terms = [(mix[s], self._source.read(self._layout.name(s, suffix), device)) for s in sorted(mix)]
-        return mix_tensors(terms, self.info(name).dtype)
+        return [(mix[s], self._source.read(self._layout.name(s, suffix), device)) for s in sorted(mix)]
 
     def mix_of(self, layer: PlanLayer, suffix: str) -> Mix:
         """The mix of one tensor of ``layer``: its base alone for norms and for stored tensors that are not learned."""

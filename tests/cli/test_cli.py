@@ -36,7 +36,7 @@ def _invoke(*arguments: str) -> Any:
 def test_prune_and_its_halves_agree(llama: Path, tmp_path: Path) -> None:
     whole = _invoke("prune", str(llama), "--out", str(tmp_path / "whole"), *METHOD, *RUN)
     assert "8 -> " in whole.stdout
-    assert f"pruned model  {tmp_path / 'whole'}\n" in whole.stdout
+    assert f"pruned model   {tmp_path / 'whole'}\n" in whole.stdout
     assert whole.stderr == "", "nothing of the live view on a pipe"
     _invoke("search", str(llama), "--plan", str(tmp_path / "plan.json"), *METHOD, *RUN)
     _invoke("apply", str(llama), str(tmp_path / "plan.json"), "--out", str(tmp_path / "halves"), "--device", "cpu")

@@ -83,7 +83,7 @@ def test_every_boundary_equals_the_model_s_own_forward(family: str, tmp_path: Pa
         with torch.inference_mode():
             output = model(torch.tensor([sample]), output_hidden_states=True, use_cache=False)
         for index in range(job.num_layers):
-            ours = reference.boundaries[index][0][row, : len(sample)]
+            ours = reference.boundary(index)[0][row, : len(sample)]
             torch.testing.assert_close(ours, output.hidden_states[index][0], atol=1e-5, rtol=1e-5)
         ours = reference.last_hidden[0][row, : len(sample)]
         torch.testing.assert_close(ours, output.hidden_states[-1][0], atol=1e-5, rtol=1e-5)
@@ -96,8 +96,9 @@ def test_every_boundary_equals_the_model_s_own_forward(family: str, tmp_path: Pa
 def _top(job: Job, reference: Reference, row: int, length: int) -> torch.Tensor:
     """What leaves the top layer for one sample, from the boundary below it."""
     model, view, last = job.model(), job.original(), job.num_layers - 1
-    hidden = reference.boundaries[last][0]
-    return model.run(last, model.onload(view, last), hidden, reference.calls[0][last])[row : row + 1, :length]
+    hidden = reference.boundary(last)[0]
+    with model.onload(view, last) as weights:
+        return model.run(last, weights, hidden, reference.calls[0][last])[row : row + 1, :length]
 
 
 def test_bfloat16_equals_the_model_s_own_forward_bit_for_bit(bundled: Path) -> None:
@@ -129,10 +130,15 @@ def test_batches_respect_the_limit() -> None:
     assert batches[0].input_ids_NT.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
 
 
-def test_boundaries_above_the_pointer_are_let_go_of(llama: Path) -> None:
-    _, reference = reference_of(llama, random_samples())
-    reference.forget_above(3)
-    assert sorted(reference.boundaries) == [0, 1, 2, 3]
+def test_only_the_boundaries_that_are_asked_for_are_kept(llama: Path) -> None:
+    job, whole = reference_of(llama, random_samples())
+    batches = make_batches(random_samples())
+    part = reference_pass(job.model(), job.original(), batches, range(2, 5), job.meter, silent)
+    assert part.boundaries[0].shape == (3, 4, 23, 32)
+    for layer_index in (2, 3, 4):
+        assert torch.equal(part.boundary(layer_index)[0], whole.boundary(layer_index)[0])
+    nothing = reference_pass(job.model(), job.original(), batches, range(0), job.meter, silent)
+    assert torch.equal(nothing.last_hidden[0], whole.last_hidden[0])
 
 
 def test_each_layer_is_read_once_and_told(llama: Path) -> None:
@@ -147,6 +153,24 @@ def test_each_layer_is_read_once_and_told(llama: Path) -> None:
     not_read = job.checkpoint.info("lm_head.weight").num_bytes
     norms_twice = job.checkpoint.info("model.norm.weight").num_bytes
     assert job.meter.phases[0].bytes_read == job.checkpoint.num_bytes - not_read + norms_twice
+
+
+def test_a_layer_s_weights_live_in_the_file_or_in_one_slot(llama_bf16: Path) -> None:
+    for dtype in ("bfloat16", "float32"):
+        job = open_job(llama_bf16, Compute("cpu", dtype), False, silent)
+        model, view = job.model(), job.original()
+        pointers = []
+        for position in (0, 1):
+            with model.onload(view, position) as weights:
+                assert {w.dtype for w in weights.values()} == {job.placement.dtype}
+                for suffix, weight in weights.items():
+                    stored = job.checkpoint.read(f"model.layers.{position}.{suffix}", torch.device("cpu"))
+                    assert torch.equal(weight, stored.to(weight.dtype))
+                    assert (weight.data_ptr() == stored.data_ptr()) == (dtype == "bfloat16")
+                pointers.append({s: w.data_ptr() for s, w in weights.items()})
+                with pytest.raises(AssertionError, match="the slot is in use"), model.onload(view, 2):
+                    pass
+        assert (pointers[0] == pointers[1]) == (dtype == "float32")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

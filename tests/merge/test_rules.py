@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamcollapse.merge.mixing import mix_tensors
 from streamcollapse.merge.plan import PlanLayer, collapse, original_layers
 from streamcollapse.merge.rules import RULES, Mix
-from streamcollapse.merge.view import mix_tensors
 
 
 def _singles(*layers: int) -> list[Mix]:

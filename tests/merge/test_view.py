@@ -8,8 +8,10 @@ from safetensors.torch import load_file
 
 from streamcollapse.arch.architecture import understand
 from streamcollapse.errors import PlanError
+from streamcollapse.merge import mixing
+from streamcollapse.merge.mixing import mix_into, mix_tensors
 from streamcollapse.merge.plan import Plan, PlanLayer, original_layers
-from streamcollapse.merge.view import MergedView, check_plan, mismatch, mix_tensors
+from streamcollapse.merge.view import MergedView, check_plan, mismatch
 from streamcollapse.storage.checkpoint import Checkpoint
 from tests.checkpoints import edit_tensors, save_llama
 
@@ -31,6 +33,18 @@ def test_no_argument_is_written_to_and_a_plain_copy_is_the_tensor_itself() -> No
     assert torch.equal(a, torch.ones(3))
     assert torch.equal(b, torch.full((3,), 2.0))
     assert mix_tensors([(1.0, a.double()), (1e-12, a.double())], torch.float64)[0].item() == 1 + 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_pieces_do_not_change_a_bit(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(0)
+    terms = [(c, torch.randn(37, 11, generator=g).to(dtype)) for c in (-2.0, 1.0, 1 / 3, 0.7)]
+    whole = mix_tensors(terms, dtype)
+    monkeypatch.setattr(mixing, "_PIECE_ELEMENTS", 13)
+    pieces = torch.empty(37, 11, dtype=torch.float64)
+    mix_into(pieces, terms, dtype)
+    assert torch.equal(pieces.to(dtype), whole)
+    assert torch.equal(pieces, whole.double()), "rounded to the weights' own dtype before anything else"
 
 
 def _view(directory: Path, layers: list[PlanLayer], norms: bool = False) -> MergedView:
