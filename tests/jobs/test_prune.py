@@ -177,6 +177,18 @@ def test_the_output_directory(llama_bf16: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "source"]
 
 
+def test_the_two_readings_of_rdsc_on_trained_weights(bundled: Path) -> None:
+    similarities = {}
+    for rule in ("sequential", "rdsc"):
+        plan = search(bundled, CollapseOptions(interval=1, threshold=1.0, rule=rule), compute=FLOAT32)
+        assert plan.search is not None
+        similarities[rule] = [d.similarity for d in plan.search.decisions[:19]]  # l = 20 down to 2
+    assert similarities["sequential"][0] == pytest.approx(0.942, abs=1e-3)
+    assert similarities["rdsc"][0] == pytest.approx(0.244, abs=1e-3)
+    assert all(0.93 < (s or 0) < 0.98 for s in similarities["sequential"])
+    assert all(0.1 < (s or 0) < 0.67 for s in similarities["rdsc"])
+
+
 @pytest.mark.parametrize("source", ["llama", "llama_bf16"])
 def test_a_threshold_of_one_changes_no_byte(source: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     directory: Path = request.getfixturevalue(source)
