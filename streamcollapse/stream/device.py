@@ -56,5 +56,6 @@ class Placement:
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
+    ask = getattr(torch.cpu, "get_capabilities", None)  # where torch does not tell, float32 is always right
+    capabilities = ask() if ask else {}
     return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
