@@ -82,7 +82,7 @@ def build_layout(skeleton: Skeleton, source: TensorSource) -> Layout:
                 )
         unmerged.update(suffix for suffix in suffixes[index] if suffix not in parameters)
         norms.update(suffix for suffix in parameters if _is_norm(layer, suffix))
-    stored, tied_head = _outside_names(skeleton, set(outside), prefix)
+    stored, tied_head = _outside_names(skeleton, set(outside), prefix, source)
     return Layout(
         stack, tuple(map(tuple, suffixes)), tuple(outside), frozenset(norms), frozenset(unmerged), stored, tied_head
     )
@@ -109,7 +109,9 @@ def _stored_buffers(module: torch.nn.Module) -> list[str]:
     return [name for name in module.state_dict(keep_vars=True) if name not in parameters]
 
 
-def _outside_names(skeleton: Skeleton, disk: set[str], prefix: str) -> tuple[dict[str, str], bool]:
+def _outside_names(
+    skeleton: Skeleton, disk: set[str], prefix: str, source: TensorSource
+) -> tuple[dict[str, str], bool]:
     """Skeleton name -> disk name for everything outside the stack, and whether the head shares the embedding."""
     inside = f"{skeleton.layers_path}."
     parameters = dict(skeleton.model.named_parameters(remove_duplicate=False))
@@ -125,10 +127,22 @@ def _outside_names(skeleton: Skeleton, disk: set[str], prefix: str) -> tuple[dic
                 f"tensor {on_disk} is missing; the checkpoint's names do not match {type(skeleton.model).__name__}"
             )
         stored[name] = stored[twin]
+    _check_shapes(skeleton, stored, source)
     head, embedding = skeleton.model.get_output_embeddings(), skeleton.model.get_input_embeddings()
     if head is not None and embedding is not None:
         tied_head = getattr(head, "weight", None) is getattr(embedding, "weight", None)
     return stored, tied_head
+
+
+def _check_shapes(skeleton: Skeleton, stored: Mapping[str, str], source: TensorSource) -> None:
+    expected = skeleton.model.state_dict(keep_vars=True)
+    for name, on_disk in stored.items():
+        shape, wanted = source.info(on_disk).shape, tuple(expected[name].shape)
+        if shape != wanted:
+            raise ModelError(
+                f"tensor {printable(on_disk)} has shape {list(shape)}, the config gives {list(wanted)}; "
+                "config.json and weights do not belong together"
+            )
 
 
 def _refuse_packed(source: TensorSource) -> None:

@@ -114,10 +114,15 @@ class DecoderStack:
     def run(self, layer_index: int, tensors: Tensors, hidden_NTD: torch.Tensor, call: LayerCall) -> torch.Tensor:
         """The output of 0-based ``layer_index`` with weights ``tensors``, named relative to the layer. [N, T, D]"""
         layer = self._skeleton.layers[layer_index]
+        args, kwargs = (hidden_NTD, *call.args), call.kwargs
         if call.hidden_by_name:
-            output = functional_call(layer, dict(tensors), call.args, {**call.kwargs, "hidden_states": hidden_NTD})
-        else:
-            output = functional_call(layer, dict(tensors), (hidden_NTD, *call.args), call.kwargs)
+            args, kwargs = call.args, {**call.kwargs, "hidden_states": hidden_NTD}
+        try:
+            output = functional_call(layer, dict(tensors), args, kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ModelError(_why_not(layer_index, layer, tensors, error)) from error
         hidden: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
         return hidden
 
@@ -159,3 +164,14 @@ class DecoderStack:
         finally:
             for layer in self._skeleton.layers:
                 del layer.forward
+
+
+def _why_not(layer_index: int, layer: torch.nn.Module, tensors: Tensors, error: RuntimeError) -> str:
+    """Why a layer cannot be run with ``tensors``: the first that has not the shape of the config, if there is one."""
+    for suffix, expected in layer.state_dict(keep_vars=True).items():
+        if suffix in tensors and tensors[suffix].shape != expected.shape:
+            return (
+                f"layer {layer_index}: {suffix} has shape {list(tensors[suffix].shape)}, the config gives "
+                f"{list(expected.shape)}; config.json and weights do not belong together"
+            )
+    return f"layer {layer_index} cannot be run: {printable(str(error).splitlines()[0])}"

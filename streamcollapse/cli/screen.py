@@ -92,6 +92,7 @@ class _View:
         self._candidate: CandidateStarted | None = None
         self._last: DecisionMade | None = None
         self._decided = [0, 0]
+        self._threshold = 0.0
         self._cells: tuple[int, ...] = ()
         self._num_layers = 0
 
@@ -109,7 +110,7 @@ class _View:
                 self._steps += 1
                 self._bytes += num_bytes
             case CandidateStarted():
-                self._candidate = event
+                self._candidate, self._threshold = event, event.threshold
             case DecisionMade():
                 self._candidate, self._last = None, event
                 self._decided[0 if event.accepted else 1] += 1
@@ -155,12 +156,15 @@ class _View:
 
     def _candidate_line(self) -> Text:
         line = Text(" " * 11)
-        if self._candidate is not None:
-            top = self._candidate.pointer + self._candidate.merged
-            line.append(f"testing layers {self._candidate.pointer}-{top}  ", "yellow")
         if self._last is not None:
-            value = "-" if self._last.similarity is None else f"{self._last.similarity:.4f}"
-            verdict = "merged" if self._last.accepted else "kept apart"
-            style = "green" if self._last.accepted else "red"
-            line.append(f"last: l = {self._last.pointer}, similarity {value} ").append(verdict, style)
-        return line.append(f"  ({self._decided[0]} merged, {self._decided[1]} kept apart)", "dim")
+            last, threshold = self._last, f"T = {self._threshold:g}"
+            if last.similarity is None:
+                line.append(f"l = {last.pointer}: passed over", "red")
+            elif last.accepted:
+                line.append(f"l = {last.pointer}: {last.similarity:.4f} > {threshold}, merged", "green")
+            else:
+                line.append(f"l = {last.pointer}: {last.similarity:.4f} <= {threshold}, kept apart", "red")
+            line.append(f"  {self._decided[0]} of {sum(self._decided)} merged", "dim")
+        if self._candidate is not None:
+            line.append(f"  next: l = {self._candidate.pointer}" if self._last else f"l = {self._candidate.pointer}")
+        return line

@@ -192,14 +192,19 @@ def test_the_live_view_follows_the_events() -> None:
     view.listen(PhaseStarted("search"))
     view.listen(StackChanged((1, 1, 1, 1)))
     view.listen(CandidateStarted(2, 1, 0.5))
-    assert "testing layers 2-3" in lines()[-1]
+    assert lines()[-1].strip() == "l = 2"
+    assert [str(s.style) for s in view._stack_line().spans if "yellow" in str(s.style)] == ["black on yellow"] * 2
     view.listen(DecisionMade(2, 1, 0.75, True))
     view.listen(StackChanged((1, 2, 1)))
     assert "■2■  4 -> 3 layers" in lines()[-2]
-    assert "l = 2, similarity 0.7500 merged" in lines()[-1]
+    assert lines()[-1].strip() == "l = 2: 0.7500 > T = 0.5, merged  1 of 1 merged"
+    view.listen(CandidateStarted(1, 1, 0.5))
+    assert lines()[-1].endswith("next: l = 1")
+    view.listen(DecisionMade(1, 1, 0.25, False))
+    assert "l = 1: 0.2500 <= T = 0.5, kept apart  1 of 2 merged" in lines()[-1]
     view.listen(DecisionMade(1, 1, None, False, "reason"))
-    assert "similarity - kept apart" in lines()[-1]
-    assert "(1 merged, 1 kept apart)" in lines()[-1]
+    assert "l = 1: passed over  1 of 3 merged" in lines()[-1]
+    assert all(len(line) <= 80 for line in lines())
     assert lines()[0].startswith("reference  " + "█" * 24)
 
 

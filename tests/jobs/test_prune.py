@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, GPT2Config
 
 from streamcollapse import Calibration, CollapseOptions, Compute, Output, Plan, apply, prune, search
-from streamcollapse.errors import OutputError, PlanError
+from streamcollapse.errors import ModelError, OutputError, PlanError
 from streamcollapse.jobs import prune as module
 from streamcollapse.jobs.opening import calibration_samples, open_job
 from streamcollapse.progress import DecisionMade, StackChanged, silent
@@ -247,28 +248,58 @@ def test_the_library_tells_what_it_does(llama: Path, tmp_path: Path) -> None:
     assert len(stacks[-1]) == pruned.plan.num_layers
 
 
-def test_layers_of_unlike_shapes_are_passed_over_with_the_reason(tmp_path: Path) -> None:
-    """One tensor of the fifth of six layers has another dtype: only candidates that would mix it are passed over."""
+def _widen(tensors: dict[str, torch.Tensor]) -> None:
+    """The feed-forward of layer 4 gets two units more that do nothing."""
+    prefix = "model.layers.4.mlp"
+    for name in ("gate_proj", "up_proj"):
+        tensors[f"{prefix}.{name}.weight"] = torch.cat([tensors[f"{prefix}.{name}.weight"], torch.zeros(2, 32)])
+    down = tensors[f"{prefix}.down_proj.weight"]
+    tensors[f"{prefix}.down_proj.weight"] = torch.cat([down, torch.zeros(32, 2)], dim=1)
+
+
+def _retype(tensors: dict[str, torch.Tensor]) -> None:
+    name = "model.layers.4.mlp.up_proj.weight"
+    tensors[name] = tensors[name].double()
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (_widen, r"mlp.\w+.weight is .* in source layer 3, .*50.* in source layer 4"),
+        (_retype, r"mlp.up_proj.weight is \[48, 32\] float32 in source layer 3, \[48, 32\] float64 in source layer 4"),
+    ],
+)
+def test_unlike_layers_are_passed_over_with_the_reason(tmp_path: Path, edit: Any, reason: str) -> None:
+    """Only candidates that would put something of layer 4 into another layer are passed over; the rest goes on."""
     source = save_llama(tmp_path / "m", num_layers=6)
-
-    def retype(tensors: dict[str, torch.Tensor]) -> None:
-        name = "model.layers.4.mlp.up_proj.weight"
-        tensors[name] = tensors[name].double()
-
-    edit_tensors(source, retype)
     options = CollapseOptions(layers_per_merge=2, interval=1, threshold=-1.0)
+    plain = search(source, options, compute=FLOAT32)
+    edit_tensors(source, edit)
     plan = search(source, options, compute=FLOAT32)
     assert plan.search is not None
-    by_pointer = {d.l: d for d in plan.search.decisions}
-    assert by_pointer[4].similarity is None
-    assert not by_pointer[4].accepted
-    assert by_pointer[4].reason == (
-        "mlp.up_proj.weight is [48, 32] float32 in source layer 3, [48, 32] float64 in source layer 4"
-    )
-    assert by_pointer[3].accepted
-    assert by_pointer[3].reason is None
+    assert plain.search is not None
+    assert [(d.l, d.accepted) for d in plan.search.decisions] == [(4, False), (3, True), (2, True), (1, True)]
+    first, second = plan.search.decisions[:2]
+    assert first.similarity is None
+    assert first.reason is not None
+    assert re.fullmatch(reason, first.reason)
+    assert second.reason is None
+    assert plan.layers[-2].mix == {4: 1.0}
     apply(source, plan, tmp_path / "out", compute=FLOAT32)
-    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_weights_that_do_not_fit_the_config(tmp_path: Path) -> None:
+    source = save_llama(tmp_path / "m", num_layers=4)
+
+    def shorten(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.2.mlp.down_proj.weight"] = torch.zeros(32, 40)
+
+    edit_tensors(source, shorten)
+    with pytest.raises(ModelError, match=r"layer 2: mlp.down_proj.weight has shape \[32, 40\], the config gives"):
+        search(source, compute=FLOAT32)
+    edit_tensors(source, lambda tensors: tensors.update({"model.norm.weight": torch.ones(31)}))
+    with pytest.raises(ModelError, match=r"tensor model.norm.weight has shape \[31\], the config gives \[32\]"):
+        search(source, compute=FLOAT32)
 
 
 def test_a_candidate_that_overflows_is_passed_over(llama: Path) -> None:
