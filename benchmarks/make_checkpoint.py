@@ -86,6 +86,9 @@ class SmoothLlama:
         mixed = math.cos(angle) * self._noise(f"a.{suffix}", size) + math.sin(angle) * self._noise(f"b.{suffix}", size)
         return (mixed / math.sqrt(size[1])).to(self.dtype)
 
+    def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        return self.read(name, torch.device("cpu"))[rows]
+
     def _noise(self, name: str, size: tuple[int, ...]) -> torch.Tensor:
         """Uniform noise of unit variance that depends on ``name`` and the seed alone."""
         number = self.seed + sum(ord(c) * 31**i for i, c in enumerate(name)) % (2**31)

@@ -12,12 +12,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from streamcollapse.errors import ModelError, printable
 from streamcollapse.storage.index import read_json
 
 CONFIG_FILE = "config.json"
+
+# What transformers and its validators raise for a config that they cannot use. Programming errors of ours do not pass
+# through the calls that this guards.
+THEIR_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
 
 # Lists that are never one entry per layer, however long they happen to be.
@@ -40,7 +56,8 @@ class ModelConfig:
     @property
     def family(self) -> str:
         """Architecture class if the config names one, else the model type."""
-        return str((self.raw.get("architectures") or [self.raw.get("model_type")])[0])
+        named = self.raw.get("architectures")
+        return printable(named[0] if isinstance(named, list) and named else self.raw.get("model_type"))
 
 
 def load_config(directory: Path, trust_remote_code: bool) -> ModelConfig:
@@ -60,8 +77,8 @@ def load_config(directory: Path, trust_remote_code: bool) -> ModelConfig:
         )
     try:
         loaded = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, ImportError) as error:
-        raise ModelError(f"{where}: transformers cannot read it: {_first_line(error)}") from error
+    except THEIR_ERRORS as error:
+        raise ModelError(f"{where}: transformers cannot read it: {first_line(error)}") from error
     if getattr(loaded, "is_encoder_decoder", False):
         raise ModelError(
             f"{where}: {printable(raw.get('model_type'))} is an encoder-decoder model; give a decoder-only one"
@@ -78,7 +95,8 @@ def _known_model_types() -> Any:
     return CONFIG_MAPPING
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What ``error`` says, on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return printable(lines[0] if lines else type(error).__name__)
 
@@ -145,4 +163,4 @@ def _derived(raw: dict[str, Any], section: dict[str, Any], key: str) -> Any:
 
 def config_text(document: dict[str, Any]) -> str:
     """``document`` as transformers would lay it out in ``config.json``."""
-    return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return json.dumps(document, indent=2, sort_keys=True) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ def build_layout(skeleton: Skeleton, source: TensorSource) -> Layout:
     _refuse_packed(source)
     prefix = _disk_prefix(skeleton, names)
     stack = skeleton.layers_path.removeprefix(prefix)
-    pattern = re.compile(re.escape(stack) + r"\.(\d+)\.(.+)")
+    pattern = re.compile(re.escape(stack) + r"\.(0|[1-9][0-9]{0,8})\.(.+)")
     num_layers = len(skeleton.layers)
     suffixes: list[list[str]] = [[] for _ in range(num_layers)]
     outside: list[str] = []
@@ -71,6 +72,7 @@ def build_layout(skeleton: Skeleton, source: TensorSource) -> Layout:
             )
     norms: set[str] = set()
     unmerged: set[str] = set()
+    unlike: Counter[str] = Counter()
     for index, layer in enumerate(skeleton.layers):
         parameters = dict(layer.named_parameters())
         expected = [*parameters, *_stored_buffers(layer)]
@@ -80,8 +82,16 @@ def build_layout(skeleton: Skeleton, source: TensorSource) -> Layout:
                     f"tensor {stack}.{index}.{suffix} is missing; "
                     f"the checkpoint's names do not match {type(skeleton.model).__name__}"
                 )
+            name = f"{stack}.{index}.{suffix}"
+            if suffix in parameters:
+                _refuse_integers(name, source)
+                unlike[suffix] += source.info(name).shape != tuple(parameters[suffix].shape)
         unmerged.update(suffix for suffix in suffixes[index] if suffix not in parameters)
         norms.update(suffix for suffix in parameters if _is_norm(layer, suffix))
+    for suffix, count in unlike.items():
+        if count == num_layers:  # a single odd layer is one that merges pass over; all of them are a wrong config
+            expected_shape = tuple(skeleton.layers[0].get_parameter(suffix).shape)
+            _refuse_shape(f"{stack}.0.{suffix}", source.info(f"{stack}.0.{suffix}").shape, expected_shape)
     stored, tied_head = _outside_names(skeleton, set(outside), prefix, source)
     return Layout(
         stack, tuple(map(tuple, suffixes)), tuple(outside), frozenset(norms), frozenset(unmerged), stored, tied_head
@@ -137,12 +147,30 @@ def _outside_names(
 def _check_shapes(skeleton: Skeleton, stored: Mapping[str, str], source: TensorSource) -> None:
     expected = skeleton.model.state_dict(keep_vars=True)
     for name, on_disk in stored.items():
-        shape, wanted = source.info(on_disk).shape, tuple(expected[name].shape)
-        if shape != wanted:
-            raise ModelError(
-                f"tensor {printable(on_disk)} has shape {list(shape)}, the config gives {list(wanted)}; "
-                "config.json and weights do not belong together"
-            )
+        if expected[name].dtype.is_floating_point:
+            _refuse_integers(on_disk, source)
+        if source.info(on_disk).shape != tuple(expected[name].shape):
+            _refuse_shape(on_disk, source.info(on_disk).shape, tuple(expected[name].shape))
+
+
+def _refuse_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    raise ModelError(
+        f"tensor {printable(name)} has shape {list(found)}, the config gives {list(expected)}; "
+        "config.json and weights do not belong together"
+    )
+
+
+def _refuse_integers(name: str, source: TensorSource) -> None:
+    dtype = source.info(name).dtype
+    if not dtype.is_floating_point:
+        raise ModelError(_packed(name, dtype))
+
+
+def _packed(name: str, dtype: torch.dtype) -> str:
+    kind = str(dtype).removeprefix("torch.")
+    return (
+        f"tensor {printable(name)} is packed or quantised ({kind}); prune the original weights and quantise the result"
+    )
 
 
 def _refuse_packed(source: TensorSource) -> None:
@@ -150,8 +178,4 @@ def _refuse_packed(source: TensorSource) -> None:
         dtype = source.info(name).dtype
         eight_bit = dtype.is_floating_point and dtype.itemsize == 1
         if eight_bit or _PACKED.search(name) or (dtype == torch.int8 and len(source.info(name).shape) > 1):
-            kind = str(dtype).removeprefix("torch.")
-            raise ModelError(
-                f"tensor {printable(name)} is packed or quantised ({kind}); "
-                "prune the original weights and quantise the result"
-            )
+            raise ModelError(_packed(name, dtype))

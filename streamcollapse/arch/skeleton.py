@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from streamcollapse.arch.config import ModelConfig
-from streamcollapse.errors import ModelError, printable
+from streamcollapse.arch.config import THEIR_ERRORS, ModelConfig, first_line
+from streamcollapse.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,8 @@ def build_skeleton(config: ModelConfig, dtype: torch.dtype, trust_remote_code: b
             model = AutoModelForCausalLM.from_config(
                 copy.deepcopy(config.loaded), dtype=dtype, trust_remote_code=trust_remote_code
             )
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        reason = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
-        raise ModelError(f"no causal language model can be built for {printable(config.family)}: {reason}") from error
+    except THEIR_ERRORS as error:
+        raise ModelError(f"no causal language model can be built for {config.family}: {first_line(error)}") from error
     model.eval()
     path, layers = _find_stack(model, config.num_layers)
     decoder_path, decoder = _owner(model, path)

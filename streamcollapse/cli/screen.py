@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,9 +37,15 @@ _BAR_CELLS = 24
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn the library's errors into one line on stderr and exit code 1, an interrupt into exit code 130."""
+    """Turn the library's errors into one line on stderr and exit code 1, an interrupt into exit code 130.
+
+    What the libraries below would print on their own (warnings, log lines) is kept off the screen.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except StreamCollapseError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         raise typer.Exit(1) from None

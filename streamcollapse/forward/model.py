@@ -13,8 +13,10 @@ import torch
 from streamcollapse.arch.architecture import Architecture
 from streamcollapse.arch.replay import DecoderStack, LayerCall, Recording
 from streamcollapse.arch.skeleton import place_buffers
+from streamcollapse.errors import NonFiniteError
 from streamcollapse.forward.batches import Batch
 from streamcollapse.merge.view import MergedView
+from streamcollapse.storage.finite import check_finite, is_finite
 from streamcollapse.storage.source import TensorSource
 from streamcollapse.stream.device import Placement
 from streamcollapse.stream.needs import layer_slot_bytes
@@ -67,6 +69,13 @@ class StreamedModel:
         view.read_into(weight, name)
         return weight
 
+    def check_weights(self, view: MergedView, position: int, weights: Weights) -> None:
+        """Raise NonFiniteError, naming the tensor, if a weight of layer ``position`` is not finite in either dtype."""
+        for suffix, name in view.layer_names(position).items():
+            if suffix in weights and not is_finite(weights[suffix]):
+                check_finite(name, view.read(name, self.placement.device))
+                raise NonFiniteError(overflow(f"tensor {name}", self.placement.dtype_name))
+
     def run(self, base: int, weights: Weights, hidden_NTD: torch.Tensor, call: LayerCall) -> torch.Tensor:
         """One decoder layer: the code of source layer ``base`` with ``weights``."""
         return self._stack.run(base, weights, hidden_NTD, call)
@@ -112,12 +121,16 @@ class StreamedModel:
     def _embedding(self, token_ids: torch.Tensor) -> torch.Tensor:
         """The embedding table with the rows of ``token_ids`` filled in, at the cost of those rows.
 
-        Where nothing has to be converted the mapped file serves as it is. Elsewhere only the rows that occur are;
-        the rest of the table is address space that is never touched.
+        The rest of the table is address space (on a CPU) that is never touched.
         """
-        stored = self._source.read(self._layout.stored[self._embedding_name()], torch.device("cpu"))
-        if self.placement.device.type == "cpu" and stored.dtype == self.placement.dtype:
-            return stored
-        table = torch.empty(stored.shape, dtype=self.placement.dtype, device=self.placement.device)
-        table[token_ids.to(table.device)] = self.placement.place(stored[token_ids])
+        name = self._layout.stored[self._embedding_name()]
+        rows = self._source.read_rows(name, token_ids)
+        check_finite(name, rows)
+        table = torch.empty(self._source.info(name).shape, dtype=self.placement.dtype, device=self.placement.device)
+        table[token_ids.to(table.device)] = self.placement.place(rows)
         return table
+
+
+def overflow(what: str, dtype: str) -> str:
+    """The line for values that are finite in the checkpoint and not in the compute ``dtype``."""
+    return f"{what} overflow {dtype}; pass --compute-dtype float32 or bfloat16"

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from streamcollapse.errors import CalibrationError
+from streamcollapse.errors import CalibrationError, NonFiniteError
 from streamcollapse.forward.batches import Batch, make_batches
-from streamcollapse.forward.model import StreamedModel, Weights
+from streamcollapse.forward.model import StreamedModel, Weights, overflow
 from streamcollapse.merge.view import MergedView
 from streamcollapse.progress import LayerDone, Listener
+from streamcollapse.storage.finite import check_finite
 from streamcollapse.stream.meters import Meter
 
 MAX_HIDDEN_BYTES = 1 << 30  # hidden states held at once; a longer text takes several passes over the weights
@@ -56,11 +57,14 @@ def streamed_perplexity(
 ) -> Perplexity:
     """Perplexity over ``windows`` of token ids: every token but the first of a window is predicted.
 
-    ``hidden_size`` and ``vocabulary`` bound what is held at once. Raises CalibrationError when nothing is predicted.
+    ``hidden_size`` and ``vocabulary`` bound what is held at once. Raises CalibrationError when nothing is predicted,
+    NonFiniteError when a weight or the result is not finite.
     """
     batches = make_batches(windows)
     total, tokens = 0.0, 0
     head = model.head()
+    for name, weight in head.items():
+        check_finite(name, weight)
     chunk = max(MAX_LOGITS_BYTES // (4 * vocabulary), 1)
     for group in _groups(batches, hidden_size * model.placement.dtype.itemsize):
         hidden = _stream(model, view, group, meter, listener)
@@ -71,6 +75,8 @@ def streamed_perplexity(
                 tokens += length - 1
     if tokens == 0:
         raise CalibrationError("the text has no token to predict; give a longer text")
+    if not math.isfinite(total):
+        raise NonFiniteError(overflow("the logits", model.placement.dtype_name))
     return Perplexity(total / tokens, tokens)
 
 
@@ -83,6 +89,7 @@ def _stream(
     for position, layer in enumerate(view.layers):
         before = meter.bytes_read
         with model.onload(view, position) as weights:
+            model.check_weights(view, position, weights)
             for i, recording in enumerate(recordings):
                 hidden[i] = model.run(layer.base, weights, hidden[i], recording.calls[layer.base])
         listener(LayerDone(position, len(view.layers), meter.bytes_read - before))

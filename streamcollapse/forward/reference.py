@@ -14,10 +14,10 @@ import torch
 from streamcollapse.arch.replay import LayerCall
 from streamcollapse.errors import NonFiniteError
 from streamcollapse.forward.batches import Batch
-from streamcollapse.forward.model import StreamedModel, Weights
+from streamcollapse.forward.model import StreamedModel, overflow
 from streamcollapse.merge.view import MergedView
 from streamcollapse.progress import LayerDone, Listener
-from streamcollapse.storage.finite import check_finite, is_finite
+from streamcollapse.storage.finite import is_finite
 from streamcollapse.stream.meters import Meter
 
 
@@ -68,27 +68,15 @@ def reference_pass(
                 states[position - kept.start].copy_(h)
         before = meter.bytes_read
         with model.onload(view, position) as weights:
-            _check_weights(model, view, position, weights)
+            model.check_weights(view, position, weights)
             hidden = [model.run(layer.base, weights, h, c[layer.base]) for h, c in zip(hidden, calls, strict=True)]
         _check_hidden(position, hidden, batches)
         listener(LayerDone(position, len(view.layers), meter.bytes_read - before))
     return Reference(batches, calls, kept.start, boundaries, [model.last_hidden(h) for h in hidden])
 
 
-def _check_weights(model: StreamedModel, view: MergedView, position: int, weights: Weights) -> None:
-    for suffix, name in view.layer_names(position).items():
-        if suffix not in weights or is_finite(weights[suffix]):
-            continue
-        check_finite(name, view.read(name, model.placement.device))
-        raise NonFiniteError(_overflow(f"tensor {name}", model.placement.dtype_name))
-
-
 def _check_hidden(position: int, hidden: list[torch.Tensor], batches: Sequence[Batch]) -> None:
     for hidden_NTD, batch in zip(hidden, batches, strict=True):
         if not all(is_finite(row[:length]) for row, length in zip(hidden_NTD, batch.lengths, strict=True)):
             dtype = str(hidden_NTD.dtype).removeprefix("torch.")
-            raise NonFiniteError(_overflow(f"the hidden states after layer {position}", dtype))
-
-
-def _overflow(what: str, dtype: str) -> str:
-    return f"{what} overflow {dtype}; pass --compute-dtype float32 or bfloat16"
+            raise NonFiniteError(overflow(f"the hidden states after layer {position}", dtype))

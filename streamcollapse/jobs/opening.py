@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.arch.architecture import Architecture, understand
+from streamcollapse.errors import printable
 from streamcollapse.forward.batches import Batch, make_batches
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.merge.plan import PlanLayer, original_layers
@@ -38,8 +39,8 @@ class Job:
         """What the source calls itself: its Hub id where the config records one, else its directory's name."""
         recorded = self.architecture.config.raw.get("_name_or_path")
         if isinstance(recorded, str) and recorded.count("/") == 1 and not recorded.startswith((".", "/")):
-            return recorded
-        return self.checkpoint.directory.resolve().name
+            return printable(recorded)
+        return printable(self.checkpoint.directory.resolve().name)
 
     @property
     def num_layers(self) -> int:

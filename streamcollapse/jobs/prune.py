@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import OutputError, printable
-from streamcollapse.forward.candidate import candidate_similarity
 from streamcollapse.forward.reference import reference_pass
+from streamcollapse.jobs.candidates import Evaluator, decide
 from streamcollapse.jobs.opening import Job, Samples, calibration_samples, open_job
 from streamcollapse.jobs.preview import smallest_output
 from streamcollapse.merge.plan import Decision, Plan, SearchRecord
-from streamcollapse.merge.view import check_plan, mismatch
+from streamcollapse.merge.view import check_plan
 from streamcollapse.output.checkpoint import write_companions, write_weights
 from streamcollapse.output.report import build_report, sizes
 from streamcollapse.progress import CandidateStarted, DecisionMade, Listener, PhaseStarted, StackChanged, silent
@@ -25,6 +25,7 @@ from streamcollapse.settings import Calibration, Compute, Output
 from streamcollapse.storage.staging import check_output, staged_directory
 from streamcollapse.storage.writer import check_space, plan_shards
 from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
+from streamcollapse.strategy.lookahead import Odds
 
 
 @dataclass(frozen=True)
@@ -105,24 +106,20 @@ def _search(job: Job, options: CollapseOptions, samples: Samples) -> Plan:
         starts = range(state.options.lowest - 1, max(state.pointer, 0))
         reference = reference_pass(model, job.original(), samples.batches, starts, job.meter, job.listener)
 
-    decisions = []
+    odds = Odds(options.threshold)
+    evaluator = Evaluator(job, model, reference, options.merge_norms, nodes=1)
     with job.meter.phase("search"):
         job.listener(PhaseStarted("search"))
         job.listener(StackChanged(tuple(1 for _ in state.layers)))
         while candidate := state.candidate():
             job.listener(CandidateStarted(candidate.pointer, candidate.merged, options.threshold))
-            similarity, reason = None, mismatch(job.source, job.architecture.layout, candidate.merged_layer)
-            if reason is None:
-                view = job.view(candidate.layers, options.merge_norms)
-                similarity = candidate_similarity(model, view, candidate.position, reference, job.meter, job.listener)
-                reason = None if similarity is not None else "its hidden states are not finite"
-            accepted = similarity is not None and similarity > options.threshold
-            decision = Decision(candidate.pointer, candidate.merged, similarity, accepted, reason)
-            decisions.append(decision)
-            state = state.after(accepted)
+            evaluation = evaluator.evaluation(state, odds)
+            decision = decide(evaluation, candidate.pointer, candidate.merged, options.threshold)
+            odds.learn(decision)
+            state = state.after(decision.accepted)
             _tell(job.listener, decision, state, job.num_layers)
 
-    record = _record(state.options, samples, job, decisions)
+    record = _record(state.options, samples, job, odds.decisions)
     fingerprint = job.checkpoint.fingerprint()
     return Plan(job.name, job.num_layers, fingerprint, state.layers, options.merge_norms, record)
 

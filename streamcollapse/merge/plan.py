@@ -133,6 +133,14 @@ def original_layers(num_layers: int) -> tuple[PlanLayer, ...]:
     return tuple(PlanLayer(i, {i: 1.0}) for i in range(num_layers))
 
 
+StackKey = tuple[tuple[int, tuple[tuple[int, float], ...]], ...]
+
+
+def stack_key(layers: Sequence[PlanLayer]) -> StackKey:
+    """What a stack is, whatever merges led to it; equal stacks have equal keys."""
+    return tuple((layer.base, tuple(sorted(layer.mix.items()))) for layer in layers)
+
+
 def collapse(
     layers: Sequence[PlanLayer], position: int, followers: int, rule: str, scale: float
 ) -> tuple[PlanLayer, ...]:

@@ -54,6 +54,10 @@ class MergedView:
             return self._source.read(name, device)
         return mix_tensors(self._terms(name, device), self.info(name).dtype)
 
+    def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of a matrix outside the stack."""
+        return self._source.read_rows(name, rows)
+
     def read_into(self, out: torch.Tensor, name: str) -> None:
         """The values of ``name``, converted into ``out``, mixed on its device and rounded to their own dtype first."""
         mix_into(out, self._terms(name, out.device), self.info(name).dtype)
@@ -66,6 +70,12 @@ class MergedView:
         layer, suffix = self._where[name]
         mix = self.mix_of(layer, suffix)
         return [(mix[s], self._source.read(self._layout.name(s, suffix), device)) for s in sorted(mix)]
+
+    def source_names(self, position: int) -> list[str]:
+        """The source's name of every tensor that reading layer ``position`` reads, as often as it reads it."""
+        layer = self.layers[position]
+        suffixes = self._layout.layers[layer.base]
+        return [self._layout.name(s, suffix) for suffix in suffixes for s in sorted(self.mix_of(layer, suffix))]
 
     def mix_of(self, layer: PlanLayer, suffix: str) -> Mix:
         """The mix of one tensor of ``layer``: its base alone for norms and for stored tensors that are not learned."""

@@ -14,11 +14,12 @@ import torch
 
 from streamcollapse.errors import CheckpointError, printable
 from streamcollapse.storage.header import ShardHeader, StoredTensor, read_header
-from streamcollapse.storage.index import INDEX_FILE, find_shards
+from streamcollapse.storage.index import INDEX_FILE, find_shards, is_file
 from streamcollapse.storage.source import TensorInfo
 
 _SAMPLES_PER_SHARD = 16
 _SAMPLE_BYTES = 4096
+_MADV_POPULATE_READ = 22  # linux/mman.h; since Linux 5.14
 
 
 class Checkpoint:
@@ -44,7 +45,7 @@ class Checkpoint:
 
     def _add(self, shard: str) -> None:
         path = self.directory / shard
-        if not path.is_file():
+        if not is_file(path):
             raise CheckpointError(f"{printable(path)}: the shard is missing; download it again")
         header = read_header(path)
         for name, tensor in header.tensors.items():
@@ -80,18 +81,27 @@ class Checkpoint:
         return self._tensors[name][1].info
 
     def read(self, name: str, device: torch.device) -> torch.Tensor:
-        """``name`` on ``device``; on the CPU the tensor is a view of the mapped file, and nothing is copied."""
+        """``name`` on ``device``; on the CPU the tensor is a view of the mapped file, read in whole but not copied."""
+        shard, tensor = self._tensors[name]
+        _populate(self._map(shard), tensor.start, tensor.end)
+        return self._view(name).to(device)
+
+    def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Rows ``rows`` of the matrix ``name``, copied; only the pages that hold them are touched."""
+        return self._view(name)[rows]
+
+    def _view(self, name: str) -> torch.Tensor:
         shard, tensor = self._tensors[name]
         info = tensor.info
         if info.num_elements == 0:
-            return torch.empty(info.shape, dtype=info.dtype, device=device)
+            return torch.empty(info.shape, dtype=info.dtype)
         mapped = self._map(shard)
         if tensor.start % info.dtype.itemsize == 0:
             flat = torch.frombuffer(mapped, dtype=info.dtype, count=info.num_elements, offset=tensor.start)
         else:  # written by a tool that does not align: one copy makes it usable
             raw = torch.frombuffer(mapped, dtype=torch.uint8, count=info.num_bytes, offset=tensor.start)
             flat = raw.clone().view(info.dtype)
-        return flat.view(info.shape).to(device)
+        return flat.view(info.shape)
 
     def _map(self, shard: str) -> mmap.mmap:
         if shard not in self._maps:
@@ -123,3 +133,14 @@ class Checkpoint:
                     file.seek(position)
                     digest.update(file.read(_SAMPLE_BYTES))
         return digest.hexdigest()
+
+
+def _populate(mapped: mmap.mmap, start: int, end: int) -> None:
+    """Read the pages of ``[start, end)`` at once, instead of a few at a time as the computation runs into them."""
+    first = start // mmap.PAGESIZE * mmap.PAGESIZE
+    if end <= first:
+        return
+    try:
+        mapped.madvise(_MADV_POPULATE_READ, first, end - first)
+    except (OSError, AttributeError):  # an older kernel or another system: pages come when they are touched
+        return

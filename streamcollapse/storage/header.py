@@ -96,6 +96,8 @@ def _parse(path: Path, raw: bytes, data_start: int, file_bytes: int) -> dict[str
         raise _bad(path, "the header is not a JSON object")
     tensors: dict[str, StoredTensor] = {}
     for name, entry in document.items():
+        if any("\ud800" <= c <= "\udfff" for c in name):
+            raise _bad(path, "the name is not Unicode text", name)
         if name != "__metadata__":
             tensors[name] = _tensor(path, name, entry, data_start)
     _check_cover(path, tensors, data_start, file_bytes)

@@ -28,6 +28,14 @@ def find_shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     raise CheckpointError(f"{printable(directory)}: {_what_is_there(directory)}")
 
 
+def is_file(path: Path) -> bool:
+    """Whether ``path`` is an existing file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def read_json(path: Path) -> Any:
     """The JSON document at ``path``. Raises CheckpointError when it cannot be read or parsed."""
     try:

@@ -46,6 +46,10 @@ class TensorSource(Protocol):
         """The values of ``name`` on ``device``. Never written to by the caller: it may alias the file."""
         ...
 
+    def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Rows ``rows`` (int64, on the CPU) of the matrix ``name``, on the CPU; nothing else of it is read."""
+        ...
+
 
 class ObservedSource:
     """A TensorSource that reports the size of every read to ``on_read(name, num_bytes)``."""
@@ -64,3 +68,8 @@ class ObservedSource:
     def read(self, name: str, device: torch.device) -> torch.Tensor:
         self._on_read(name, self._source.info(name).num_bytes)
         return self._source.read(name, device)
+
+    def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        values = self._source.read_rows(name, rows)
+        self._on_read(name, values.nbytes)
+        return values

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from streamcollapse.arch.config import THEIR_ERRORS, first_line
 from streamcollapse.errors import CalibrationError, printable
 from streamcollapse.settings import Calibration
 
@@ -22,7 +23,9 @@ def load_samples(calibration: Calibration) -> list[str]:
         return _lines(packaged.read_text(encoding="utf-8"))
     path = Path(calibration.file)
     text = read_text(path)
-    samples = _records(path, text) if path.suffix == ".jsonl" else _lines(text)
+    if path.suffix.lower() == ".json":
+        raise CalibrationError(f"{printable(path)}: give .txt with a sample a line, or .jsonl with a field text")
+    samples = _records(path, text) if path.suffix.lower() == ".jsonl" else _lines(text)
     if not samples:
         raise CalibrationError(f"{printable(path)}: no samples in it; write one sample a line")
     return samples
@@ -31,7 +34,7 @@ def load_samples(calibration: Calibration) -> list[str]:
 def read_text(path: Path) -> str:
     """A UTF-8 text file. Raises CalibrationError."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise CalibrationError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -56,6 +59,8 @@ def _records(path: Path, text: str) -> list[str]:
             raise CalibrationError(
                 f'{printable(path)}, line {number}: no text in it; each line needs a non-empty "text"'
             )
+        if not sample.isprintable() and any("\ud800" <= c <= "\udfff" for c in sample):
+            raise CalibrationError(f"{printable(path)}, line {number}: the text has half a surrogate pair; repair it")
         samples.append(sample)
     return samples
 
@@ -64,9 +69,10 @@ def load_tokenizer(directory: Path, trust_remote_code: bool) -> Any:
     """The checkpoint's tokenizer. Raises CalibrationError when it has none that can be loaded."""
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError, ImportError) as error:
-        reason = printable((str(error).splitlines() or [type(error).__name__])[0])
-        raise CalibrationError(f"{printable(directory)}: its tokenizer cannot be loaded: {reason}") from error
+    except THEIR_ERRORS as error:
+        raise CalibrationError(
+            f"{printable(directory)}: its tokenizer cannot be loaded: {first_line(error)}"
+        ) from error
 
 
 def tokenize(tokenizer: Any, samples: Sequence[str], max_tokens: int, vocabulary: int) -> list[list[int]]:

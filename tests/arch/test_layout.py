@@ -85,6 +85,13 @@ def test_tensors_that_do_not_match_the_model(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("number", ["007", "٣", "9" * 5000, "-1"])
+def test_numbers_that_are_no_layer_s_stay_outside(tmp_path: Path, number: str) -> None:
+    directory = save_llama(tmp_path / "m", num_layers=2)
+    edit_tensors(directory, lambda tensors: tensors.update({f"model.layers.{number}.extra": torch.ones(1)}))
+    assert f"model.layers.{number}.extra" in understand(Checkpoint(directory)).layout.outside
+
+
 def test_a_wrapper_without_a_single_stack(tmp_path: Path) -> None:
     directory = save_llama(tmp_path / "m", num_layers=2)
     edit_json(directory / "config.json", lambda d: d.update(model_type="bert", architectures=["BertModel"]))

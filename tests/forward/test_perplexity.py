@@ -34,7 +34,7 @@ def _in_memory(directory: Path, text: str, window: int) -> tuple[float, int]:
 @pytest.fixture
 def text(tmp_path: Path, bundled: Path) -> Path:
     path = tmp_path / "text.txt"
-    path.write_text((bundled.parent / "text" / "wiki_eval.txt").read_text(encoding="utf-8")[:6000], encoding="utf-8")
+    path.write_text((bundled.parent / "text" / "wiki_eval.txt").read_text(encoding="utf-8")[:2500], encoding="utf-8")
     return path
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +91,34 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: _edit_shards(d, UP, lambda t: t.to(torch.int8)),
         f"tensor {UP} is packed or quantised (int8)",
     ),
+    "a field of the wrong kind": (
+        lambda d: edit_json(d / "config.json", lambda j: j.update(num_hidden_layers="8")),
+        "transformers cannot read it",
+    ),
+    "a field that no model can have": (
+        lambda d: edit_json(d / "config.json", lambda j: j.update(num_key_value_heads=0)),
+        "no causal language model can be built for LlamaForCausalLM",
+    ),
+    "padding beyond the vocabulary": (
+        lambda d: edit_json(d / "config.json", lambda j: j.update(pad_token_id=99999)),
+        "no causal language model can be built",
+    ),
+    "other sizes in all layers": (
+        lambda d: edit_json(d / "config.json", lambda j: j.update(intermediate_size=64)),
+        "has shape [48, 32], the config gives [64, 32]; config.json and weights do not belong together",
+    ),
+    "another vocabulary": (
+        lambda d: edit_json(d / "config.json", lambda j: j.update(vocab_size=5000)),
+        "has shape [4096, 32], the config gives [5000, 32]",
+    ),
+    "integers for weights": (
+        lambda d: _edit_shards(d, UP, lambda t: t.to(torch.int32)),
+        f"tensor {UP} is packed or quantised (int32)",
+    ),
+    "a shard's name that no file can have": (
+        lambda d: edit_json(d / INDEX, lambda j: j["weight_map"].update(ghost="a" * 5000)),
+        "the shard is missing",
+    ),
     "no config": (lambda d: (d / "config.json").unlink(), "config.json: cannot be read"),
     "no tokenizer": (
         lambda d: [p.unlink() for p in d.glob("tokenizer*")],
@@ -128,6 +158,30 @@ def test_damaged_checkpoints(source: Path, case: str) -> None:
     assert not out.exists()
     if case not in ("not finite", "no tokenizer"):
         _refused(["inspect", str(source)], message, source.parent)
+
+
+def test_weights_that_are_not_finite_outside_the_stack(source: Path) -> None:
+    _edit_shards(source, "model.embed_tokens.weight", lambda t: t.fill_(float("inf")))
+    command = ["prune", str(source), "--out", str(source.parent / "out")]
+    _refused(command, "tensor model.embed_tokens.weight has", source.parent)
+
+
+@pytest.mark.parametrize("name", [UP, "lm_head.weight", "model.embed_tokens.weight"])
+def test_perplexity_of_weights_that_are_not_finite(source: Path, name: str) -> None:
+    _edit_shards(source, name, lambda t: t.fill_(float("nan")))
+    (source.parent / "text.txt").write_text("The river was long. " * 20)
+    command = ["perplexity", str(source), "--text", str(source.parent / "text.txt"), "--compute-dtype", "float32"]
+    _refused(command, f"tensor {name} has", source.parent)
+
+
+def test_nothing_but_the_line_on_stderr(source: Path) -> None:
+    """In a process of its own, where the libraries below are free to warn and to log."""
+    edit_json(source / "config.json", lambda d: d.update(rope_parameters={"rope_type": "nosuch"}))
+    command = [sys.executable, "-m", "streamcollapse", "inspect", str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no causal language model can be built")
+    assert done.stderr.count("\n") == 1
 
 
 def test_apply_names_the_tensor_that_is_not_finite(source: Path) -> None:

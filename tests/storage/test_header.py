@@ -59,6 +59,11 @@ BAD: dict[str, tuple[Any, bytes, str]] = {
         r"twice",
     ),
     "deep": (b"[" * 100_000, b"", r"not JSON"),
+    "half a surrogate pair": (
+        b'{"a\\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
+        b"",
+        r"not Unicode text",
+    ),
     "control": ({"a\x1b[31m": {**A, "dtype": "?"}}, bytes(8), r"a\\x1b\[31m"),
 }
 

@@ -40,6 +40,9 @@ class Tensors:
     def read(self, name: str, device: torch.device) -> torch.Tensor:
         return self.tensors[name].to(device)
 
+    def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        return self.tensors[name][rows]
+
 
 def _sample() -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(0)

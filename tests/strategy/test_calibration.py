@@ -29,6 +29,12 @@ def test_text_files_have_a_sample_a_line(tmp_path: Path) -> None:
     assert load_samples(Calibration(path)) == ["one", "two\u2028still two"]
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\n")
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\n')
+    assert load_samples(Calibration(tmp_path / "a.txt")) == load_samples(Calibration(tmp_path / "a.jsonl")) == ["one"]
+
+
 def test_json_lines_keep_their_line_breaks(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     path.write_text(json.dumps({"text": "one\ntwo", "id": 1}) + "\n\n" + json.dumps({"text": "three"}) + "\n")
@@ -46,6 +52,9 @@ def test_json_lines_keep_their_line_breaks(tmp_path: Path) -> None:
         ("a.jsonl", b'{"txt": "x"}', "line 1: no text in it"),
         ("a.jsonl", b'["x"]', "line 1: no text"),
         ("a.jsonl", b'{"text": " "}', "line 1: no text"),
+        ("a.JSONL", b'{"text": "\\ud800"}', "line 1: the text has half a surrogate pair"),
+        ("a.json", b'[{"text": "x"}]', "give .txt with a sample a line, or .jsonl"),
+        ("a.txt", b"\xef\xbb\xbf", "no samples"),
         (None, b"", "cannot be read"),
     ],
 )

@@ -1,0 +1,69 @@
+"""A sweep: many candidates in one upward pass over the source layers, each tensor read once.
+
+Each candidate runs in calls of its own shape with the tensors that the writer would write, so its similarity is bit for
+bit the same whoever shares the sweep.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from streamcollapse.arch.layout import Layout
+from streamcollapse.forward.metrics import cosine_similarities
+from streamcollapse.forward.model import StreamedModel
+from streamcollapse.forward.reference import Reference
+from streamcollapse.forward.schedule import Stack, schedule
+from streamcollapse.merge.view import MergedView
+from streamcollapse.progress import LayerDone, Listener
+from streamcollapse.storage.source import TensorSource
+from streamcollapse.storage.window import WindowedSource
+from streamcollapse.stream.meters import Meter
+
+
+@torch.inference_mode()
+def sweep(
+    model: StreamedModel,
+    source: TensorSource,
+    layout: Layout,
+    stacks: Sequence[Stack],
+    merge_norms: bool,
+    reference: Reference,
+    meter: Meter,
+    listener: Listener,
+) -> list[float | None]:
+    """Mean cosine similarity of each of ``stacks`` to the original, None where its hidden states are not finite."""
+    visits = schedule(stacks)
+    layers = [visit.layer for visit in visits]
+    reads = MergedView(source, layout, layers, merge_norms)
+    uses = [name for position in range(len(visits)) for name in reads.source_names(position)]
+    view = MergedView(WindowedSource(source, uses, model.placement.device), layout, layers, merge_norms)
+    remaining = [len(stack.layers) - stack.position for stack in stacks]
+    hidden: dict[int, list[torch.Tensor]] = {}
+    similarities: list[float | None] = [None] * len(stacks)
+    for position, visit in enumerate(visits):
+        base, before = visit.layer.base, meter.bytes_read
+        with model.onload(view, position) as weights:
+            for number in visit.candidates:
+                entering = hidden.pop(number, None) or [
+                    h.to(model.placement.device) for h in reference.boundary(stacks[number].position)
+                ]
+                states = [model.run(base, weights, h, c[base]) for h, c in zip(entering, reference.calls, strict=True)]
+                remaining[number] -= 1
+                if remaining[number]:
+                    hidden[number] = states
+                else:
+                    similarities[number] = _similarity(model, states, reference)
+        listener(LayerDone(visit.last_source, layout.num_layers, meter.bytes_read - before))
+    assert not hidden, "every candidate reaches the top"
+    return similarities
+
+
+def _similarity(model: StreamedModel, hidden: Sequence[torch.Tensor], reference: Reference) -> float | None:
+    values: list[float] = []
+    for h, original, batch in zip(hidden, reference.last_hidden, reference.batches, strict=True):
+        values += cosine_similarities(model.last_hidden(h), original, batch.lengths)
+    mean = math.fsum(values) / len(values)
+    return mean if math.isfinite(mean) else None

@@ -1,0 +1,112 @@
+"""A sweep: the order of its visits, what it reads, and that company changes no bit of a similarity."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamcollapse.forward.batches import make_batches
+from streamcollapse.forward.reference import reference_pass
+from streamcollapse.forward.schedule import Stack, last_source, schedule
+from streamcollapse.forward.sweep import sweep
+from streamcollapse.jobs.opening import open_job
+from streamcollapse.merge.plan import PlanLayer, collapse, original_layers
+from streamcollapse.merge.rules import RULES
+from streamcollapse.progress import silent
+from streamcollapse.settings import Compute
+from streamcollapse.storage.source import ObservedSource
+from streamcollapse.storage.window import WindowedSource
+from tests.forward.test_reference import random_samples
+from tests.storage.test_writer import Tensors
+
+CPU = torch.device("cpu")
+
+
+def test_visits_by_hand() -> None:
+    # Five layers. A merges 3 and 4 into 2 (0-based), B merges 2 into 1. Above, A has nothing of its own left but the
+    # merged layer; B goes through 3 and 4.
+    a = Stack(collapse(original_layers(5), 2, 2, "mean", 1.0), 2)
+    b = Stack(collapse(original_layers(5), 1, 1, "sequential", 1.0), 1)
+    visits = schedule([a, b])
+    assert [(v.layer.base, v.last_source, v.candidates) for v in visits] == [
+        (1, 2, (1,)),
+        (3, 3, (1,)),
+        (2, 4, (0,)),
+        (4, 4, (1,)),
+    ]
+
+
+def test_shared_layers_are_visited_once() -> None:
+    stacks = [Stack(collapse(original_layers(8), p, 1, "mean", 1.0), p) for p in (2, 3, 4)]
+    visits = schedule(stacks)
+    assert Counter(v.layer.base for v in visits)[7] == 1
+    assert next(v for v in visits if v.layer.base == 7).candidates == (0, 1, 2)
+    assert next(v for v in visits if v.layer == PlanLayer(5, {5: 1.0})).candidates == (0, 1)
+
+
+@given(data=st.data(), num_layers=st.integers(3, 12), rule=st.sampled_from(sorted(RULES)))
+def test_every_candidate_walks_its_own_stack_in_order(data: st.DataObject, num_layers: int, rule: str) -> None:
+    stacks = []
+    for _ in range(data.draw(st.integers(1, 5))):
+        layers, position = original_layers(num_layers), num_layers
+        while position > 0 and data.draw(st.booleans()):
+            position = data.draw(st.integers(0, position - 1))
+            if position + 1 < len(layers):
+                followers = data.draw(st.integers(1, len(layers) - position - 1))
+                layers = collapse(layers, position, followers, rule, 1.0)
+        stacks.append(Stack(layers, min(position, len(layers))))
+    visits = schedule(stacks)
+    assert [v.last_source for v in visits] == sorted(v.last_source for v in visits)
+    assert len({repr(v.layer) for v in visits}) == len(visits)
+    for number, stack in enumerate(stacks):
+        walked = [v.layer for v in visits if number in v.candidates]
+        assert walked == list(stack.layers[stack.position :])
+        assert all(last_source(layer) < num_layers for layer in walked)
+
+
+def test_the_window_reads_once_and_holds_no_longer_than_needed() -> None:
+    reads: list[str] = []
+    tensors = Tensors({"a": torch.ones(4), "b": torch.zeros(2)})
+    window = WindowedSource(ObservedSource(tensors, lambda name, size: reads.append(name)), ["a", "b", "a", "a"], CPU)
+    first = window.read("a", CPU)
+    assert window.held_bytes == 16
+    window.read("b", CPU)
+    assert window.held_bytes == 16
+    assert window.read("a", CPU) is first
+    assert window.read("a", CPU) is first
+    assert window.held_bytes == 0
+    assert reads == ["a", "b"]
+    assert torch.equal(window.read_rows("a", torch.tensor([1])), torch.ones(1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_company_changes_no_bit_and_each_tensor_is_read_once(llama_bf16: Path, rule: str, dtype: str) -> None:
+    job = open_job(llama_bf16, Compute("cpu", dtype), False, silent)
+    model, layout = job.model(), job.architecture.layout
+    batches = make_batches(random_samples(), max_tokens=40)
+    assert len(batches) > 1
+    reference = reference_pass(model, job.original(), batches, range(8), job.meter, silent)
+    whole = original_layers(8)
+    once = collapse(whole, 5, 2, rule, 1.0)
+    stacks = [
+        Stack(once, 5),
+        Stack(collapse(once, 4, 1, rule, 1.0), 4),
+        Stack(collapse(once, 3, 2, rule, 1.0), 3),
+        Stack(collapse(whole, 4, 2, rule, 1.0), 4),
+        Stack(collapse(whole, 0, 7, rule, 1.0), 0),
+    ]
+    reads: Counter[str] = Counter()
+    source = ObservedSource(job.checkpoint, lambda name, size: reads.update([name]))
+    together = sweep(model, source, layout, stacks, False, reference, job.meter, silent)
+    assert all(count == 1 for count in reads.values()), "a tensor was read twice"
+    apart = [sweep(model, source, layout, [s], False, reference, job.meter, silent)[0] for s in stacks]
+    assert together == apart
+    assert len(set(together)) > 3
+    backwards = sweep(model, source, layout, stacks[::-1], False, reference, job.meter, silent)
+    assert backwards[::-1] == together

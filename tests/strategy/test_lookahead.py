@@ -1,0 +1,93 @@
+"""Looking ahead: which states are chosen, and that what is known costs nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamcollapse.merge.plan import Decision, stack_key
+from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
+from streamcollapse.strategy.lookahead import Belief, Odds, likely_states
+
+OPTIONS = CollapseOptions(layers_per_merge=3, interval=1)
+
+
+def _odds(outcomes: str, similarities: list[float | None] | None = None, threshold: float = 0.65) -> Odds:
+    odds = Odds(threshold)
+    for i, outcome in enumerate(outcomes):
+        similarity = similarities[i] if similarities else None
+        odds.learn(Decision(10, 2, similarity, outcome == "A"))
+    return odds
+
+
+def _unknown(state: CollapseState) -> bool | None:
+    return None
+
+
+def test_without_history_both_outcomes_are_as_likely() -> None:
+    odds = Odds(0.65)
+    assert odds.accept(odds.belief()) == 0.5
+
+
+def test_frequencies_and_similarities_move_the_odds() -> None:
+    assert _odds("RRRR").accept(Belief()) < 0.2 < 0.8 < _odds("AAAA").accept(Belief())
+    assert _odds("RRRA").accept(Belief()) > _odds("ARRR").accept(Belief()), "recent decisions weigh more"
+    near = _odds("RR", [0.60, 0.64])
+    far = _odds("RR", [0.10, 0.14])
+    assert near.belief().mean == 0.64
+    assert near.accept(near.belief()) > far.accept(far.belief())
+    assert far.after(far.belief(), accepted=True).mean == 0.65, "an accept means that it was above"
+    assert far.after(far.belief(), accepted=False).spread > far.belief().spread
+
+
+def test_a_walk_of_rejections_when_rejections_are_likely() -> None:
+    state = CollapseState.start(30, OPTIONS)
+    states = likely_states(state, _odds("R" * 20), 6, _unknown)
+    assert states[0] is state
+    assert [s.pointer for s in states] == [27, 26, 25, 24, 23, 22]
+    assert all(s.layers == state.layers for s in states)
+
+
+def test_a_walk_of_accepts_when_accepts_are_likely() -> None:
+    states = likely_states(CollapseState.start(30, OPTIONS), _odds("A" * 20), 4, _unknown)
+    assert [len(s.layers) for s in states] == [30, 28, 26, 25], "K = 2, 2, 1"
+
+
+def test_known_states_are_passed_through_and_cost_nothing() -> None:
+    root = CollapseState.start(30, OPTIONS)
+
+    def known(state: CollapseState) -> bool | None:
+        return False if state.layers == root.layers and state.pointer > 20 else None
+
+    states = likely_states(root, Odds(0.65), 3, known)
+    assert states[0].pointer == 20
+    assert states[0].layers == root.layers
+    assert all(s.pointer <= 20 for s in states)
+
+
+def test_nothing_to_choose_where_everything_is_known() -> None:
+    root = CollapseState.start(10, OPTIONS)
+    assert likely_states(root, Odds(0.65), 5, lambda state: False) == []
+
+
+@given(num_layers=st.integers(4, 24), nodes=st.integers(1, 20), history=st.text("AR", max_size=6), c=st.integers(2, 5))
+def test_each_state_follows_from_one_before_it(num_layers: int, nodes: int, history: str, c: int) -> None:
+    root = CollapseState.start(num_layers, CollapseOptions(layers_per_merge=c, interval=1))
+    odds = _odds(history)
+    states = likely_states(root, odds, nodes, _unknown)
+    assert states == likely_states(root, odds, nodes, _unknown), "reproducible"
+    if root.candidate() is None:
+        assert states == []
+        return
+    assert states[0] == root
+    assert len(states) <= nodes
+    candidates = [candidate for state in states if (candidate := state.candidate()) is not None]
+    assert len(candidates) == len(states) == len({stack_key(candidate.layers) for candidate in candidates})
+    assert all(state.pointer < root.pointer for state in states[1:])
+
+
+@pytest.mark.parametrize("outcomes", ["ARARAR", "RRRRRR", "AAAAAA"])
+def test_odds_are_never_certain(outcomes: str) -> None:
+    odds = _odds(outcomes * 10, [1.0 if o == "A" else -1.0 for o in outcomes * 10])
+    assert 0.0 < odds.accept(odds.belief()) < 1.0
