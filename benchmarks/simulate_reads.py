@@ -25,7 +25,7 @@ from typing import Any
 from streamcollapse.forward.schedule import Stack, schedule
 from streamcollapse.merge.plan import Decision, PlanLayer, StackKey, stack_key
 from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
-from streamcollapse.strategy.lookahead import Odds, likely_states
+from streamcollapse.strategy.lookahead import Depth, Odds, likely_states
 
 Outcome = Callable[[CollapseState], bool]
 
@@ -74,7 +74,7 @@ def simulate(
     while candidate := state.candidate():
         key = stack_key(candidate.layers)
         if key not in known:
-            states = likely_states(state, odds, nodes, outcome_of)
+            states = likely_states(state, odds, Depth(nodes), outcome_of)
             stacks = []
             for s in states:
                 c = s.candidate()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from streamcollapse.jobs.perplexity import perplexity
     from streamcollapse.jobs.prune import Pruned, apply, prune, search
     from streamcollapse.merge.plan import Plan
-    from streamcollapse.settings import Calibration, Compute, Output
+    from streamcollapse.settings import Calibration, Compute, Output, Streaming
     from streamcollapse.storage.checkpoint import Checkpoint
     from streamcollapse.strategy.collapse import CollapseOptions
 
@@ -31,6 +31,7 @@ _HOMES = {
     "Plan": "merge.plan",
     "Pruned": "jobs.prune",
     "StreamCollapseError": "errors",
+    "Streaming": "settings",
     "apply": "jobs.prune",
     "inspect": "jobs.inspect",
     "perplexity": "jobs.perplexity",
@@ -47,6 +48,7 @@ __all__ = [
     "Plan",
     "Pruned",
     "StreamCollapseError",
+    "Streaming",
     "apply",
     "inspect",
     "perplexity",

@@ -44,6 +44,30 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Streaming:
+    """How weights are streamed; no setting here changes a result.
+
+    ``lookahead``: how many candidates one sweep evaluates at most; None weighs measured reading time against measured
+    computing time.
+    """
+
+    lookahead: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.lookahead is not None and self.lookahead < 1:
+            raise OptionError(f"lookahead is {self.lookahead}; a sweep evaluates at least 1 candidate")
+
+    @classmethod
+    def parse(cls, lookahead: str) -> Streaming:
+        """From text: ``auto`` or a number. Raises OptionError."""
+        if lookahead == "auto":
+            return cls()
+        if not re.fullmatch(r"-?\d{1,9}", lookahead):
+            raise OptionError(f"lookahead {lookahead!r} is neither auto nor a number")
+        return cls(int(lookahead))
+
+
+@dataclass(frozen=True)
 class Output:
     """How a checkpoint is written: ``max_shard_size`` such as ``5GB``; ``overwrite`` replaces an older directory."""
 

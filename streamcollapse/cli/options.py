@@ -97,6 +97,16 @@ ComputeDtype = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
+Lookahead = Annotated[
+    str,
+    typer.Option(
+        "--lookahead",
+        metavar="auto|N",
+        help="Candidates evaluated in one pass over the weights; auto weighs reading against computing. "
+        "Changes no result.",
+        rich_help_panel=_RUN,
+    ),
+]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.", rich_help_panel=_RUN),

@@ -9,7 +9,7 @@ import typer
 
 from streamcollapse.cli import options as o
 from streamcollapse.cli.screen import live_progress, one_line_errors, print_json
-from streamcollapse.settings import Calibration, Compute, Output
+from streamcollapse.settings import Calibration, Compute, Output, Streaming
 from streamcollapse.strategy.collapse import CollapseOptions
 
 PlanOut = Annotated[
@@ -41,6 +41,7 @@ def prune(
     max_tokens: o.MaxTokens = o.CALIBRATION.max_tokens,
     device: o.Device = o.COMPUTE.device,
     compute_dtype: o.ComputeDtype = o.COMPUTE.dtype,
+    lookahead: o.Lookahead = "auto",
     max_shard_size: o.MaxShardSize = str(o.OUTPUT.max_shard_size),
     overwrite: o.Overwrite = o.OUTPUT.overwrite,
     dry_run: o.DryRun = False,
@@ -55,6 +56,7 @@ def prune(
 
         method = CollapseOptions(layers_per_merge, interval, lowest, highest, threshold, rule, rdsc_scale, merge_norms)
         samples, compute = Calibration(calibration, max_tokens), Compute(device, compute_dtype)
+        streaming = Streaming.parse(lookahead)
         output = Output(max_shard_size, overwrite)
         if dry_run:
             preview = previews.preview_search(source, method, samples, compute, trust_remote_code, out, output)
@@ -67,6 +69,7 @@ def prune(
                 method,
                 calibration=samples,
                 compute=compute,
+                streaming=streaming,
                 output=output,
                 trust_remote_code=trust_remote_code,
                 listener=listener,
@@ -89,6 +92,7 @@ def search(
     max_tokens: o.MaxTokens = o.CALIBRATION.max_tokens,
     device: o.Device = o.COMPUTE.device,
     compute_dtype: o.ComputeDtype = o.COMPUTE.dtype,
+    lookahead: o.Lookahead = "auto",
     overwrite: o.Overwrite = o.OUTPUT.overwrite,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
@@ -102,6 +106,7 @@ def search(
 
         method = CollapseOptions(layers_per_merge, interval, lowest, highest, threshold, rule, rdsc_scale, merge_norms)
         samples, compute = Calibration(calibration, max_tokens), Compute(device, compute_dtype)
+        streaming = Streaming.parse(lookahead)
         previews.check_plan_path(plan, overwrite)
         if dry_run:
             preview = previews.preview_search(source, method, samples, compute, trust_remote_code)
@@ -113,6 +118,7 @@ def search(
                 method,
                 calibration=samples,
                 compute=compute,
+                streaming=streaming,
                 trust_remote_code=trust_remote_code,
                 listener=listener,
             )

@@ -19,6 +19,7 @@ from streamcollapse.merge.view import MergedView
 from streamcollapse.storage.finite import check_finite, is_finite
 from streamcollapse.storage.source import TensorSource
 from streamcollapse.stream.device import Placement
+from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.needs import layer_slot_bytes
 from streamcollapse.stream.slots import LayerSlot
 
@@ -28,12 +29,13 @@ Weights = dict[str, torch.Tensor]
 class StreamedModel:
     """The forward pass of ``architecture`` with weights from ``source``, placed by ``placement``."""
 
-    def __init__(self, architecture: Architecture, source: TensorSource, placement: Placement) -> None:
+    def __init__(self, architecture: Architecture, source: TensorSource, placement: Placement, meter: Meter) -> None:
         self._skeleton = architecture.skeleton
         self._layout = architecture.layout
         self._source = source
         self._stack = DecoderStack(architecture.skeleton)
         self.placement = placement
+        self._meter = meter
         place_buffers(architecture.skeleton, placement.device)
         self._wanted = [set(layer.state_dict(keep_vars=True)) for layer in self._skeleton.layers]
         self._slot = LayerSlot(layer_slot_bytes(source, architecture.layout, placement.dtype), placement.device)
@@ -58,7 +60,9 @@ class StreamedModel:
         wanted = self._wanted[view.layers[position].base]
         names = {suffix: name for suffix, name in view.layer_names(position).items() if suffix in wanted}
         with self._slot.lease() as slot:
-            yield {suffix: self._load(view, name, slot) for suffix, name in names.items()}
+            with self._meter.loading():
+                weights = {suffix: self._load(view, name, slot) for suffix, name in names.items()}
+            yield weights
 
     def _load(self, view: MergedView, name: str, slot: LayerSlot) -> torch.Tensor:
         info, device = view.info(name), self.placement.device

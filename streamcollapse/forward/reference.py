@@ -69,7 +69,8 @@ def reference_pass(
         before = meter.bytes_read
         with model.onload(view, position) as weights:
             model.check_weights(view, position, weights)
-            hidden = [model.run(layer.base, weights, h, c[layer.base]) for h, c in zip(hidden, calls, strict=True)]
+            with meter.computing(1):
+                hidden = [model.run(layer.base, weights, h, c[layer.base]) for h, c in zip(hidden, calls, strict=True)]
         _check_hidden(position, hidden, batches)
         listener(LayerDone(position, len(view.layers), meter.bytes_read - before))
     return Reference(batches, calls, kept.start, boundaries, [model.last_hidden(h) for h in hidden])

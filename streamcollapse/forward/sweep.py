@@ -45,7 +45,7 @@ def sweep(
     similarities: list[float | None] = [None] * len(stacks)
     for position, visit in enumerate(visits):
         base, before = visit.layer.base, meter.bytes_read
-        with model.onload(view, position) as weights:
+        with model.onload(view, position) as weights, meter.computing(len(visit.candidates)):
             for number in visit.candidates:
                 entering = hidden.pop(number, None) or [
                     h.to(model.placement.device) for h in reference.boundary(stacks[number].position)

@@ -11,8 +11,11 @@ from streamcollapse.forward.sweep import sweep
 from streamcollapse.jobs.opening import Job
 from streamcollapse.merge.plan import Decision, StackKey, stack_key
 from streamcollapse.merge.view import mismatch
+from streamcollapse.settings import Streaming
 from streamcollapse.strategy.collapse import CollapseState
-from streamcollapse.strategy.lookahead import Odds, likely_states
+from streamcollapse.strategy.lookahead import Depth, Odds, likely_states
+
+MOST_CANDIDATES = 64  # in one sweep: bounds the hidden states that a sweep holds
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,13 @@ class Evaluation:
 
 
 class Evaluator:
-    """Evaluates the candidates of a search, several to a sweep; ``nodes`` is the most that one sweep takes."""
+    """Evaluates the candidates of a search, as many to a sweep as ``streaming`` says."""
 
-    def __init__(self, job: Job, model: StreamedModel, reference: Reference, merge_norms: bool, nodes: int) -> None:
+    def __init__(
+        self, job: Job, model: StreamedModel, reference: Reference, merge_norms: bool, streaming: Streaming
+    ) -> None:
         self._job, self._model, self._reference = job, model, reference
-        self._merge_norms, self._nodes = merge_norms, nodes
+        self._merge_norms, self._lookahead = merge_norms, streaming.lookahead
         self._memory: dict[StackKey, Evaluation] = {}
         self.sweeps = 0
 
@@ -51,9 +56,14 @@ class Evaluator:
             self._memory[key] = Evaluation(None, reason)
         return accepts(self._memory[key], threshold)
 
+    def _depth(self) -> Depth:
+        if self._lookahead is not None:
+            return Depth(self._lookahead)
+        return Depth(MOST_CANDIDATES, self._job.meter.pace.ratio())
+
     def _sweep(self, state: CollapseState, odds: Odds) -> None:
         threshold = state.options.threshold
-        states = likely_states(state, odds, self._nodes, lambda s: self._known(s, threshold))
+        states = likely_states(state, odds, self._depth(), lambda s: self._known(s, threshold))
         candidates = [candidate for s in states if (candidate := s.candidate()) is not None]
         if not candidates:
             return  # all that follows is known

@@ -65,7 +65,7 @@ class Job:
 
     def model(self) -> StreamedModel:
         """The streamed forward pass of this source."""
-        return StreamedModel(self.architecture, self.source, self.placement)
+        return StreamedModel(self.architecture, self.source, self.placement, self.meter)
 
     def compute(self) -> dict[str, str]:
         """Device and dtype, as text."""

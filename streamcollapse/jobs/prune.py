@@ -21,7 +21,7 @@ from streamcollapse.merge.view import check_plan
 from streamcollapse.output.checkpoint import write_companions, write_weights
 from streamcollapse.output.report import build_report, sizes
 from streamcollapse.progress import CandidateStarted, DecisionMade, Listener, PhaseStarted, StackChanged, silent
-from streamcollapse.settings import Calibration, Compute, Output
+from streamcollapse.settings import Calibration, Compute, Output, Streaming
 from streamcollapse.storage.staging import check_output, staged_directory
 from streamcollapse.storage.writer import check_space, plan_shards
 from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
@@ -44,6 +44,7 @@ def prune(
     *,
     calibration: Calibration = Calibration(),  # noqa: B008
     compute: Compute = Compute(),  # noqa: B008
+    streaming: Streaming = Streaming(),  # noqa: B008
     output: Output = Output(),  # noqa: B008
     trust_remote_code: bool = False,
     listener: Listener = silent,
@@ -57,7 +58,7 @@ def prune(
     job = open_job(source, compute, trust_remote_code, listener)
     samples = calibration_samples(job, calibration)
     check_space(Path(out), smallest_output(job, options))
-    plan = _search(job, options, samples)
+    plan = _search(job, options, samples, streaming)
     try:
         return _write(job, plan, Path(out), output)
     except (OutputError, KeyboardInterrupt) as error:
@@ -73,12 +74,13 @@ def search(
     *,
     calibration: Calibration = Calibration(),  # noqa: B008
     compute: Compute = Compute(),  # noqa: B008
+    streaming: Streaming = Streaming(),  # noqa: B008
     trust_remote_code: bool = False,
     listener: Listener = silent,
 ) -> Plan:
     """The first half of ``prune``: find the plan, write nothing. Raises StreamCollapseError."""
     job = open_job(source, compute, trust_remote_code, listener)
-    return _search(job, options, calibration_samples(job, calibration))
+    return _search(job, options, calibration_samples(job, calibration), streaming)
 
 
 def apply(
@@ -98,7 +100,7 @@ def apply(
     return _write(job, plan, Path(out), output)
 
 
-def _search(job: Job, options: CollapseOptions, samples: Samples) -> Plan:
+def _search(job: Job, options: CollapseOptions, samples: Samples, streaming: Streaming) -> Plan:
     state = CollapseState.start(job.num_layers, options)
     model = job.model()
     with job.meter.phase("reference"):
@@ -107,7 +109,7 @@ def _search(job: Job, options: CollapseOptions, samples: Samples) -> Plan:
         reference = reference_pass(model, job.original(), samples.batches, starts, job.meter, job.listener)
 
     odds = Odds(options.threshold)
-    evaluator = Evaluator(job, model, reference, options.merge_norms, nodes=1)
+    evaluator = Evaluator(job, model, reference, options.merge_norms, streaming)
     with job.meter.phase("search"):
         job.listener(PhaseStarted("search"))
         job.listener(StackChanged(tuple(1 for _ in state.layers)))

@@ -72,8 +72,25 @@ class Odds:
         return Belief(side, belief.spread * math.sqrt(1.5))
 
 
-def likely_states(root: CollapseState, odds: Odds, nodes: int, known: Known) -> list[CollapseState]:
-    """Up to ``nodes`` states, ``root`` first, whose candidates are most probably needed, in that order.
+@dataclass(frozen=True)
+class Depth:
+    """How far to look ahead: at most ``nodes`` candidates, and only as long as it pays (``cost_ratio`` None: always).
+
+    ``cost_ratio`` is the time to read a layer in multiples of the time to run a candidate through it. A candidate that
+    is needed with probability p saves p of a later sweep's reading, shared by the candidates which that sweep would
+    settle, and wastes 1 - p of its own computing.
+    """
+
+    nodes: int
+    cost_ratio: float | None = None
+
+    def pays(self, probability: float, settled: float) -> bool:
+        """Whether to add a candidate needed with ``probability`` to those expected to settle ``settled`` decisions."""
+        return self.cost_ratio is None or probability / settled * self.cost_ratio > 1.0 - probability
+
+
+def likely_states(root: CollapseState, odds: Odds, depth: Depth, known: Known) -> list[CollapseState]:
+    """The states, ``root`` first, whose candidates are most probably needed, in that order, as many as ``depth`` says.
 
     ``known(state)`` is the outcome of a state's candidate where it is known already; such states cost nothing and are
     passed through. States without a candidate end their path.
@@ -83,8 +100,11 @@ def likely_states(root: CollapseState, odds: Odds, nodes: int, known: Known) -> 
     reached: set[tuple[StackKey, int]] = set()
     order = count()  # equal probabilities: first come, first served, so that a sweep is reproducible
     frontier: list[tuple[float, int, CollapseState, Belief]] = [(-1.0, next(order), root, odds.belief())]
-    while frontier and len(chosen) < nodes:
+    settled = 0.0  # decisions that the chosen candidates are expected to settle
+    while frontier and len(chosen) < depth.nodes:
         negative, _, state, belief = heapq.heappop(frontier)
+        if chosen and not depth.pays(-negative, settled):
+            break  # nothing that is left is more probable
         candidate = state.candidate()
         if candidate is None or (stack_key(state.layers), state.pointer) in reached:
             continue
@@ -93,6 +113,7 @@ def likely_states(root: CollapseState, odds: Odds, nodes: int, known: Known) -> 
         if outcome is None and (key := stack_key(candidate.layers)) not in taken:
             taken.add(key)
             chosen.append(state)
+            settled -= negative
         accept = odds.accept(belief)
         for accepted, share in ((False, 1.0 - accept), (True, accept)):
             if outcome is None or outcome == accepted:

@@ -31,11 +31,29 @@ class PhaseUsage:
     peak_vram: int | None = None
 
 
+@dataclass
+class Pace:
+    """How fast this run reads and computes: ``reading`` seconds over ``layers`` layers that were read, ``computing``
+    seconds over ``runs`` runs of one layer for one candidate."""
+
+    reading: float = 0.0
+    layers: int = 0
+    computing: float = 0.0
+    runs: int = 0
+
+    def ratio(self) -> float:
+        """Reading a layer in multiples of running one; 0 before anything is known."""
+        if not (self.layers and self.runs and self.computing):
+            return 0.0
+        return (self.reading / self.layers) / (self.computing / self.runs)
+
+
 class Meter:
     """Collects PhaseUsage; ``read`` and ``written`` count towards the phase that runs."""
 
     def __init__(self, device: torch.device) -> None:
         self.phases: list[PhaseUsage] = []
+        self.pace = Pace()
         self._device = device
         self._current = PhaseUsage("outside")
 
@@ -49,6 +67,22 @@ class Meter:
     def bytes_read(self) -> int:
         """Bytes read in the running phase so far."""
         return self._current.bytes_read
+
+    @contextmanager
+    def computing(self, runs: int) -> Iterator[None]:
+        """Time ``runs`` runs of one layer."""
+        start = time.perf_counter()
+        yield
+        self.pace.computing += time.perf_counter() - start
+        self.pace.runs += runs
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Time the loading of one layer's weights."""
+        start = time.perf_counter()
+        yield
+        self.pace.reading += time.perf_counter() - start
+        self.pace.layers += 1
 
     @contextmanager
     def phase(self, name: str) -> Iterator[PhaseUsage]:

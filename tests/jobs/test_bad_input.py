@@ -207,6 +207,8 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "device": (["--device", "tpu"], "device 'tpu' is unknown"),
     "dtype": (["--compute-dtype", "int8"], "compute dtype 'int8' is unknown"),
     "shard size": (["--max-shard-size", "5 apples"], "'5 apples' is not a size"),
+    "no lookahead": (["--lookahead", "0"], "lookahead is 0; a sweep evaluates at least 1 candidate"),
+    "lookahead": (["--lookahead", "far"], "lookahead 'far' is neither auto nor a number"),
     "max tokens": (["--max-tokens", "0"], "max tokens is 0"),
     "calibration": (["--calibration", "/nonexistent.txt"], "/nonexistent.txt: cannot be read"),
 }

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from streamcollapse.merge.plan import Decision, stack_key
 from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
-from streamcollapse.strategy.lookahead import Belief, Odds, likely_states
+from streamcollapse.strategy.lookahead import Belief, Depth, Odds, likely_states
 
 OPTIONS = CollapseOptions(layers_per_merge=3, interval=1)
 
@@ -43,14 +43,14 @@ def test_frequencies_and_similarities_move_the_odds() -> None:
 
 def test_a_walk_of_rejections_when_rejections_are_likely() -> None:
     state = CollapseState.start(30, OPTIONS)
-    states = likely_states(state, _odds("R" * 20), 6, _unknown)
+    states = likely_states(state, _odds("R" * 20), Depth(6), _unknown)
     assert states[0] is state
     assert [s.pointer for s in states] == [27, 26, 25, 24, 23, 22]
     assert all(s.layers == state.layers for s in states)
 
 
 def test_a_walk_of_accepts_when_accepts_are_likely() -> None:
-    states = likely_states(CollapseState.start(30, OPTIONS), _odds("A" * 20), 4, _unknown)
+    states = likely_states(CollapseState.start(30, OPTIONS), _odds("A" * 20), Depth(4), _unknown)
     assert [len(s.layers) for s in states] == [30, 28, 26, 25], "K = 2, 2, 1"
 
 
@@ -60,7 +60,7 @@ def test_known_states_are_passed_through_and_cost_nothing() -> None:
     def known(state: CollapseState) -> bool | None:
         return False if state.layers == root.layers and state.pointer > 20 else None
 
-    states = likely_states(root, Odds(0.65), 3, known)
+    states = likely_states(root, Odds(0.65), Depth(3), known)
     assert states[0].pointer == 20
     assert states[0].layers == root.layers
     assert all(s.pointer <= 20 for s in states)
@@ -68,15 +68,15 @@ def test_known_states_are_passed_through_and_cost_nothing() -> None:
 
 def test_nothing_to_choose_where_everything_is_known() -> None:
     root = CollapseState.start(10, OPTIONS)
-    assert likely_states(root, Odds(0.65), 5, lambda state: False) == []
+    assert likely_states(root, Odds(0.65), Depth(5), lambda state: False) == []
 
 
 @given(num_layers=st.integers(4, 24), nodes=st.integers(1, 20), history=st.text("AR", max_size=6), c=st.integers(2, 5))
 def test_each_state_follows_from_one_before_it(num_layers: int, nodes: int, history: str, c: int) -> None:
     root = CollapseState.start(num_layers, CollapseOptions(layers_per_merge=c, interval=1))
     odds = _odds(history)
-    states = likely_states(root, odds, nodes, _unknown)
-    assert states == likely_states(root, odds, nodes, _unknown), "reproducible"
+    states = likely_states(root, odds, Depth(nodes), _unknown)
+    assert states == likely_states(root, odds, Depth(nodes), _unknown), "reproducible"
     if root.candidate() is None:
         assert states == []
         return
@@ -91,3 +91,15 @@ def test_each_state_follows_from_one_before_it(num_layers: int, nodes: int, hist
 def test_odds_are_never_certain(outcomes: str) -> None:
     odds = _odds(outcomes * 10, [1.0 if o == "A" else -1.0 for o in outcomes * 10])
     assert 0.0 < odds.accept(odds.belief()) < 1.0
+
+
+def test_looking_ahead_stops_where_it_does_not_pay() -> None:
+    root, odds = CollapseState.start(60, OPTIONS), _odds("R" * 20)
+    counts = [len(likely_states(root, odds, Depth(64, ratio), _unknown)) for ratio in (0.0, 0.05, 1.0, 20.0)]
+    assert counts[0] == 1, "reading costs nothing: no speculation"
+    assert counts == sorted(counts)
+    assert counts[-1] > counts[0]
+    assert len(likely_states(root, odds, Depth(3, 1e9), _unknown)) == 3
+    even = Depth(64, 2.0)
+    assert even.pays(0.5, 1.0)
+    assert not even.pays(0.5, 2.0)
