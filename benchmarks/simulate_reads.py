@@ -52,18 +52,24 @@ class Patterned:
         return self._pattern[(state.options.highest - state.pointer + merges) % len(self._pattern)] == "A"
 
 
-def sources_of(layer: PlanLayer) -> set[int]:
-    return {layer.base, *layer.mix}
+Unit = int | StackKey  # a source layer, or an accepted merged layer that was kept when it was built
+
+
+def units_of(layer: PlanLayer, kept: set[StackKey]) -> set[Unit]:
+    """What has to be read for ``layer``. The norms that a copied layer takes from its base are left out."""
+    key = stack_key((layer,))
+    return {key} if key in kept else set(layer.mix)
 
 
 def simulate(
-    num_layers: int, options: CollapseOptions, outcome: Outcome, nodes: int, resident: int
+    num_layers: int, options: CollapseOptions, outcome: Outcome, nodes: int, resident: int, keep: bool
 ) -> dict[str, float]:
     """Layers read by one search, in multiples of ``num_layers``, and what plainer searches would have read."""
     state, odds = CollapseState.start(num_layers, options), Odds(options.threshold)
     known: dict[StackKey, bool] = {}
     read = full = suffix = candidates = sweeps = 0
-    held: set[int] = set()
+    held: set[Unit] = set()
+    kept: set[StackKey] = set()
     top = set(range(num_layers - resident, num_layers))
 
     def outcome_of(s: CollapseState) -> bool | None:
@@ -81,17 +87,19 @@ def simulate(
                 assert c is not None
                 stacks.append(Stack(c.layers, c.position))
                 known[stack_key(c.layers)] = outcome(s)
-            needed = set().union(*(sources_of(visit.layer) for visit in schedule(stacks)))
+            needed = set().union(*(units_of(visit.layer, kept) for visit in schedule(stacks)))
             read += len(needed - held)
             held |= needed & top
             sweeps += 1
         candidates += 1
-        full += sum(len(sources_of(layer)) for layer in candidate.layers)
-        suffix += sum(len(sources_of(layer)) for layer in candidate.layers[candidate.position :])
+        full += len(candidate.layers)
+        suffix += len(candidate.layers) - candidate.position
         accepted = known[key]
         odds.learn(Decision(candidate.pointer, candidate.merged, None, accepted))
+        if accepted and keep and len(candidate.merged_layer.mix) > 1:
+            kept.add(stack_key((candidate.merged_layer,)))
         state = state.after(accepted)
-    write = sum(len(sources_of(layer)) for layer in state.layers)
+    write = sum(len(layer.mix) for layer in state.layers)
     return {
         "search": read / num_layers,
         "job": (num_layers + read + write) / num_layers,
@@ -114,6 +122,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=32)
     parser.add_argument("--resident", type=int, default=0)
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="what keeping accepted mixed layers would save (the engine reads their sources)",
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--layers", type=int, nargs="+", default=[32, 40, 80, 126])
     parser.add_argument("--rule", default="mean", help="mean reads every source of a merged layer, the most there is")
@@ -124,7 +137,12 @@ def main() -> None:
             runs = []
             for c, i, outcome in itertools.product((2, 3, 4, 6, 8), (1, 2, 4), outcomes):
                 options = CollapseOptions(layers_per_merge=c, interval=i, rule=arguments.rule)
-                runs.append(((c, i), simulate(num_layers, options, outcome, arguments.nodes, arguments.resident)))
+                runs.append(
+                    (
+                        (c, i),
+                        simulate(num_layers, options, outcome, arguments.nodes, arguments.resident, arguments.keep),
+                    )
+                )
             jobs = [run["job"] for _, run in runs]
             worst = max(runs, key=lambda item: item[1]["job"])
             wide = [run["job"] for (c, _), run in runs if c >= 3 and (rate or 0) >= 0.3]
