@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,14 @@ DemoOut = Annotated[
 ]
 
 
+def _is_demo(report: Path) -> bool:
+    """Whether an earlier demo wrote ``report``: only what it wrote is replaced."""
+    try:
+        return bool(json.loads(report.read_text(encoding="utf-8"))["source"]["name"] == MODEL)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
 def demo(
     out: DemoOut = Path("streamcollapse-demo"),
     device: o.Device = o.COMPUTE.device,
@@ -35,7 +44,7 @@ def demo(
         from streamcollapse.output.checkpoint import REPORT_FILE
 
         compute = Compute(device, compute_dtype)
-        output = Output(overwrite=(out / REPORT_FILE).is_file())  # only what an earlier run wrote
+        output = Output(overwrite=_is_demo(out / REPORT_FILE))
         with live_progress(quiet=as_json) as listener:
             pruned = prune(data / MODEL, out, DEMO_OPTIONS, compute=compute, output=output, listener=listener)
             before = perplexity(data / MODEL, data / TEXT, compute=compute, listener=listener)

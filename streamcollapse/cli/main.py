@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Threads that wait for work sleep instead of spinning. Before torch is imported, which reads it once: spinning threads
+# of two programs on the same cores hold each other up (docs/decisions/0008-waiting-threads.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from typing import Annotated
 
 import typer

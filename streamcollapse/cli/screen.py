@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 import warnings
@@ -33,6 +34,19 @@ from streamcollapse.units import format_bytes, format_seconds
 
 INTERRUPTED = 130
 _BAR_CELLS = 24
+_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class _Ended(KeyboardInterrupt):
+    """The system asked the program to end: cleaned up after like an interrupt, with the exit code of the signal."""
+
+    exit_code = INTERRUPTED
+
+
+def _end(number: int, frame: object) -> None:
+    ended = _Ended()
+    ended.exit_code = 128 + number
+    raise ended
 
 
 @contextmanager
@@ -42,6 +56,8 @@ def one_line_errors() -> Iterator[None]:
     What the libraries below would print on their own (warnings, log lines) is kept off the screen.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for number in _ENDING:
+        signal.signal(number, _end)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -49,10 +65,14 @@ def one_line_errors() -> Iterator[None]:
     except StreamCollapseError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         raise typer.Exit(1) from None
+    except OSError as error:  # a path or a stream that nothing below could make sense of
+        where = "" if error.filename is None else f"{printable(error.filename)}: "
+        print(f"error: {where}{printable(error.strerror or error)}", file=sys.stderr)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt as interrupt:
-        text = printable(interrupt) or "nothing was written; run the same command to start again"
+        text = printable(interrupt) or "the run was not finished; the same command starts it again"
         print(f"interrupted: {text}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(interrupt.exit_code if isinstance(interrupt, _Ended) else INTERRUPTED) from None
 
 
 def print_json(document: Any) -> None:

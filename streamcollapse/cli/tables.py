@@ -96,6 +96,10 @@ def _plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
         accepted = sum(d.accepted for d in plan.search.decisions)
         rows.append(("candidates", f"{len(plan.search.decisions)} tested, {accepted} merged"))
         rows += [("", decision_line(d, plan.search.threshold)) for d in plan.search.decisions if d.accepted]
+        rejected = [d for d in plan.search.decisions if d.similarity is not None and not d.accepted]
+        if rejected:
+            best = max(rejected, key=lambda d: d.similarity or -1.0)
+            rows.append(("best kept apart", decision_line(best, plan.search.threshold)))
         if skipped := [d for d in plan.search.decisions if d.reason is not None]:
             rows += [("", decision_line(d, plan.search.threshold)) for d in skipped]
     return rows

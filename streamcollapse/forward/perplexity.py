@@ -21,6 +21,7 @@ from streamcollapse.storage.finite import check_finite
 from streamcollapse.stream.meters import Meter
 
 MAX_HIDDEN_BYTES = 1 << 30  # hidden states held at once; a longer text takes several passes over the weights
+MAX_CALL_TOKENS = 2048  # windows run together as long as they are short: fewer, larger calls
 MAX_LOGITS_BYTES = 1 << 26  # logits made at once, in float32
 
 
@@ -60,7 +61,7 @@ def streamed_perplexity(
     ``hidden_size`` and ``vocabulary`` bound what is held at once. Raises CalibrationError when nothing is predicted,
     NonFiniteError when a weight or the result is not finite.
     """
-    batches = make_batches(windows)
+    batches = make_batches(windows, MAX_CALL_TOKENS)
     total, tokens = 0.0, 0
     head = model.head()
     for name, weight in head.items():

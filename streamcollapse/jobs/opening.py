@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,11 @@ class Job:
         recorded = self.architecture.config.raw.get("_name_or_path")
         if isinstance(recorded, str) and recorded.count("/") == 1 and not recorded.startswith((".", "/")):
             return printable(recorded)
-        return printable(self.checkpoint.directory.resolve().name)
+        directory = self.checkpoint.directory.resolve()
+        cached = re.fullmatch(r"models--(.+?)--(.+)", directory.parent.parent.name)
+        if cached is not None and directory.parent.name == "snapshots":  # the layout of the Hub's cache
+            return printable(f"{cached[1]}/{cached[2]}")
+        return printable(directory.name)
 
     @property
     def num_layers(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def check_plan_path(path: Path, overwrite: bool) -> None:
         raise OutputError(f"{printable(path)}: {what}")
     if not path.resolve().parent.is_dir():
         raise OutputError(f"{printable(path.parent)}: does not exist; create it first")
+    if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{printable(path.parent)}: is not writable; choose another --plan")
 
 
 def smallest_output(job: Job, options: CollapseOptions) -> int:

@@ -8,19 +8,28 @@ write       stream the merged tensors into a new checkpoint
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.errors import OutputError, printable
+from streamcollapse.errors import StreamCollapseError, printable
 from streamcollapse.forward.reference import reference_pass
 from streamcollapse.jobs.candidates import Evaluator, decide
 from streamcollapse.jobs.opening import Job, Samples, calibration_samples, open_job
 from streamcollapse.jobs.preview import smallest_output
 from streamcollapse.merge.plan import Decision, Plan, SearchRecord
 from streamcollapse.merge.view import check_plan
-from streamcollapse.output.checkpoint import write_companions, write_weights
+from streamcollapse.output.checkpoint import check_loadable, write_companions, write_config, write_weights
 from streamcollapse.output.report import build_report, sizes
-from streamcollapse.progress import CandidateStarted, DecisionMade, Listener, PhaseStarted, StackChanged, silent
+from streamcollapse.progress import (
+    CandidateStarted,
+    DecisionMade,
+    Listener,
+    PhaseStarted,
+    StackChanged,
+    WarningRaised,
+    silent,
+)
 from streamcollapse.settings import Calibration, Compute, Output, Streaming
 from streamcollapse.storage.staging import check_output, staged_directory
 from streamcollapse.storage.writer import check_space, plan_shards
@@ -61,11 +70,12 @@ def prune(
     plan = _search(job, options, samples, streaming)
     try:
         return _write(job, plan, Path(out), output)
-    except (OutputError, KeyboardInterrupt) as error:
-        kept = Path(f"{Path(out).resolve()}.plan.json")
+    except (StreamCollapseError, OSError, KeyboardInterrupt) as error:
+        kept = _free_path(Path(f"{Path(out).resolve()}.plan.json"))
         plan.save(kept)
         again = f"the search is kept in {printable(kept)}; continue with: streamcollapse apply SOURCE PLAN --out DIR"
-        raise type(error)(f"{error}; {again}" if str(error) else again) from error
+        error.args = (f"{error}; {again}" if str(error) else again,)
+        raise
 
 
 def search(
@@ -120,6 +130,8 @@ def _search(job: Job, options: CollapseOptions, samples: Samples, streaming: Str
             odds.learn(decision)
             state = state.after(decision.accepted)
             _tell(job.listener, decision, state, job.num_layers)
+        if len(state.layers) == job.num_layers:
+            job.listener(WarningRaised("no merge was accepted: the result is the source as it is"))
 
     record = _record(state.options, samples, job, odds.decisions)
     fingerprint = job.checkpoint.fingerprint()
@@ -131,6 +143,8 @@ def _write(job: Job, plan: Plan, out: Path, output: Output) -> Pruned:
     shards = plan_shards(view, output.max_shard_bytes)
     check_space(out, sum(shard.file_bytes for shard in shards))
     with staged_directory(out, output.overwrite) as stage:
+        write_config(stage, job.checkpoint.directory, job.architecture.config, plan, job.trust_remote_code)
+        check_loadable(stage, view, job.architecture.weights_dtype, job.trust_remote_code)
         with job.meter.phase("write"):
             job.listener(PhaseStarted("write", sum(len(shard.names) for shard in shards)))
             write_weights(view, shards, stage, job.placement.device, job.meter, job.listener)
@@ -143,8 +157,14 @@ def _write(job: Job, plan: Plan, out: Path, output: Output) -> Pruned:
             {"max_shard_bytes": output.max_shard_bytes, "search": plan.to_json().get("search")},
             job.meter.summary(),
         )
-        write_companions(stage, job.checkpoint.directory, job.architecture.config, plan, report, job.trust_remote_code)
+        write_companions(stage, job.checkpoint.directory, plan, report)
     return Pruned(out, plan, report)
+
+
+def _free_path(path: Path) -> Path:
+    """``path``, or the first free one like it: what is there already is somebody's."""
+    candidates = chain([path], (path.with_suffix(f".{number}.json") for number in count(1)))
+    return next(candidate for candidate in candidates if not candidate.exists())
 
 
 def _tell(listener: Listener, decision: Decision, state: CollapseState, num_layers: int) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from streamcollapse.errors import OutputError, PlanError, printable
 from streamcollapse.merge.rules import RULES, Mix
 
 FORMAT = "streamcollapse.plan/1"
+LARGEST_COEFFICIENT = 1e6  # float32 weights stay finite with room to spare
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,9 @@ def _parse_plan(document: Any) -> Plan:
     if num_layers < 1 or not entries:
         raise PlanError("a plan needs at least one source layer and one layer")
     layers = tuple(_parse_layer(entry, f"layers[{i}]", num_layers) for i, entry in enumerate(entries))
+    for i, (lower, upper) in enumerate(pairwise(layers), 1):
+        if upper.base <= lower.base:
+            raise PlanError(f"layers[{i}]: base {upper.base} does not lie above base {lower.base} of the layer below")
     merge_norms = document.get("merge_norms", False)
     if not isinstance(merge_norms, bool):
         raise PlanError("merge_norms is neither true nor false")
@@ -200,11 +206,11 @@ def _parse_layer(entry: Any, where: str, num_layers: int) -> PlanLayer:
     base = _typed(entry, "base", int, where)
     mix: dict[int, float] = {}
     for key, value in _typed(entry, "mix", dict, where).items():
-        if not (key.isascii() and key.isdigit() and str(int(key)) == key):
+        if not re.fullmatch(r"0|[1-9][0-9]{0,8}", key):
             raise PlanError(f"{where}: mix names {printable(key)}, not a source layer")
-        if type(value) not in (int, float) or not math.isfinite(value) or value == 0:
+        if type(value) not in (int, float) or not 0 < abs(value) <= LARGEST_COEFFICIENT:
             raise PlanError(
-                f"{where}: the coefficient of layer {key} is {printable(value)}, not a finite number other than 0"
+                f"{where}: the coefficient of layer {key} is {printable(value)}, not a number other than 0 up to 1e6"
             )
         mix[int(key)] = float(value)
     if not mix:
@@ -221,6 +227,8 @@ def _parse_search(search: Any) -> SearchRecord:
     kinds |= dict.fromkeys(("threshold", "rdsc_scale"), float)
     _keys(search, "search", {*kinds, "decisions"}, set())
     fields: dict[str, Any] = {key: _typed(search, key, kind, "search") for key, kind in kinds.items()}
+    if fields["rule"] not in RULES:
+        raise PlanError(f"search: rule {printable(fields['rule'])} is not known to this version")
     decisions = []
     for i, entry in enumerate(_typed(search, "decisions", list, "search")):
         where = f"search.decisions[{i}]"
@@ -243,7 +251,7 @@ def _keys(value: Any, where: str, required: set[str], optional: set[str]) -> Non
 
 def _typed(value: dict[str, Any], key: str, kind: type, where: str) -> Any:
     found = value[key]
-    if kind is float and type(found) is int:
+    if kind is float and type(found) is int and abs(found) < 2**53:
         found = float(found)
     if type(found) is not kind or (isinstance(found, float) and not math.isfinite(found)):
         raise PlanError(f"{where}: {key} is {printable(found)}, expected {kind.__name__}")

@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
-from streamcollapse.arch.config import CONFIG_FILE, ModelConfig, config_text, pruned_config
+from streamcollapse.arch.config import CONFIG_FILE, ModelConfig, config_text, load_config, pruned_config
+from streamcollapse.arch.layout import build_layout
+from streamcollapse.arch.skeleton import build_skeleton
+from streamcollapse.errors import ModelError
 from streamcollapse.merge.plan import Plan
 from streamcollapse.output.card import model_card
 from streamcollapse.output.files import companion_files, copy_files
@@ -33,17 +36,29 @@ def write_weights(
     write_shards(view, shards, stage, device, written)
 
 
-def write_companions(
-    stage: Path, source_directory: Path, config: ModelConfig, plan: Plan, report: dict[str, Any], with_code: bool
-) -> None:
-    """Write everything but the weights into ``stage``. Raises OutputError."""
+def write_config(stage: Path, source_directory: Path, config: ModelConfig, plan: Plan, with_code: bool) -> None:
+    """Write the pruned config and copy tokenizer, licence and (``with_code``) Python files. Raises OutputError."""
     copy_files(companion_files(source_directory, with_code), stage)
+    text = config_text(pruned_config(config, [layer.base for layer in plan.layers]))
+    with disk_errors(stage / CONFIG_FILE):
+        (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def check_loadable(stage: Path, view: TensorSource, dtype: torch.dtype, trust_remote_code: bool) -> None:
+    """Raise ModelError unless the model of the config in ``stage`` has the names and shapes of ``view``.
+
+    It has not where the kind of a layer follows from its position by a rule that the config cannot say otherwise.
+    """
+    try:
+        config = load_config(stage, trust_remote_code)
+        build_layout(build_skeleton(config, dtype, trust_remote_code), view)
+    except ModelError as error:
+        raise ModelError(f"the pruned model could not be loaded again: {error}") from error
+
+
+def write_companions(stage: Path, source_directory: Path, plan: Plan, report: dict[str, Any]) -> None:
+    """Write plan, report and model card into ``stage``. Raises OutputError."""
     plan.save(stage / PLAN_FILE)
     save_report(report, stage / REPORT_FILE)
-    bases = [layer.base for layer in plan.layers]
-    for name, text in {
-        CONFIG_FILE: config_text(pruned_config(config, bases)),
-        "README.md": model_card(plan, report, source_directory / "README.md"),
-    }.items():
-        with disk_errors(stage / name):
-            (stage / name).write_text(text, encoding="utf-8")
+    with disk_errors(stage / "README.md"):
+        (stage / "README.md").write_text(model_card(plan, report, source_directory / "README.md"), encoding="utf-8")

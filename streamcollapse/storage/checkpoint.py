@@ -30,6 +30,7 @@ class Checkpoint:
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
+        self._root = self.directory.absolute()  # files are opened when they are needed, wherever the program then is
         shards, weight_map = find_shards(self.directory)
         self._headers: dict[str, ShardHeader] = {}
         self._tensors: dict[str, tuple[str, StoredTensor]] = {}
@@ -105,7 +106,7 @@ class Checkpoint:
 
     def _map(self, shard: str) -> mmap.mmap:
         if shard not in self._maps:
-            path = self.directory / shard
+            path = self._root / shard
             try:
                 with path.open("rb") as file:
                     # A private mapping: torch wants writable memory, and a stray write must not reach the file.

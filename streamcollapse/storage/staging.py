@@ -11,6 +11,8 @@ from pathlib import Path
 from streamcollapse.errors import OutputError, printable
 from streamcollapse.storage.writer import disk_errors
 
+_LONGEST_NAME = 200  # bytes; file systems take 255, and the staging directory's name adds to it
+
 
 def check_output(out: Path, source: Path | None, overwrite: bool) -> None:
     """Raise OutputError unless a directory may be created at ``out``.
@@ -18,13 +20,18 @@ def check_output(out: Path, source: Path | None, overwrite: bool) -> None:
     It may not exist (unless ``overwrite``, and then only as a directory), nor equal, contain or lie inside
     ``source``; its parent must be an existing directory that can be written.
     """
-    target = out.resolve()
-    if source is not None:
-        origin = source.resolve()
-        if target == origin or origin in target.parents or target in origin.parents:
-            raise OutputError(
-                f"{printable(out)}: is, contains or lies inside the source {printable(source)}; choose another --out"
-            )
+    try:
+        target, origin = out.resolve(), None if source is None else source.resolve()
+        out.exists()
+    except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long, a directory closed to us
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OutputError(f"{printable(out)}: cannot be used: {printable(reason)}; choose another --out") from error
+    if len(target.name.encode(errors="replace")) > _LONGEST_NAME:
+        raise OutputError(f"{printable(target.name[:40])}…: the name is too long; choose another --out")
+    if origin is not None and (target == origin or origin in target.parents or target in origin.parents):
+        raise OutputError(
+            f"{printable(out)}: is, contains or lies inside the source {printable(source)}; choose another --out"
+        )
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise OutputError(f"{printable(out)}: exists and is not a directory; choose another --out")
     if out.exists() and not overwrite:

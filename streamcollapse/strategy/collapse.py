@@ -7,6 +7,7 @@ States are immutable, so both outcomes of a candidate can be looked at before ei
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, replace
 
 from streamcollapse.errors import OptionError
@@ -33,6 +34,12 @@ class CollapseOptions:
     merge_norms: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("layers_per_merge", "interval", "lowest", "highest"):
+            value = getattr(self, name)
+            if value is not None or name != "highest":
+                object.__setattr__(self, name, _whole(name, value))
+        if not isinstance(self.merge_norms, bool):
+            raise OptionError(f"merge norms is {self.merge_norms!r}, neither True nor False")
         if self.layers_per_merge < 2:
             raise OptionError(f"layers per merge (C) is {self.layers_per_merge}; merging takes at least 2 layers")
         if self.interval < 1:
@@ -117,6 +124,14 @@ def after_merge(pointer: int, num_layers: int, options: CollapseOptions) -> int:
     """
     lowered = pointer - options.interval
     return num_layers - options.layers_per_merge if lowered > num_layers else lowered
+
+
+def _whole(name: str, value: object) -> int:
+    """``value`` as an int; whole numbers of other libraries are taken, anything else is refused."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise OptionError(f"{name.replace('_', ' ')} is {value!r}, not a whole number") from None
 
 
 def most_candidates(num_layers: int, options: CollapseOptions) -> int:

@@ -238,6 +238,8 @@ def test_places_for_the_output(source: Path) -> None:
         (source, "is, contains or lies inside the source"),
         (source / "out", "is, contains or lies inside the source"),
         (source.parent / "no" / "out", "does not exist; create it first"),
+        (source.parent / ("a" * 250), "the name is too long"),
+        (source.parent / ("a" * 5000), "cannot be used: File name too long"),
     ):
         _refused(["prune", str(source), "--out", str(out)], message, source.parent)
     command = ["prune", str(source), "--out", str(source.parent), "--overwrite"]

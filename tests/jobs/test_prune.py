@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, GPT2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, GPT2Config, JambaConfig
 
 from streamcollapse import Calibration, CollapseOptions, Compute, Output, Plan, Streaming, apply, prune, search
 from streamcollapse.errors import ModelError, OutputError, PlanError
 from streamcollapse.jobs import prune as module
 from streamcollapse.jobs.opening import calibration_samples, open_job
-from streamcollapse.progress import DecisionMade, StackChanged, silent
+from streamcollapse.progress import DecisionMade, StackChanged, WarningRaised, silent
 from streamcollapse.strategy.calibration import load_samples
 from tests.checkpoints import VOCABULARY, edit_tensors, save_llama, save_model
 from tests.in_memory import in_memory_search
@@ -346,6 +346,62 @@ def test_a_write_that_fails_keeps_the_search(llama: Path, tmp_path: Path, monkey
     assert [p.name for p in tmp_path.iterdir()] == ["out.plan.json"]
     monkeypatch.undo()
     apply(llama, Plan.load(kept), tmp_path / "out", compute=FLOAT32)
+
+
+def test_a_kept_search_replaces_nobody_s_file(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out.plan.json").write_text("precious")
+
+    def full(*args: object) -> None:
+        raise OutputError("no space")
+
+    monkeypatch.setattr(module, "write_weights", full)
+    with pytest.raises(OutputError, match=r"out\.plan\.1\.json"):
+        prune(llama, tmp_path / "out", compute=FLOAT32)
+    assert (tmp_path / "out.plan.json").read_text() == "precious"
+    assert Plan.load(tmp_path / "out.plan.1.json").num_source_layers == 8
+
+
+def test_a_stack_whose_layers_kinds_follow_from_their_position_is_refused(tmp_path: Path) -> None:
+    """Jamba alternates attention and Mamba by a period in its config, which a shorter stack cannot express."""
+    config = JambaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=1,
+        attn_layer_period=3,
+        attn_layer_offset=1,
+        expert_layer_period=10,
+        expert_layer_offset=9,
+        use_mamba_kernels=False,
+        mamba_d_state=4,
+        mamba_dt_rank=4,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    source = save_model(config, tmp_path / "m", gain=1.0)
+    options = CollapseOptions(layers_per_merge=2, interval=1, threshold=-1.0, rule="first")
+    with pytest.raises(ModelError, match="the pruned model could not be loaded again"):
+        prune(source, tmp_path / "out", options, compute=FLOAT32)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_source_is_called(llama: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--meta-llama--Llama-2-7b-hf" / "snapshots" / "0123abc"
+    shutil.copytree(llama, snapshot)
+    assert open_job(snapshot, FLOAT32, False, silent).name == "meta-llama/Llama-2-7b-hf"
+    assert open_job(llama, FLOAT32, False, silent).name == "model"
+
+
+def test_nothing_merged_is_said(llama: Path, tmp_path: Path) -> None:
+    events: list[Any] = []
+    search(llama, CollapseOptions(threshold=1.0), compute=FLOAT32, listener=events.append)
+    assert [e.text for e in events if isinstance(e, WarningRaised)] == [
+        "no merge was accepted: the result is the source as it is"
+    ]
 
 
 def test_an_older_output_survives_a_failed_overwrite(

@@ -62,13 +62,12 @@ _layers = st.lists(
     st.builds(
         lambda base, mix: PlanLayer(base, dict(sorted(mix.items()))),
         st.integers(0, 31),
-        st.dictionaries(
-            st.integers(0, 31), st.floats(allow_nan=False, allow_infinity=False).filter(bool), min_size=1, max_size=4
-        ),
+        st.dictionaries(st.integers(0, 31), st.floats(-1e6, 1e6).filter(bool), min_size=1, max_size=4),
     ),
     min_size=1,
     max_size=5,
-)
+    unique_by=lambda layer: layer.base,
+).map(lambda layers: sorted(layers, key=lambda layer: layer.base))
 
 
 @given(layers=_layers, name=st.text(), norms=st.booleans())
@@ -107,8 +106,14 @@ def _edit(path: str, value: Any) -> Any:
         ("layers/1/mix", {"-1": 1.0}, "mix names -1"),
         ("layers/1/mix", {"01": 1.0}, "mix names 01"),
         ("layers/1/mix", {"²": 1.0}, "mix names ²"),
-        ("layers/1/mix", {"1": float("nan")}, "not a finite number"),
+        ("layers/1/mix", {"1": float("nan")}, "not a number other than 0"),
         ("layers/1/mix", {"1": 0}, "other than 0"),
+        ("layers/1/mix", {"1": 1e39}, "up to 1e6"),
+        ("layers/1/mix", {"1": 10**400}, "up to 1e6"),
+        ("layers/1/mix", {"9" * 5000: 1.0}, "not a source layer"),
+        ("layers/1/base", 0, r"layers\[1\]: base 0 does not lie above base 0"),
+        ("search/rule", "\ud800", "rule .* is not known"),
+        ("search/threshold", 10**400, "expected float"),
         ("layers/1/mix", {"1": "1"}, "coefficient of layer 1 is 1"),
         ("layers/1/mix", {"1": True}, "coefficient of layer 1 is True"),
         ("merge_norms", "no", "merge_norms is neither"),
