@@ -15,7 +15,7 @@ from streamcollapse.settings import Streaming
 from streamcollapse.strategy.collapse import CollapseState
 from streamcollapse.strategy.lookahead import Depth, Odds, likely_states
 
-MOST_CANDIDATES = 64  # in one sweep: bounds the hidden states that a sweep holds
+MOST_CANDIDATES = 8  # in one sweep on its own account: each holds hidden states, which no budget bounds yet
 
 
 @dataclass(frozen=True)
