@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-MAX_CALL_TOKENS = 256  # bounds activations; more gains no speed: weights, not calls, cost
+MAX_CALL_TOKENS = 256  # bounds activations: with a feed-forward of 28672, 29 MB for each of them in float32
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,6 @@ class Evaluator:
         self._job, self._model, self._reference = job, model, reference
         self._merge_norms, self._lookahead = merge_norms, streaming.lookahead
         self._memory: dict[StackKey, Evaluation] = {}
-        self.sweeps = 0
 
     def evaluation(self, state: CollapseState, odds: Odds) -> Evaluation:
         """The evaluation of ``state``'s candidate, from memory or from a sweep that starts with it."""
@@ -77,7 +76,6 @@ class Evaluator:
             self._job.meter,
             self._job.listener,
         )
-        self.sweeps += 1
         for candidate, similarity in zip(candidates, similarities, strict=True):
             reason = None if similarity is not None else "its hidden states are not finite"
             self._memory[stack_key(candidate.layers)] = Evaluation(similarity, reason)

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,6 @@ class Plan:
     @property
     def num_layers(self) -> int:
         return len(self.layers)
-
-    def with_layers(self, layers: Sequence[PlanLayer]) -> Plan:
-        """The same plan with another stack."""
-        return replace(self, layers=tuple(layers))
 
     def to_json(self) -> dict[str, Any]:
         """The document, made of JSON types only."""

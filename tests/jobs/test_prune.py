@@ -205,6 +205,23 @@ def test_a_threshold_of_one_changes_no_byte(source: str, tmp_path: Path, request
         assert torch.equal(tensor.view(torch.uint8), after[name].view(torch.uint8)), name
 
 
+def test_a_similarity_that_equals_the_threshold_is_not_above_it(tmp_path: Path) -> None:
+    """Layers that add nothing: every candidate is exactly as similar as can be, and T = 1 still takes none."""
+    source = save_llama(tmp_path / "m", num_layers=6)
+
+    def silence(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                tensor.zero_()
+
+    edit_tensors(source, silence)
+    plan = search(source, CollapseOptions(layers_per_merge=2, interval=1, threshold=1.0), compute=FLOAT32)
+    assert plan.search is not None
+    assert {d.similarity for d in plan.search.decisions} == {1.0}
+    assert not any(d.accepted for d in plan.search.decisions)
+    assert plan.num_layers == 6
+
+
 def test_search_and_apply_are_the_halves_of_prune(llama_bf16: Path, tmp_path: Path) -> None:
     options = CollapseOptions(layers_per_merge=3, interval=1, threshold=-1.0, rule="rdsc", rdsc_scale=0.4)
     plan = search(llama_bf16, options, compute=FLOAT32)
