@@ -7,6 +7,7 @@
     ├── PlanError                  a plan that is malformed or belongs to another source
     ├── OptionError                a setting outside its range
     ├── CalibrationError           calibration or evaluation text that cannot be used
+    ├── BudgetError                memory that does not suffice for what was asked
     ├── DeviceError                a device that is not there
     └── OutputError                where the result should go: exists, inside the source, no space
 
@@ -42,6 +43,10 @@ class OptionError(StreamCollapseError):
 
 class CalibrationError(StreamCollapseError):
     """The calibration or evaluation text cannot be used."""
+
+
+class BudgetError(StreamCollapseError):
+    """The memory that may be used is less than what the run needs."""
 
 
 class DeviceError(StreamCollapseError):

@@ -16,6 +16,16 @@ class PhaseStarted:
 
 
 @dataclass(frozen=True)
+class MemoryPlanned:
+    """What each phase will hold, before any weight is read: rows of phase, what for, bytes and ``ram`` or ``vram``;
+    ``budgets`` are the bytes that may be held of each."""
+
+    needs: tuple[tuple[str, str, int, str], ...]
+    budgets: dict[str, int]
+    io: str
+
+
+@dataclass(frozen=True)
 class LayerDone:
     """One decoder layer was streamed through the forward pass; ``num_bytes`` were read for it."""
 
@@ -66,7 +76,16 @@ class WarningRaised:
     text: str
 
 
-Event = PhaseStarted | LayerDone | TensorWritten | CandidateStarted | StackChanged | DecisionMade | WarningRaised
+Event = (
+    PhaseStarted
+    | MemoryPlanned
+    | LayerDone
+    | TensorWritten
+    | CandidateStarted
+    | StackChanged
+    | DecisionMade
+    | WarningRaised
+)
 Listener = Callable[[Event], None]
 
 

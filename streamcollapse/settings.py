@@ -9,6 +9,8 @@ from pathlib import Path
 from streamcollapse.errors import OptionError
 from streamcollapse.units import parse_bytes
 
+IO_MODES = ("auto", "mmap", "pread", "direct")
+MOST_PREFETCH = 64
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -48,23 +50,38 @@ class Streaming:
     """How weights are streamed; no setting here changes a result.
 
     ``lookahead``: how many candidates one sweep evaluates at most; None weighs measured reading time against measured
-    computing time.
+    computing time. ``prefetch``: how many layers are read ahead of the computation. ``io``: how they are read: mmap (in
+    place), pread (through the page cache), direct (past it); auto measures. ``ram_budget``, ``vram_budget``: sizes such
+    as ``8GiB`` that the run stays within, beyond what the interpreter takes; None for what is free, less a margin.
+    ``work_dir``: where evaluated candidates and hidden states are kept for another search; None for nowhere.
     """
 
     lookahead: int | None = None
+    prefetch: int = 2
+    io: str = "auto"
+    ram_budget: str | int | None = None
+    vram_budget: str | int | None = None
+    work_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.lookahead is not None and self.lookahead < 1:
             raise OptionError(f"lookahead is {self.lookahead}; a sweep evaluates at least 1 candidate")
+        if not 0 <= self.prefetch <= MOST_PREFETCH:
+            raise OptionError(f"prefetch is {self.prefetch}; from 0 to {MOST_PREFETCH} layers can be read ahead")
+        if self.io not in IO_MODES:
+            raise OptionError(f"I/O mode {self.io!r} is unknown; choose one of {', '.join(IO_MODES)}")
+        for size in (self.ram_budget, self.vram_budget):
+            if size is not None:
+                parse_bytes(size)
 
-    @classmethod
-    def parse(cls, lookahead: str) -> Streaming:
+    @staticmethod
+    def parse_lookahead(text: str) -> int | None:
         """From text: ``auto`` or a number. Raises OptionError."""
-        if lookahead == "auto":
-            return cls()
-        if not re.fullmatch(r"-?\d{1,9}", lookahead):
-            raise OptionError(f"lookahead {lookahead!r} is neither auto nor a number")
-        return cls(int(lookahead))
+        if text == "auto":
+            return None
+        if not re.fullmatch(r"-?\d{1,9}", text):
+            raise OptionError(f"lookahead {text!r} is neither auto nor a number")
+        return int(text)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,14 @@ def test_the_table_of_options_is_complete_and_right() -> None:
         if name in letters:
             assert paper == letters[name]
         actual = options[name].default
-        expected = {"off": False, "keep": False, "all layers": None, "ten sentences": None}.get(default, default)
+        expected = {
+            "off": False,
+            "keep": False,
+            "all layers": None,
+            "ten sentences": None,
+            "what is free, less a tenth": None,
+            "keep nothing": None,
+        }.get(default, default)
         assert str(actual) == str(expected), name
 
 

@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from streamcollapse.merge.rules import RULES
-from streamcollapse.settings import COMPUTE_DTYPES, Calibration, Compute, Output
+from streamcollapse.settings import COMPUTE_DTYPES, IO_MODES, Calibration, Compute, Output, Streaming
 from streamcollapse.strategy.collapse import CollapseOptions
 
 COLLAPSE, CALIBRATION, COMPUTE, OUTPUT = CollapseOptions(), Calibration(), Compute(), Output()
+STREAMING = Streaming()
 
 _METHOD = "The method"
 _RUN = "The run"
@@ -104,6 +105,49 @@ Lookahead = Annotated[
         metavar="auto|N",
         help="Candidates evaluated in one pass over the weights; auto weighs reading against computing. "
         "Changes no result.",
+        rich_help_panel=_RUN,
+    ),
+]
+Prefetch = Annotated[
+    int,
+    typer.Option("--prefetch", help="Layers read ahead of the computation. Changes no result.", rich_help_panel=_RUN),
+]
+Io = Annotated[
+    str,
+    typer.Option(
+        "--io",
+        metavar="|".join(IO_MODES),
+        help="How weights are read: in place, through or past the page cache; auto measures. Changes no result.",
+        rich_help_panel=_RUN,
+    ),
+]
+RamBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--ram-budget",
+        metavar="SIZE",
+        help="Memory to stay within, beyond the interpreter's own.",
+        show_default="what is free, less a tenth",
+        rich_help_panel=_RUN,
+    ),
+]
+VramBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--vram-budget",
+        metavar="SIZE",
+        help="GPU memory to stay within.",
+        show_default="what is free, less a tenth",
+        rich_help_panel=_RUN,
+    ),
+]
+WorkDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--work-dir",
+        metavar="DIR",
+        help="Keep evaluated candidates and hidden states here, for another search on the same source and samples.",
+        show_default="keep nothing",
         rich_help_panel=_RUN,
     ),
 ]

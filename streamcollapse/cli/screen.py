@@ -15,6 +15,7 @@ from typing import Any
 import typer
 from rich.console import Console, Group
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from streamcollapse.errors import StreamCollapseError, printable
@@ -24,6 +25,7 @@ from streamcollapse.progress import (
     Event,
     LayerDone,
     Listener,
+    MemoryPlanned,
     PhaseStarted,
     StackChanged,
     TensorWritten,
@@ -93,6 +95,24 @@ def strip(cells: Sequence[int], tested: range = range(0), unicode: bool = True) 
     return text
 
 
+_MEMORY = {"ram": "memory", "vram": "GPU memory"}
+
+
+def needs_table(needs: Sequence[tuple[str, str, int, str]], budgets: dict[str, int]) -> Table:
+    """What each phase holds, phase by phase, with its sum beside what may be held."""
+    table = Table.grid(padding=(0, 2))
+    for kind, words in _MEMORY.items():
+        for phase in dict.fromkeys(need[0] for need in needs):
+            chosen = [need for need in needs if need[0] == phase and need[3] == kind and need[2]]
+            for number, (_, what, num_bytes, _) in enumerate(chosen):
+                table.add_row(f"  {phase if number == 0 else ''}", what, Text(format_bytes(num_bytes), justify="right"))
+            if chosen:
+                limit = f"of {format_bytes(budgets[kind])} {words}" if kind in budgets else words
+                total = Text(format_bytes(sum(need[2] for need in chosen)), "bold", justify="right")
+                table.add_row("", "", total, Text(limit, "dim"))
+    return table
+
+
 @contextmanager
 def live_progress(quiet: bool) -> Iterator[Listener]:
     """A listener that draws on stderr while the body runs; a silent one when ``quiet`` or stderr is no terminal."""
@@ -110,7 +130,7 @@ class _View:
 
     def __init__(self, unicode: bool) -> None:
         self._unicode = unicode
-        self._finished: list[Text] = []
+        self._finished: list[Text | Table] = []
         self._phase: str | None = None
         self._started = 0.0
         self._steps = 0
@@ -145,6 +165,8 @@ class _View:
             case StackChanged(cells):
                 self._cells = cells
                 self._num_layers = sum(cells)
+            case MemoryPlanned(needs, budgets, _):
+                self._finished.append(needs_table(needs, budgets))
             case WarningRaised(text):
                 self._finished.append(Text(f"warning: {printable(text)}", "yellow"))
 

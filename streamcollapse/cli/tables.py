@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streamcollapse.cli.screen import strip
+from streamcollapse.cli.screen import needs_table, strip
 from streamcollapse.errors import printable
 from streamcollapse.jobs.inspect import Inspection
 from streamcollapse.jobs.perplexity import Score
@@ -58,17 +58,15 @@ def show_inspection(found: Inspection) -> None:
     ]
     console = _console()
     console.print(_rows(rows))
-    console.print("\nmemory that pruning needs, beyond the interpreter's own:")
+    least = "" if found.budgets else ", at the least"
+    console.print(f"\nmemory that pruning needs, beyond the interpreter's own{least}:")
     show_needs(console, found)
 
 
 def show_needs(console: Console, found: Inspection) -> None:
     """What each phase holds in memory."""
-    table = Table.grid(padding=(0, 2))
-    for need in found.needs:
-        table.add_row(f"  {need.phase}", need.what, Text(format_bytes(need.num_bytes), justify="right"))
-    table.add_row("  peak", "", Text(format_bytes(found.peak_bytes), "bold", justify="right"))
-    console.print(table)
+    rows = [(need.phase, need.what, need.num_bytes, need.memory) for need in found.needs]
+    console.print(needs_table(rows, found.budgets))
 
 
 def decision_line(decision: Decision, threshold: float) -> str:

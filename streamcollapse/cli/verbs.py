@@ -42,6 +42,11 @@ def prune(
     device: o.Device = o.COMPUTE.device,
     compute_dtype: o.ComputeDtype = o.COMPUTE.dtype,
     lookahead: o.Lookahead = "auto",
+    prefetch: o.Prefetch = o.STREAMING.prefetch,
+    io: o.Io = o.STREAMING.io,
+    ram_budget: o.RamBudget = None,
+    vram_budget: o.VramBudget = None,
+    work_dir: o.WorkDir = None,
     max_shard_size: o.MaxShardSize = str(o.OUTPUT.max_shard_size),
     overwrite: o.Overwrite = o.OUTPUT.overwrite,
     dry_run: o.DryRun = False,
@@ -56,10 +61,13 @@ def prune(
 
         method = CollapseOptions(layers_per_merge, interval, lowest, highest, threshold, rule, rdsc_scale, merge_norms)
         samples, compute = Calibration(calibration, max_tokens), Compute(device, compute_dtype)
-        streaming = Streaming.parse(lookahead)
+        looking = Streaming.parse_lookahead(lookahead)
+        streaming = Streaming(looking, prefetch, io, ram_budget, vram_budget, work_dir)
         output = Output(max_shard_size, overwrite)
         if dry_run:
-            preview = previews.preview_search(source, method, samples, compute, trust_remote_code, out, output)
+            preview = previews.preview_search(
+                source, method, samples, compute, streaming, trust_remote_code, out, output
+            )
             print_json(preview.to_json()) if as_json else tables.show_preview(preview)
             return
         with live_progress(quiet=as_json) as listener:
@@ -93,6 +101,11 @@ def search(
     device: o.Device = o.COMPUTE.device,
     compute_dtype: o.ComputeDtype = o.COMPUTE.dtype,
     lookahead: o.Lookahead = "auto",
+    prefetch: o.Prefetch = o.STREAMING.prefetch,
+    io: o.Io = o.STREAMING.io,
+    ram_budget: o.RamBudget = None,
+    vram_budget: o.VramBudget = None,
+    work_dir: o.WorkDir = None,
     overwrite: o.Overwrite = o.OUTPUT.overwrite,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
@@ -106,10 +119,11 @@ def search(
 
         method = CollapseOptions(layers_per_merge, interval, lowest, highest, threshold, rule, rdsc_scale, merge_norms)
         samples, compute = Calibration(calibration, max_tokens), Compute(device, compute_dtype)
-        streaming = Streaming.parse(lookahead)
+        looking = Streaming.parse_lookahead(lookahead)
+        streaming = Streaming(looking, prefetch, io, ram_budget, vram_budget, work_dir)
         previews.check_plan_path(plan, overwrite)
         if dry_run:
-            preview = previews.preview_search(source, method, samples, compute, trust_remote_code)
+            preview = previews.preview_search(source, method, samples, compute, streaming, trust_remote_code)
             print_json(preview.to_json()) if as_json else tables.show_preview(preview)
             return
         with live_progress(quiet=as_json) as listener:

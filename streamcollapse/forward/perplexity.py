@@ -12,13 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from streamcollapse.arch.layout import Layout
 from streamcollapse.errors import CalibrationError, NonFiniteError
 from streamcollapse.forward.batches import Batch, make_batches
 from streamcollapse.forward.model import StreamedModel, Weights, overflow
+from streamcollapse.merge.plan import original_layers
 from streamcollapse.merge.view import MergedView
 from streamcollapse.progress import LayerDone, Listener
 from streamcollapse.storage.finite import check_finite
 from streamcollapse.stream.meters import Meter
+from streamcollapse.stream.weights import WeightStream
 
 MAX_HIDDEN_BYTES = 1 << 30  # hidden states held at once; a longer text takes several passes over the weights
 MAX_CALL_TOKENS = 2048  # windows run together as long as they are short: fewer, larger calls
@@ -49,7 +52,8 @@ def make_windows(prefix: Sequence[int], token_ids: Sequence[int], window: int) -
 @torch.inference_mode()
 def streamed_perplexity(
     model: StreamedModel,
-    view: MergedView,
+    stream: WeightStream,
+    layout: Layout,
     windows: Sequence[Sequence[int]],
     hidden_size: int,
     vocabulary: int,
@@ -68,7 +72,7 @@ def streamed_perplexity(
         check_finite(name, weight)
     chunk = max(MAX_LOGITS_BYTES // (4 * vocabulary), 1)
     for group in _groups(batches, hidden_size * model.placement.dtype.itemsize):
-        hidden = _stream(model, view, group, meter, listener)
+        hidden = _stream(model, stream, layout, group, meter, listener)
         for batch, hidden_NTD in zip(group, hidden, strict=True):
             for row, length in enumerate(batch.lengths):
                 ids = batch.input_ids_NT[row, :length].to(hidden_NTD.device)
@@ -82,18 +86,26 @@ def streamed_perplexity(
 
 
 def _stream(
-    model: StreamedModel, view: MergedView, batches: Sequence[Batch], meter: Meter, listener: Listener
+    model: StreamedModel,
+    stream: WeightStream,
+    layout: Layout,
+    batches: Sequence[Batch],
+    meter: Meter,
+    listener: Listener,
 ) -> list[torch.Tensor]:
     """What leaves the top layer, per batch. [N, T, D]"""
     recordings = model.record(batches)
     hidden = [recording.hidden_NTD for recording in recordings]
-    for position, layer in enumerate(view.layers):
-        before = meter.bytes_read
-        with model.onload(view, position) as weights:
-            model.check_weights(view, position, weights)
-            for i, recording in enumerate(recordings):
-                hidden[i] = model.run(layer.base, weights, hidden[i], recording.calls[layer.base])
-        listener(LayerDone(position, len(view.layers), meter.bytes_read - before))
+    num_layers = layout.num_layers
+    with stream.run([layout.layer_names(i) for i in range(num_layers)]) as weights_pass:
+        view = MergedView(weights_pass, layout, original_layers(num_layers), merge_norms=False)
+        for position in range(num_layers):
+            before = meter.bytes_read
+            with weights_pass.step(), model.onload(view, position) as weights:
+                model.check_weights(view, position, weights)
+                for i, recording in enumerate(recordings):
+                    hidden[i] = model.run(position, weights, hidden[i], recording.calls[position])
+            listener(LayerDone(position, num_layers, meter.bytes_read - before))
     return hidden
 
 

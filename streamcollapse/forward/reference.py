@@ -11,14 +11,18 @@ from dataclasses import dataclass
 
 import torch
 
+from streamcollapse.arch.layout import Layout
 from streamcollapse.arch.replay import LayerCall
 from streamcollapse.errors import NonFiniteError
 from streamcollapse.forward.batches import Batch
 from streamcollapse.forward.model import StreamedModel, overflow
+from streamcollapse.merge.plan import original_layers
 from streamcollapse.merge.view import MergedView
 from streamcollapse.progress import LayerDone, Listener
 from streamcollapse.storage.finite import is_finite
+from streamcollapse.storage.rooms import InMemory, Room
 from streamcollapse.stream.meters import Meter
+from streamcollapse.stream.weights import WeightStream
 
 
 @dataclass(frozen=True)
@@ -45,34 +49,44 @@ class Reference:
 @torch.inference_mode()
 def reference_pass(
     model: StreamedModel,
-    view: MergedView,
+    stream: WeightStream,
+    layout: Layout,
     batches: Sequence[Batch],
     kept: range,
     meter: Meter,
     listener: Listener,
+    room: Room = InMemory(),  # noqa: B008 - holds nothing
 ) -> Reference:
-    """Stream ``view`` once over ``batches``, keeping the boundaries in ``kept`` (step 1).
+    """Stream the original model once over ``batches``, keeping the boundaries in ``kept`` (step 1).
 
-    Raises NonFiniteError, naming layer and tensor, when a weight that is reached is NaN or infinite, or when the
-    hidden states overflow the compute dtype.
+    The boundaries are kept in ``room``.
+
+    Raises OutputError when ``room`` has no space, NonFiniteError, naming layer and tensor, when a weight that is
+    reached is NaN or infinite, or when the hidden states overflow the compute dtype.
     """
     recordings = model.record(batches)
     hidden = [recording.hidden_NTD for recording in recordings]
     calls = [recording.calls for recording in recordings]
     # One block per batch, allocated before anything else: kept states scattered among short-lived activations would
     # leave the heap full of holes.
-    boundaries = [torch.empty(len(kept), *h.shape, dtype=h.dtype) for h in hidden]
-    for position, layer in enumerate(view.layers):
-        if position in kept:
-            for states, h in zip(boundaries, hidden, strict=True):
-                states[position - kept.start].copy_(h)
-        before = meter.bytes_read
-        with model.onload(view, position) as weights:
-            model.check_weights(view, position, weights)
-            with meter.computing(1):
-                hidden = [model.run(layer.base, weights, h, c[layer.base]) for h, c in zip(hidden, calls, strict=True)]
-        _check_hidden(position, hidden, batches)
-        listener(LayerDone(position, len(view.layers), meter.bytes_read - before))
+    boundaries = [room.make(f"boundaries-{b}", (len(kept), *h.shape), h.dtype) for b, h in enumerate(hidden)]
+    layers = original_layers(layout.num_layers)
+    steps = [layout.layer_names(i) for i in range(layout.num_layers)]
+    with stream.run(steps) as weights_pass:
+        view = MergedView(weights_pass, layout, layers, merge_norms=False)
+        for position in range(len(layers)):
+            if position in kept:
+                for states, h in zip(boundaries, hidden, strict=True):
+                    states[position - kept.start].copy_(h)
+                    room.settle(states[position - kept.start])
+            before = meter.bytes_read
+            with weights_pass.step(), model.onload(view, position) as weights:
+                model.check_weights(view, position, weights)
+                with meter.computing(1):
+                    pairs = zip(hidden, calls, strict=True)
+                    hidden = [model.run(position, weights, h, c[position]) for h, c in pairs]
+            _check_hidden(position, hidden, batches)
+            listener(LayerDone(position, len(layers), meter.bytes_read - before))
     return Reference(batches, calls, kept.start, boundaries, [model.last_hidden(h) for h in hidden])
 
 

@@ -18,15 +18,14 @@ from streamcollapse.forward.reference import Reference
 from streamcollapse.forward.schedule import Stack, schedule
 from streamcollapse.merge.view import MergedView
 from streamcollapse.progress import LayerDone, Listener
-from streamcollapse.storage.source import TensorSource
-from streamcollapse.storage.window import WindowedSource
 from streamcollapse.stream.meters import Meter
+from streamcollapse.stream.weights import WeightStream
 
 
 @torch.inference_mode()
 def sweep(
     model: StreamedModel,
-    source: TensorSource,
+    stream: WeightStream,
     layout: Layout,
     stacks: Sequence[Stack],
     merge_norms: bool,
@@ -37,26 +36,28 @@ def sweep(
     """Mean cosine similarity of each of ``stacks`` to the original, None where its hidden states are not finite."""
     visits = schedule(stacks)
     layers = [visit.layer for visit in visits]
-    reads = MergedView(source, layout, layers, merge_norms)
-    uses = [name for position in range(len(visits)) for name in reads.source_names(position)]
-    view = MergedView(WindowedSource(source, uses, model.placement.device), layout, layers, merge_norms)
+    reads = MergedView(stream.source, layout, layers, merge_norms)
+    steps = [reads.source_names(position) for position in range(len(visits))]
     remaining = [len(stack.layers) - stack.position for stack in stacks]
     hidden: dict[int, list[torch.Tensor]] = {}
     similarities: list[float | None] = [None] * len(stacks)
-    for position, visit in enumerate(visits):
-        base, before = visit.layer.base, meter.bytes_read
-        with model.onload(view, position) as weights, meter.computing(len(visit.candidates)):
-            for number in visit.candidates:
-                entering = hidden.pop(number, None) or [
-                    h.to(model.placement.device) for h in reference.boundary(stacks[number].position)
-                ]
-                states = [model.run(base, weights, h, c[base]) for h, c in zip(entering, reference.calls, strict=True)]
-                remaining[number] -= 1
-                if remaining[number]:
-                    hidden[number] = states
-                else:
-                    similarities[number] = _similarity(model, states, reference)
-        listener(LayerDone(visit.last_source, layout.num_layers, meter.bytes_read - before))
+    with stream.run(steps) as weights_pass:
+        view = MergedView(weights_pass, layout, layers, merge_norms)
+        for position, visit in enumerate(visits):
+            base, before = visit.layer.base, meter.bytes_read
+            with weights_pass.step(), model.onload(view, position) as weights, meter.computing(len(visit.candidates)):
+                for number in visit.candidates:
+                    entering = hidden.pop(number, None) or [
+                        h.to(model.placement.device) for h in reference.boundary(stacks[number].position)
+                    ]
+                    calls = (call[base] for call in reference.calls)
+                    states = [model.run(base, weights, h, c) for h, c in zip(entering, calls, strict=True)]
+                    remaining[number] -= 1
+                    if remaining[number]:
+                        hidden[number] = states
+                    else:
+                        similarities[number] = _similarity(model, states, reference)
+            listener(LayerDone(visit.last_source, layout.num_layers, meter.bytes_read - before))
     assert not hidden, "every candidate reaches the top"
     return similarities
 

@@ -2,63 +2,65 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.forward.reference import Reference
 from streamcollapse.forward.schedule import Stack
 from streamcollapse.forward.sweep import sweep
 from streamcollapse.jobs.opening import Job
-from streamcollapse.merge.plan import Decision, StackKey, stack_key
+from streamcollapse.jobs.workdir import Evaluation, Memory
+from streamcollapse.merge.plan import Decision, stack_key
 from streamcollapse.merge.view import mismatch
 from streamcollapse.settings import Streaming
 from streamcollapse.strategy.collapse import CollapseState
 from streamcollapse.strategy.lookahead import Depth, Odds, likely_states
-
-MOST_CANDIDATES = 8  # in one sweep on its own account: each holds hidden states, which no budget bounds yet
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What came of a candidate; ``reason`` says why where there is no similarity."""
-
-    similarity: float | None
-    reason: str | None = None
+from streamcollapse.stream.needs import Allotment
+from streamcollapse.stream.weights import WeightStream
 
 
 class Evaluator:
-    """Evaluates the candidates of a search, as many to a sweep as ``streaming`` says."""
+    """Evaluates the candidates of a search, as many in a sweep as ``streaming`` says and ``choice`` has memory for."""
 
     def __init__(
-        self, job: Job, model: StreamedModel, reference: Reference, merge_norms: bool, streaming: Streaming
+        self,
+        job: Job,
+        model: StreamedModel,
+        stream: WeightStream,
+        reference: Reference,
+        memory: Memory,
+        streaming: Streaming,
+        choice: Allotment,
     ) -> None:
-        self._job, self._model, self._reference = job, model, reference
-        self._merge_norms, self._lookahead = merge_norms, streaming.lookahead
-        self._memory: dict[StackKey, Evaluation] = {}
+        self._job, self._model, self._stream, self._reference = job, model, stream, reference
+        self._memory, self._lookahead, self._most = memory, streaming.lookahead, choice.candidates
 
     def evaluation(self, state: CollapseState, odds: Odds) -> Evaluation:
         """The evaluation of ``state``'s candidate, from memory or from a sweep that starts with it."""
         candidate = state.candidate()
         assert candidate is not None
-        if (key := stack_key(candidate.layers)) not in self._memory:
+        key = stack_key(candidate.layers)
+        if self._memory.get(key) is None:
             self._sweep(state, odds)
-        return self._memory[key]
+        found = self._memory.get(key)
+        assert found is not None
+        return found
 
     def _known(self, state: CollapseState, threshold: float) -> bool | None:
         candidate = state.candidate()
         assert candidate is not None
         key = stack_key(candidate.layers)
-        if key not in self._memory:
+        found = self._memory.get(key)
+        if found is None:
             reason = mismatch(self._job.source, self._job.architecture.layout, candidate.merged_layer)
             if reason is None:
                 return None
-            self._memory[key] = Evaluation(None, reason)
-        return accepts(self._memory[key], threshold)
+            found = Evaluation(None, reason)
+            self._memory.add({key: found})
+        return accepts(found, threshold)
 
     def _depth(self) -> Depth:
         if self._lookahead is not None:
             return Depth(self._lookahead)
-        return Depth(MOST_CANDIDATES, self._job.meter.pace.ratio())
+        return Depth(self._most, self._job.meter.pace.ratio())
 
     def _sweep(self, state: CollapseState, odds: Odds) -> None:
         threshold = state.options.threshold
@@ -68,17 +70,19 @@ class Evaluator:
             return  # all that follows is known
         similarities = sweep(
             self._model,
-            self._job.source,
+            self._stream,
             self._job.architecture.layout,
             [Stack(candidate.layers, candidate.position) for candidate in candidates],
-            self._merge_norms,
+            state.options.merge_norms,
             self._reference,
             self._job.meter,
             self._job.listener,
         )
+        found = {}
         for candidate, similarity in zip(candidates, similarities, strict=True):
             reason = None if similarity is not None else "its hidden states are not finite"
-            self._memory[stack_key(candidate.layers)] = Evaluation(similarity, reason)
+            found[stack_key(candidate.layers)] = Evaluation(similarity, reason)
+        self._memory.add(found)
 
 
 def accepts(evaluation: Evaluation, threshold: float) -> bool:

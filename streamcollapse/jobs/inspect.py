@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.jobs.opening import Job, open_job
+from streamcollapse.jobs.streams import least_allotment
 from streamcollapse.progress import silent
 from streamcollapse.settings import Compute
-from streamcollapse.stream.needs import Need, memory_needs, peak_bytes
-
-ASSUMED_TOKENS = 10 * 64  # ten calibration sentences, where no samples are at hand
+from streamcollapse.stream.needs import Allotment, Need, peak_bytes
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,9 @@ class Inspection:
     compute_dtype: str
     needs: list[Need]
     peak_bytes: int
+    resident_layers: int
+    budgets: dict[str, int]
+    io: str
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON types."""
@@ -42,11 +44,12 @@ class Inspection:
 
 def inspect(source: str | Path, *, compute: Compute = Compute(), trust_remote_code: bool = False) -> Inspection:  # noqa: B008
     """Describe the checkpoint directory ``source``; reads headers and config only. Raises StreamCollapseError."""
-    return describe(open_job(source, compute, trust_remote_code, silent), ASSUMED_TOKENS)
+    job = open_job(source, compute, trust_remote_code, silent)
+    return describe(job, least_allotment(job, None, job.num_layers))
 
 
-def describe(job: Job, tokens: int) -> Inspection:
-    """The figures of an open job that is calibrated on ``tokens`` tokens, padding included."""
+def describe(job: Job, choice: Allotment) -> Inspection:
+    """The figures of an open job that spends memory as ``choice`` says."""
     checkpoint, layout = job.checkpoint, job.architecture.layout
     dtypes: dict[str, int] = {}
     for name in checkpoint.names:
@@ -54,7 +57,6 @@ def describe(job: Job, tokens: int) -> Inspection:
         key = str(info.dtype).removeprefix("torch.")
         dtypes[key] = dtypes.get(key, 0) + info.num_bytes
     layers = [sum(checkpoint.info(n).num_bytes for n in layout.layer_names(i)) for i in range(layout.num_layers)]
-    needs = memory_needs(checkpoint, layout, job.placement.dtype, tokens, job.hidden_size)
     return Inspection(
         path=str(checkpoint.directory),
         family=job.architecture.config.family,
@@ -70,6 +72,9 @@ def describe(job: Job, tokens: int) -> Inspection:
         tied_embeddings=layout.tied_head,
         compute_device=str(job.placement.device),
         compute_dtype=job.placement.dtype_name,
-        needs=needs,
-        peak_bytes=peak_bytes(needs),
+        needs=list(choice.needs),
+        peak_bytes=peak_bytes(choice.needs, "ram"),
+        resident_layers=choice.resident_layers,
+        budgets=choice.budgets,
+        io=choice.io,
     )

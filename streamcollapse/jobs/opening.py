@@ -100,6 +100,15 @@ class Samples:
     def num_tokens(self) -> int:
         return sum(batch.input_ids_NT.numel() for batch in self.batches)
 
+    @property
+    def num_samples(self) -> int:
+        return sum(len(batch.lengths) for batch in self.batches)
+
+    @property
+    def largest_call(self) -> tuple[int, int]:
+        """Rows and tokens a row of the largest call."""
+        return max((tuple(b.input_ids_NT.shape) for b in self.batches), key=lambda shape: shape[0] * shape[1])  # type: ignore[return-value]
+
 
 def calibration_samples(job: Job, calibration: Calibration) -> Samples:
     """Load and tokenise the samples. Raises CalibrationError."""

@@ -9,8 +9,9 @@ from typing import Any
 from streamcollapse.errors import OptionError
 from streamcollapse.forward.perplexity import make_windows, streamed_perplexity
 from streamcollapse.jobs.opening import longest_context, open_job
+from streamcollapse.jobs.streams import open_stream, plain_allotment
 from streamcollapse.progress import Listener, PhaseStarted, silent
-from streamcollapse.settings import Compute
+from streamcollapse.settings import Compute, Streaming
 from streamcollapse.strategy.calibration import check_vocabulary, load_tokenizer, opening_tokens, read_text
 
 LONGEST_WINDOW = 2048
@@ -34,6 +35,7 @@ def perplexity(
     window: int | None = None,
     max_tokens: int | None = None,
     compute: Compute = Compute(),  # noqa: B008
+    streaming: Streaming = Streaming(),  # noqa: B008
     trust_remote_code: bool = False,
     listener: Listener = silent,
 ) -> Score:
@@ -56,9 +58,10 @@ def perplexity(
     token_ids = list(tokenizer(contents, add_special_tokens=False, verbose=False)["input_ids"])[:max_tokens]
     check_vocabulary(token_ids, job.vocabulary)
     windows = make_windows(opening_tokens(tokenizer), token_ids, window)
+    stream = open_stream(job, plain_allotment(job, streaming))
     with job.meter.phase("perplexity"):
         listener(PhaseStarted("perplexity", job.num_layers))
         result = streamed_perplexity(
-            job.model(), job.original(), windows, job.hidden_size, job.vocabulary, job.meter, listener
+            job.model(), stream, job.architecture.layout, windows, job.hidden_size, job.vocabulary, job.meter, listener
         )
     return Score(result.perplexity, result.nll, result.tokens, window, job.meter.summary())

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import OutputError, printable
-from streamcollapse.jobs.inspect import ASSUMED_TOKENS, Inspection, describe
+from streamcollapse.jobs.inspect import Inspection, describe
 from streamcollapse.jobs.opening import Job, calibration_samples, open_job
+from streamcollapse.jobs.streams import allotment, least_allotment, starting_layers
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
 from streamcollapse.output.report import sizes
 from streamcollapse.progress import silent
-from streamcollapse.settings import Calibration, Compute, Output
+from streamcollapse.settings import Calibration, Compute, Output, Streaming
 from streamcollapse.storage.staging import check_output
 from streamcollapse.storage.writer import check_space
 from streamcollapse.strategy.collapse import CollapseOptions, CollapseState, most_candidates
@@ -41,6 +42,7 @@ def preview_search(
     options: CollapseOptions,
     calibration: Calibration,
     compute: Compute,
+    streaming: Streaming,
     trust_remote_code: bool,
     out: str | Path | None = None,
     output: Output = Output(),  # noqa: B008 - frozen
@@ -55,7 +57,9 @@ def preview_search(
         check_space(Path(out), smallest)
     rows = sum(len(batch.lengths) for batch in samples.batches)
     candidates = most_candidates(job.num_layers, options)
-    inspection = describe(job, samples.num_tokens)
+    inspection = describe(
+        job, allotment(job, samples, streaming, len(starting_layers(CollapseState.start(job.num_layers, options))))
+    )
     return Preview(inspection, rows, samples.num_tokens, candidates, smallest, job.checkpoint.num_bytes)
 
 
@@ -68,7 +72,7 @@ def preview_apply(
     check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
     size = sizes(job.view(plan.layers, plan.merge_norms), plan.num_layers).bytes
     check_space(Path(out), size)
-    return Preview(describe(job, ASSUMED_TOKENS), None, None, 0, size, size)
+    return Preview(describe(job, least_allotment(job, None, 0)), None, None, 0, size, size)
 
 
 def check_plan_path(path: Path, overwrite: bool) -> None:

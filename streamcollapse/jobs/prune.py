@@ -7,16 +7,18 @@ write       stream the merged tensors into a new checkpoint
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import asdict, dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import StreamCollapseError, printable
-from streamcollapse.forward.reference import reference_pass
 from streamcollapse.jobs.candidates import Evaluator, decide
 from streamcollapse.jobs.opening import Job, Samples, calibration_samples, open_job
 from streamcollapse.jobs.preview import smallest_output
+from streamcollapse.jobs.streams import allotment, open_stream, plain_allotment, starting_layers
+from streamcollapse.jobs.workdir import work_place
 from streamcollapse.merge.plan import Decision, Plan, SearchRecord
 from streamcollapse.merge.view import check_plan
 from streamcollapse.output.checkpoint import check_loadable, write_companions, write_config, write_weights
@@ -25,6 +27,7 @@ from streamcollapse.progress import (
     CandidateStarted,
     DecisionMade,
     Listener,
+    MemoryPlanned,
     PhaseStarted,
     StackChanged,
     WarningRaised,
@@ -35,6 +38,8 @@ from streamcollapse.storage.staging import check_output, staged_directory
 from streamcollapse.storage.writer import check_space, plan_shards
 from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
 from streamcollapse.strategy.lookahead import Odds
+from streamcollapse.stream.needs import Allotment
+from streamcollapse.stream.weights import WeightStream
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,12 @@ def prune(
     job = open_job(source, compute, trust_remote_code, listener)
     samples = calibration_samples(job, calibration)
     check_space(Path(out), smallest_output(job, options))
-    plan = _search(job, options, samples, streaming)
+    found = _search(job, options, samples, streaming, Path(out).resolve().parent)
     try:
-        return _write(job, plan, Path(out), output)
+        return _write(job, found, Path(out), output)
     except (StreamCollapseError, OSError, KeyboardInterrupt) as error:
         kept = _free_path(Path(f"{Path(out).resolve()}.plan.json"))
-        plan.save(kept)
+        found.plan.save(kept)
         again = f"the search is kept in {printable(kept)}; continue with: streamcollapse apply SOURCE PLAN --out DIR"
         error.args = (f"{error}; {again}" if str(error) else again,)
         raise
@@ -90,7 +95,7 @@ def search(
 ) -> Plan:
     """The first half of ``prune``: find the plan, write nothing. Raises StreamCollapseError."""
     job = open_job(source, compute, trust_remote_code, listener)
-    return _search(job, options, calibration_samples(job, calibration), streaming)
+    return _search(job, options, calibration_samples(job, calibration), streaming, Path(tempfile.gettempdir())).plan
 
 
 def apply(
@@ -99,6 +104,7 @@ def apply(
     out: str | Path,
     *,
     compute: Compute = Compute(),  # noqa: B008
+    streaming: Streaming = Streaming(),  # noqa: B008
     output: Output = Output(),  # noqa: B008
     trust_remote_code: bool = False,
     listener: Listener = silent,
@@ -107,38 +113,57 @@ def apply(
     check_output(Path(out), Path(source), output.overwrite)
     job = open_job(source, compute, trust_remote_code, listener)
     check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
-    return _write(job, plan, Path(out), output)
+    choice = plain_allotment(job, streaming)
+    return _write(job, Found(plan, open_stream(job, choice), choice), Path(out), output)
 
 
-def _search(job: Job, options: CollapseOptions, samples: Samples, streaming: Streaming) -> Plan:
+@dataclass(frozen=True)
+class Found:
+    """A plan, and the weight stream that it can be written from, which may hold resident layers already."""
+
+    plan: Plan
+    stream: WeightStream
+    choice: Allotment
+
+
+def _search(job: Job, options: CollapseOptions, samples: Samples, streaming: Streaming, scratch: Path) -> Found:
     state = CollapseState.start(job.num_layers, options)
-    model = job.model()
-    with job.meter.phase("reference"):
-        job.listener(PhaseStarted("reference", job.num_layers))
-        starts = range(state.options.lowest - 1, max(state.pointer, 0))
-        reference = reference_pass(model, job.original(), samples.batches, starts, job.meter, job.listener)
+    starts = starting_layers(state)
+    choice = allotment(job, samples, streaming, len(starts))
+    rows = tuple((need.phase, need.what, need.num_bytes, need.memory) for need in choice.needs)
+    job.listener(MemoryPlanned(rows, choice.budgets, choice.io))
+    stream, model = open_stream(job, choice), job.model()
+    with work_place(job, samples, streaming, options.merge_norms, scratch if choice.spill else None) as place:
+        with job.meter.phase("reference"):
+            job.listener(PhaseStarted("reference", job.num_layers))
+            reference = place.reference(model, stream, starts)
+        state, odds = _collapse(job, state, Evaluator(job, model, stream, reference, place.memory, streaming, choice))
 
-    odds = Odds(options.threshold)
-    evaluator = Evaluator(job, model, reference, options.merge_norms, streaming)
+    record = _record(state.options, samples, job, odds.decisions)
+    fingerprint = job.checkpoint.fingerprint()
+    plan = Plan(job.name, job.num_layers, fingerprint, state.layers, options.merge_norms, record)
+    return Found(plan, stream, choice)
+
+
+def _collapse(job: Job, state: CollapseState, evaluator: Evaluator) -> tuple[CollapseState, Odds]:
+    odds = Odds(state.options.threshold)
     with job.meter.phase("search"):
         job.listener(PhaseStarted("search"))
         job.listener(StackChanged(tuple(1 for _ in state.layers)))
         while candidate := state.candidate():
-            job.listener(CandidateStarted(candidate.pointer, candidate.merged, options.threshold))
+            job.listener(CandidateStarted(candidate.pointer, candidate.merged, odds.threshold))
             evaluation = evaluator.evaluation(state, odds)
-            decision = decide(evaluation, candidate.pointer, candidate.merged, options.threshold)
+            decision = decide(evaluation, candidate.pointer, candidate.merged, odds.threshold)
             odds.learn(decision)
             state = state.after(decision.accepted)
             _tell(job.listener, decision, state, job.num_layers)
         if len(state.layers) == job.num_layers:
             job.listener(WarningRaised("no merge was accepted: the result is the source as it is"))
-
-    record = _record(state.options, samples, job, odds.decisions)
-    fingerprint = job.checkpoint.fingerprint()
-    return Plan(job.name, job.num_layers, fingerprint, state.layers, options.merge_norms, record)
+    return state, odds
 
 
-def _write(job: Job, plan: Plan, out: Path, output: Output) -> Pruned:
+def _write(job: Job, found: Found, out: Path, output: Output) -> Pruned:
+    plan, stream = found.plan, found.stream
     view = job.view(plan.layers, plan.merge_norms)
     shards = plan_shards(view, output.max_shard_bytes)
     check_space(out, sum(shard.file_bytes for shard in shards))
@@ -147,7 +172,7 @@ def _write(job: Job, plan: Plan, out: Path, output: Output) -> Pruned:
         check_loadable(stage, view, job.architecture.weights_dtype, job.trust_remote_code)
         with job.meter.phase("write"):
             job.listener(PhaseStarted("write", sum(len(shard.names) for shard in shards)))
-            write_weights(view, shards, stage, job.placement.device, job.meter, job.listener)
+            write_weights(view, stream, shards, stage, job.meter, job.listener)
         report = build_report(
             job.checkpoint,
             plan,
@@ -155,7 +180,7 @@ def _write(job: Job, plan: Plan, out: Path, output: Output) -> Pruned:
             sizes(view, plan.num_layers),
             job.compute(),
             {"max_shard_bytes": output.max_shard_bytes, "search": plan.to_json().get("search")},
-            job.meter.summary(),
+            {**job.meter.summary(), "memory": found.choice.to_json()},
         )
         write_companions(stage, job.checkpoint.directory, plan, report)
     return Pruned(out, plan, report)

@@ -77,6 +77,17 @@ class MergedView:
         suffixes = self._layout.layers[layer.base]
         return [self._layout.name(s, suffix) for suffix in suffixes for s in sorted(self.mix_of(layer, suffix))]
 
+    def sources_of(self, name: str) -> list[str]:
+        """The source's names of what reading ``name`` reads."""
+        if name not in self._where:
+            return [name]
+        layer, suffix = self._where[name]
+        return [self._layout.name(s, suffix) for s in sorted(self.mix_of(layer, suffix))]
+
+    def over(self, source: TensorSource) -> MergedView:
+        """The same plan over another source of the same tensors."""
+        return MergedView(source, self._layout, self.layers, self._merge_norms)
+
     def mix_of(self, layer: PlanLayer, suffix: str) -> Mix:
         """The mix of one tensor of ``layer``: its base alone for norms and for stored tensors that are not learned."""
         from_base = suffix in self._layout.unmerged or (suffix in self._layout.norms and not self._merge_norms)

@@ -12,6 +12,7 @@ from streamcollapse.arch.layout import build_layout
 from streamcollapse.arch.skeleton import build_skeleton
 from streamcollapse.errors import ModelError
 from streamcollapse.merge.plan import Plan
+from streamcollapse.merge.view import MergedView
 from streamcollapse.output.card import model_card
 from streamcollapse.output.files import companion_files, copy_files
 from streamcollapse.output.report import save_report
@@ -19,21 +20,27 @@ from streamcollapse.progress import Listener, TensorWritten
 from streamcollapse.storage.source import TensorSource
 from streamcollapse.storage.writer import ShardPlan, disk_errors, write_shards
 from streamcollapse.stream.meters import Meter
+from streamcollapse.stream.weights import WeightStream
 
 PLAN_FILE = "streamcollapse_plan.json"
 REPORT_FILE = "streamcollapse_report.json"
 
 
 def write_weights(
-    view: TensorSource, shards: list[ShardPlan], stage: Path, device: torch.device, meter: Meter, listener: Listener
+    view: MergedView, stream: WeightStream, shards: list[ShardPlan], stage: Path, meter: Meter, listener: Listener
 ) -> None:
-    """Write ``shards`` of ``view`` into ``stage``, counting bytes. Raises OutputError, NonFiniteError."""
+    """Write ``shards`` of ``view`` into ``stage`` with weights from ``stream``, counting bytes.
+
+    Raises OutputError, NonFiniteError, CheckpointError.
+    """
 
     def written(name: str, num_bytes: int) -> None:
         meter.written(num_bytes)
         listener(TensorWritten(name, num_bytes))
 
-    write_shards(view, shards, stage, device, written)
+    steps = [view.sources_of(name) for shard in shards for name in shard.names]
+    with stream.run(steps) as weights_pass:
+        write_shards(view.over(weights_pass), shards, stage, stream.device, written, weights_pass.step)
 
 
 def write_config(stage: Path, source_directory: Path, config: ModelConfig, plan: Plan, with_code: bool) -> None:

@@ -6,20 +6,20 @@ Knows shards, names and bytes. Knows nothing of decoder layers, configs or devic
 from __future__ import annotations
 
 import hashlib
-import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from streamcollapse.errors import CheckpointError, printable
+from streamcollapse.storage.extents import Location
 from streamcollapse.storage.header import ShardHeader, StoredTensor, read_header
 from streamcollapse.storage.index import INDEX_FILE, find_shards, is_file
+from streamcollapse.storage.mapping import MappedFile
 from streamcollapse.storage.source import TensorInfo
 
 _SAMPLES_PER_SHARD = 16
 _SAMPLE_BYTES = 4096
-_MADV_POPULATE_READ = 22  # linux/mman.h; since Linux 5.14
 
 
 class Checkpoint:
@@ -34,7 +34,7 @@ class Checkpoint:
         shards, weight_map = find_shards(self.directory)
         self._headers: dict[str, ShardHeader] = {}
         self._tensors: dict[str, tuple[str, StoredTensor]] = {}
-        self._maps: dict[str, mmap.mmap] = {}
+        self._maps: dict[str, MappedFile] = {}
         for shard in shards:
             self._add(shard)
         for name, shard in (weight_map or {}).items():
@@ -81,42 +81,36 @@ class Checkpoint:
         """dtype and shape of ``name``; KeyError if there is none."""
         return self._tensors[name][1].info
 
+    def locate(self, name: str) -> Location:
+        """Where the bytes of ``name`` are; KeyError if there is none."""
+        shard, tensor = self._tensors[name]
+        return Location(self._root / shard, tensor.start, tensor.info)
+
     def read(self, name: str, device: torch.device) -> torch.Tensor:
         """``name`` on ``device``; on the CPU the tensor is a view of the mapped file, read in whole but not copied."""
-        shard, tensor = self._tensors[name]
-        _populate(self._map(shard), tensor.start, tensor.end)
-        return self._view(name).to(device)
+        place = self.locate(name)
+        mapped = self.mapped(place)
+        mapped.populate(place.start, place.end)
+        return mapped.tensor(place.start, place.info).to(device)
 
     def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """Rows ``rows`` of the matrix ``name``, copied; only the pages that hold them are touched."""
-        return self._view(name)[rows]
+        place = self.locate(name)
+        return self.mapped(place).tensor(place.start, place.info)[rows]
 
-    def _view(self, name: str) -> torch.Tensor:
-        shard, tensor = self._tensors[name]
-        info = tensor.info
-        if info.num_elements == 0:
-            return torch.empty(info.shape, dtype=info.dtype)
-        mapped = self._map(shard)
-        if tensor.start % info.dtype.itemsize == 0:
-            flat = torch.frombuffer(mapped, dtype=info.dtype, count=info.num_elements, offset=tensor.start)
-        else:  # written by a tool that does not align: one copy makes it usable
-            raw = torch.frombuffer(mapped, dtype=torch.uint8, count=info.num_bytes, offset=tensor.start)
-            flat = raw.clone().view(info.dtype)
-        return flat.view(info.shape)
+    def mapped(self, place: Location) -> MappedFile:
+        """The mapping of the shard that ``place`` lies in."""
+        return self.mapping(place.path.name)
 
-    def _map(self, shard: str) -> mmap.mmap:
+    def mapping(self, shard: str) -> MappedFile:
+        """The mapping of the file ``shard``, made when it is first asked for."""
         if shard not in self._maps:
-            path = self._root / shard
-            try:
-                with path.open("rb") as file:
-                    # A private mapping: torch wants writable memory, and a stray write must not reach the file.
-                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            except OSError as error:
-                raise CheckpointError(f"{printable(path)}: cannot be mapped: {error.strerror or error}") from error
-            if len(mapped) != self._headers[shard].file_bytes:
-                raise CheckpointError(f"{printable(path)}: the file changed size while it was in use; start again")
-            self._maps[shard] = mapped
+            self._maps[shard] = MappedFile(self._root / shard, self._headers[shard].file_bytes)
         return self._maps[shard]
+
+    def mappings(self) -> list[MappedFile]:
+        """Every shard's mapping."""
+        return [self.mapping(shard) for shard in sorted(self._headers)]
 
     def fingerprint(self) -> str:
         """sha256 over every shard's header, size and a few samples of its data, in hexadecimal.
@@ -134,14 +128,3 @@ class Checkpoint:
                     file.seek(position)
                     digest.update(file.read(_SAMPLE_BYTES))
         return digest.hexdigest()
-
-
-def _populate(mapped: mmap.mmap, start: int, end: int) -> None:
-    """Read the pages of ``[start, end)`` at once, instead of a few at a time as the computation runs into them."""
-    first = start // mmap.PAGESIZE * mmap.PAGESIZE
-    if end <= first:
-        return
-    try:
-        mapped.madvise(_MADV_POPULATE_READ, first, end - first)
-    except (OSError, AttributeError):  # an older kernel or another system: pages come when they are touched
-        return

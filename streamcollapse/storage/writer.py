@@ -12,7 +12,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -88,11 +88,13 @@ def write_shards(
     directory: Path,
     device: torch.device,
     on_written: Callable[[str, int], None],
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
     """Write ``shards`` of ``source`` into ``directory``, fsync each, and the index last where there are several.
 
     ``device`` is where ``source`` computes what it must compute. ``on_written(name, num_bytes)`` is called
-    after each tensor. Raises OutputError when the disk is full, NonFiniteError for a NaN or infinite weight.
+    after each tensor, which is read and written inside of ``turn()``. Raises OutputError when the disk is full,
+    NonFiniteError for a NaN or infinite weight.
     """
     files = {shard.file_name: directory / shard.file_name for shard in shards}
     for shard in shards:
@@ -101,7 +103,8 @@ def write_shards(
         with disk_errors(files[shard.file_name]), files[shard.file_name].open("r+b") as file:
             file.seek(len(shard.header))
             for name in shard.names:
-                _write_tensor(file, name, source.read(name, device))
+                with turn():
+                    _write_tensor(file, name, source.read(name, device))
                 on_written(name, source.info(name).num_bytes)
             file.flush()
             os.fsync(file.fileno())

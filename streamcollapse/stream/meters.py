@@ -19,11 +19,15 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass
 class PhaseUsage:
-    """What one phase used. Memory in bytes; ``peak_anonymous_rss`` (None where the system does not tell) leaves out
-    file pages, which the kernel can drop at any time; ``peak_vram`` is the allocator's (None without CUDA)."""
+    """What one phase used. ``seconds_reading`` is how long weights were on their way, ``seconds_waiting`` how much of
+    that the computation stood still for. Memory in bytes; ``peak_anonymous_rss`` (None where the system does not tell)
+    leaves out file pages, which the kernel can drop at any time; ``peak_vram`` is the allocator's (None without
+    CUDA)."""
 
     name: str
     seconds: float = 0.0
+    seconds_reading: float = 0.0
+    seconds_waiting: float = 0.0
     bytes_read: int = 0
     bytes_written: int = 0
     peak_rss: int = 0
@@ -33,8 +37,8 @@ class PhaseUsage:
 
 @dataclass
 class Pace:
-    """How fast this run reads and computes: ``reading`` seconds over ``layers`` layers that were read, ``computing``
-    seconds over ``runs`` runs of one layer for one candidate."""
+    """How fast this run reads and computes: ``reading`` seconds over ``layers`` layers that were read and made ready,
+    ``computing`` seconds over ``runs`` runs of one layer for one candidate."""
 
     reading: float = 0.0
     layers: int = 0
@@ -76,9 +80,22 @@ class Meter:
         self.pace.computing += time.perf_counter() - start
         self.pace.runs += runs
 
+    def loaded(self, seconds: float, num_bytes: int) -> None:
+        """A unit of ``num_bytes`` was brought in; called from the thread that did it."""
+        self._current.bytes_read += num_bytes
+        self._current.seconds_reading += seconds
+        self.pace.reading += seconds
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time the computation's waiting for weights."""
+        start = time.perf_counter()
+        yield
+        self._current.seconds_waiting += time.perf_counter() - start
+
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Time the loading of one layer's weights."""
+        """Time what is done with one layer's weights before it can run: mixing, converting."""
         start = time.perf_counter()
         yield
         self.pace.reading += time.perf_counter() - start

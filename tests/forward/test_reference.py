@@ -18,6 +18,7 @@ from streamcollapse.jobs.opening import Job, open_job
 from streamcollapse.progress import LayerDone, silent
 from streamcollapse.settings import Compute
 from tests.checkpoints import VOCABULARY, edit_tensors, save_llama, save_model
+from tests.streams import plain_stream
 
 N = 5
 SMALL: dict[str, Any] = {
@@ -69,7 +70,9 @@ def reference_of(
 ) -> tuple[Job, Reference]:
     job = open_job(directory, Compute("cpu", dtype), False, silent)
     batches = make_batches(samples, **batch)
-    return job, reference_pass(job.model(), job.original(), batches, range(job.num_layers), job.meter, silent)
+    return job, reference_pass(
+        job.model(), plain_stream(job), job.architecture.layout, batches, range(job.num_layers), job.meter, silent
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -133,11 +136,15 @@ def test_batches_respect_the_limit() -> None:
 def test_only_the_boundaries_that_are_asked_for_are_kept(llama: Path) -> None:
     job, whole = reference_of(llama, random_samples())
     batches = make_batches(random_samples())
-    part = reference_pass(job.model(), job.original(), batches, range(2, 5), job.meter, silent)
+    part = reference_pass(
+        job.model(), plain_stream(job), job.architecture.layout, batches, range(2, 5), job.meter, silent
+    )
     assert part.boundaries[0].shape == (3, 4, 23, 32)
     for layer_index in (2, 3, 4):
         assert torch.equal(part.boundary(layer_index)[0], whole.boundary(layer_index)[0])
-    nothing = reference_pass(job.model(), job.original(), batches, range(0), job.meter, silent)
+    nothing = reference_pass(
+        job.model(), plain_stream(job), job.architecture.layout, batches, range(0), job.meter, silent
+    )
     assert torch.equal(nothing.last_hidden[0], whole.last_hidden[0])
 
 
@@ -145,7 +152,15 @@ def test_each_layer_is_read_once_and_told(llama: Path) -> None:
     events: list[Any] = []
     job = open_job(llama, Compute("cpu", "float32"), False, silent)
     with job.meter.phase("reference"):
-        reference_pass(job.model(), job.original(), make_batches(random_samples()), range(8), job.meter, events.append)
+        reference_pass(
+            job.model(),
+            plain_stream(job),
+            job.architecture.layout,
+            make_batches(random_samples()),
+            range(8),
+            job.meter,
+            events.append,
+        )
     assert [e.layer_index for e in events if isinstance(e, LayerDone)] == list(range(8))
     assert {e.num_bytes for e in events} == {
         sum(job.checkpoint.info(n).num_bytes for n in job.architecture.layout.layer_names(0))

@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,11 +19,8 @@ from streamcollapse.merge.rules import RULES
 from streamcollapse.progress import silent
 from streamcollapse.settings import Compute
 from streamcollapse.storage.source import ObservedSource
-from streamcollapse.storage.window import WindowedSource
 from tests.forward.test_reference import random_samples
-from tests.storage.test_writer import Tensors
-
-CPU = torch.device("cpu")
+from tests.streams import plain_stream
 
 
 def test_visits_by_hand() -> None:
@@ -69,21 +65,6 @@ def test_every_candidate_walks_its_own_stack_in_order(data: st.DataObject, num_l
         assert all(last_source(layer) < num_layers for layer in walked)
 
 
-def test_the_window_reads_once_and_holds_no_longer_than_needed() -> None:
-    reads: list[str] = []
-    tensors = Tensors({"a": torch.ones(4), "b": torch.zeros(2)})
-    window = WindowedSource(ObservedSource(tensors, lambda name, size: reads.append(name)), ["a", "b", "a", "a"], CPU)
-    first = window.read("a", CPU)
-    assert window.held_bytes == 16
-    window.read("b", CPU)
-    assert window.held_bytes == 16
-    assert window.read("a", CPU) is first
-    assert window.read("a", CPU) is first
-    assert window.held_bytes == 0
-    assert reads == ["a", "b"]
-    assert torch.equal(window.read_rows("a", torch.tensor([1])), torch.ones(1))
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_company_changes_no_bit_and_each_tensor_is_read_once(llama_bf16: Path, rule: str, dtype: str) -> None:
@@ -91,7 +72,7 @@ def test_company_changes_no_bit_and_each_tensor_is_read_once(llama_bf16: Path, r
     model, layout = job.model(), job.architecture.layout
     batches = make_batches(random_samples(), max_tokens=40)
     assert len(batches) > 1
-    reference = reference_pass(model, job.original(), batches, range(8), job.meter, silent)
+    reference = reference_pass(model, plain_stream(job), job.architecture.layout, batches, range(8), job.meter, silent)
     whole = original_layers(8)
     once = collapse(whole, 5, 2, rule, 1.0)
     stacks = [
@@ -103,10 +84,11 @@ def test_company_changes_no_bit_and_each_tensor_is_read_once(llama_bf16: Path, r
     ]
     reads: Counter[str] = Counter()
     source = ObservedSource(job.checkpoint, lambda name, size: reads.update([name]))
-    together = sweep(model, source, layout, stacks, False, reference, job.meter, silent)
+    stream = plain_stream(job, source)
+    together = sweep(model, stream, layout, stacks, False, reference, job.meter, silent)
     assert all(count == 1 for count in reads.values()), "a tensor was read twice"
-    apart = [sweep(model, source, layout, [s], False, reference, job.meter, silent)[0] for s in stacks]
+    apart = [sweep(model, stream, layout, [s], False, reference, job.meter, silent)[0] for s in stacks]
     assert together == apart
     assert len(set(together)) > 3
-    backwards = sweep(model, source, layout, stacks[::-1], False, reference, job.meter, silent)
+    backwards = sweep(model, stream, layout, stacks[::-1], False, reference, job.meter, silent)
     assert backwards[::-1] == together

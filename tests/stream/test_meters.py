@@ -6,11 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamcollapse.arch.architecture import understand
-from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.stream import meters
 from streamcollapse.stream.meters import Meter, resident_memory
-from streamcollapse.stream.needs import memory_needs, peak_bytes
 
 
 def test_bytes_and_memory_are_counted_per_phase() -> None:
@@ -50,15 +47,3 @@ def test_systems_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     rss, anonymous = resident_memory()
     assert rss > 10_000_000
     assert anonymous is None
-
-
-def test_needs_follow_from_the_shapes(llama_bf16: Path) -> None:
-    checkpoint = Checkpoint(llama_bf16)
-    layout = understand(checkpoint).layout
-    # q and o 32x32, k and v 16x32, three of 48x32, two norms of 32: all multiples of 64 bytes
-    parameters = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32
-    for dtype, reference in ((torch.float32, 4 * parameters), (torch.bfloat16, 0)):
-        needs = memory_needs(checkpoint, layout, dtype, tokens=100, hidden_size=32)
-        slot, boundaries = dtype.itemsize * parameters, 9 * 100 * 32 * dtype.itemsize
-        assert [n.num_bytes for n in needs] == [reference, boundaries, slot, boundaries, 2 * 48 * 32]
-        assert peak_bytes(needs) == slot + boundaries

@@ -1,0 +1,95 @@
+"""How a job's weights are streamed: what the memory there is allows, and which way of reading is fastest here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from streamcollapse.forward.batches import MAX_CALL_TOKENS
+from streamcollapse.jobs.opening import Job, Samples
+from streamcollapse.settings import Streaming
+from streamcollapse.storage.probe import cached_share, read_rate
+from streamcollapse.storage.reader import check_direct_reads
+from streamcollapse.strategy.collapse import CollapseState
+from streamcollapse.stream.budget import budget_for, free_ram
+from streamcollapse.stream.copies import CudaCopies
+from streamcollapse.stream.loaders import DeviceLoader, Loader, MappedLoader, PlainLoader, ReadLoader
+from streamcollapse.stream.needs import Allotment, Work, allot, least, measure_work
+from streamcollapse.stream.weights import WeightStream
+
+ASSUMED_TOKENS = 10 * 64  # ten calibration sentences, where no samples are at hand
+_PROBE_BYTES = 1 << 28
+_WORTH_PROBING = 4 * _PROBE_BYTES  # bytes of checkpoint; less is read before a probe would pay
+_MOSTLY = 0.9  # in the page cache: nothing is faster than what is there already
+
+
+def work_of(job: Job, samples: Samples | None, boundaries: int) -> Work:
+    """What a search with ``samples`` has to hold whose candidates start from ``boundaries`` layer boundaries."""
+    tokens = ASSUMED_TOKENS if samples is None else samples.num_tokens
+    call = (1, MAX_CALL_TOKENS) if samples is None else samples.largest_call
+    layout, dtype = job.architecture.layout, job.placement.dtype
+    return measure_work(job.source, layout, dtype, job.hidden_size, tokens, call, boundaries)
+
+
+def allotment(job: Job, samples: Samples | None, streaming: Streaming, boundaries: int) -> Allotment:
+    """How this run spends the memory it may use. Raises BudgetError before any weight is read."""
+    choice = allot(work_of(job, samples, boundaries), budget_for(streaming, job.placement.device), streaming)
+    return replace(choice, io=choose_io(job, streaming.io, choice))
+
+
+def least_allotment(job: Job, samples: Samples | None, boundaries: int) -> Allotment:
+    """What a run needs at the least, whatever there is."""
+    return least(work_of(job, samples, boundaries), Streaming(), job.placement.device.type != "cpu")
+
+
+def starting_layers(state: CollapseState) -> range:
+    """The 0-based layers that candidates of a search from ``state`` on can start at."""
+    return range(state.options.lowest - 1, max(state.pointer, 0))
+
+
+def plain_allotment(job: Job, streaming: Streaming) -> Allotment:
+    """For passes that hold one layer and their own activations: nothing stays."""
+    choice = Allotment(streaming.prefetch, from_cache=job.checkpoint.num_bytes > free_ram())
+    return replace(choice, io=choose_io(job, streaming.io, choice))
+
+
+def open_stream(job: Job, choice: Allotment) -> WeightStream:
+    """The weight stream of ``job``: one for all its phases."""
+    layout, device = job.architecture.layout, job.placement.device
+    keep = frozenset(name for i in choice.resident(layout.num_layers) for name in layout.layer_names(i))
+    loader = _loader(job, choice)
+    layers = [layout.layer_names(i) for i in range(layout.num_layers)]
+    unit_bytes = max(sum(loader.size([name]) for name in names) for names in layers)
+    return WeightStream(
+        job.source, device, loader, job.meter, choice.prefetch, unit_bytes, choice.slot_bytes or None, keep
+    )
+
+
+def _loader(job: Job, choice: Allotment) -> Loader:
+    if job.placement.device.type == "cpu":
+        if choice.io == "mmap":
+            return MappedLoader(job.checkpoint, choice.from_cache)
+        return ReadLoader(job.checkpoint, direct=choice.io == "direct")
+    if choice.io == "mmap":
+        return PlainLoader(job.checkpoint, job.placement.device)
+    return DeviceLoader(job.checkpoint, choice.io == "direct", CudaCopies(job.placement.device))
+
+
+def choose_io(job: Job, io: str, choice: Allotment) -> str:
+    """``io``, or what a short measurement says for auto.
+
+    On a CPU mapped weights are used in place; reading past the page cache pays only where the checkpoint does not fit
+    into memory and the disk is faster that way. Raises CheckpointError where the file system refuses the I/O mode asked
+    for. A CUDA device gets its weights from pinned memory in any case.
+    """
+    if io == "direct":
+        check_direct_reads(job.checkpoint.shards[0].path)
+    if io != "auto":
+        return io
+    mapped = "mmap" if job.placement.device.type == "cpu" else "pread"
+    fits = not choice.from_cache
+    small = job.checkpoint.num_bytes < _WORTH_PROBING
+    if fits or small or cached_share(job.checkpoint) > _MOSTLY:
+        return mapped
+    rates = {mode: read_rate(job.checkpoint, mode, _PROBE_BYTES) for mode in (mapped, "direct")}
+    through, past = rates[mapped], rates["direct"]
+    return "direct" if through is not None and past is not None and past > through else mapped

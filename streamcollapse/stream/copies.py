@@ -1,0 +1,104 @@
+"""The one seam between the weight stream and a device: copies that run beside the computation.
+
+Everything about CUDA streams, events and pinned memory is here. Tests put a stand-in in its place whose copies are
+slow, late or fail.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any, Protocol
+
+import torch
+
+from streamcollapse.errors import DeviceError
+
+
+class Copies(Protocol):
+    """Host-to-device copies in order of issue. A ticket stands for work issued up to some point."""
+
+    def host_block(self, num_bytes: int) -> torch.Tensor:
+        """``num_bytes`` of page-aligned host memory, as uint8, from which copies need not wait."""
+        ...
+
+    def device_block(self, num_bytes: int) -> torch.Tensor:
+        """``num_bytes`` of device memory, as uint8."""
+        ...
+
+    def upload(self, target: torch.Tensor, source: torch.Tensor, after: Any | None) -> Any:
+        """Begin to copy ``source`` to ``target`` once the work of ``after`` (None: all computation issued so far) is
+        done; returns the copy's ticket."""
+        ...
+
+    def arrive(self, ticket: Any) -> None:
+        """Computation issued from now on sees what the copy of ``ticket`` brought."""
+        ...
+
+    def mark(self) -> Any:
+        """A ticket for all computation issued so far."""
+        ...
+
+    def wait(self, ticket: Any) -> None:
+        """Return when the work of ``ticket`` is done."""
+        ...
+
+    def free(self) -> None:
+        """Let go of all host blocks, once no copy reads them."""
+        ...
+
+
+class CudaCopies:
+    """Copies on a stream of their own, from memory that is registered with the driver at its exact size.
+
+    Torch's own pinned allocator rounds sizes up to powers of two, which for slots of gigabytes is gigabytes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._registered: list[tuple[mmap.mmap, int]] = []
+
+    def host_block(self, num_bytes: int) -> torch.Tensor:
+        memory = mmap.mmap(-1, num_bytes)
+        block = torch.frombuffer(memory, dtype=torch.uint8)
+        status = int(_driver().cudaHostRegister(block.data_ptr(), num_bytes, 0))
+        if status != 0:
+            raise DeviceError(
+                f"{num_bytes} bytes of host memory cannot be pinned (CUDA error {status}); "
+                "pass a smaller --ram-budget, or raise the limit of locked memory"
+            )
+        self._registered.append((memory, block.data_ptr()))
+        return block
+
+    def device_block(self, num_bytes: int) -> torch.Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+
+    def upload(self, target: torch.Tensor, source: torch.Tensor, after: torch.cuda.Event | None) -> torch.cuda.Event:
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            if after is not None:
+                self._stream.wait_event(after)
+            else:  # new memory may be what a computation still under way has let go of
+                self._stream.wait_stream(torch.cuda.default_stream(self._device))
+            target.copy_(source, non_blocking=True)
+            event: torch.cuda.Event = self._stream.record_event()
+            return event
+
+    def arrive(self, ticket: torch.cuda.Event) -> None:
+        torch.cuda.current_stream(self._device).wait_event(ticket)
+
+    def mark(self) -> torch.cuda.Event:
+        event: torch.cuda.Event = torch.cuda.current_stream(self._device).record_event()
+        return event
+
+    def wait(self, ticket: torch.cuda.Event) -> None:
+        ticket.synchronize()
+
+    def free(self) -> None:
+        self._stream.synchronize()
+        for _, address in self._registered:
+            _driver().cudaHostUnregister(address)
+        self._registered.clear()
+
+
+def _driver() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]

@@ -1,0 +1,233 @@
+"""Ways to bring a unit of tensors to where they are computed with. Each is slow and simple inside; passes overlap them.
+
+PlainLoader    asks a tensor source, one tensor after the other: what every other way must equal
+MappedLoader   views of the mapped file, populated ahead and given back: no copy on a CPU
+ReadLoader     reads into blocks of memory, through or past the page cache
+DeviceLoader   reads into pinned blocks and copies them to device blocks on the side
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.storage.extents import Extent, coalesce, needed_bytes, tensors_in
+from streamcollapse.storage.reader import FileReader, ReadingStopped, page_aligned
+from streamcollapse.storage.source import TensorSource
+from streamcollapse.stream.copies import Copies
+from streamcollapse.stream.ring import Ring
+
+_POPULATE_BYTES = 1 << 25  # between two looks at whether to stop
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Tensors of a unit by name, complete after ``arrive``; ``release`` once nothing will be issued that uses them."""
+
+    tensors: dict[str, torch.Tensor]
+    num_bytes: int
+    arrive: Callable[[], None] = lambda: None
+    release: Callable[[], None] = lambda: None
+
+
+class Loader(Protocol):
+    """Loads units for one pass after the other; ``load`` runs in a thread of its own, one call at a time."""
+
+    def size(self, names: Sequence[str]) -> int:
+        """Bytes that a unit of ``names`` takes in a slot; 0 where no slots are needed."""
+        ...
+
+    def start(self, slots: int, slot_bytes: int) -> None:
+        """Begin a pass with ``slots`` slots of ``slot_bytes``; those of the pass before are used again if they do."""
+        ...
+
+    def load(self, names: Sequence[str], resident: bool) -> Loaded:
+        """Bring in ``names``; ``resident`` ones stay, in memory of their own. Raises CheckpointError."""
+        ...
+
+    def stop(self) -> None:
+        """Break off a running ``load`` from another thread: it raises ReadingStopped, or comes to its end soon."""
+        ...
+
+    def finish(self) -> None:
+        """End the pass, once no ``load`` runs and everything loaded is released."""
+        ...
+
+
+class PlainLoader:
+    """Reads from any ``source``, onto ``device``."""
+
+    def __init__(self, source: TensorSource, device: torch.device) -> None:
+        self._source, self._device = source, device
+
+    def size(self, names: Sequence[str]) -> int:
+        return 0
+
+    def load(self, names: Sequence[str], resident: bool) -> Loaded:
+        tensors = {name: self._source.read(name, self._device) for name in names}
+        return Loaded(tensors, sum(self._source.info(name).num_bytes for name in names))
+
+    def start(self, slots: int, slot_bytes: int) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class MappedLoader:
+    """Populates the mapped pages of ``checkpoint``. With ``from_cache``, pages that were used leave the page cache.
+
+    A checkpoint that does not fit into memory would otherwise push out the very pages that are needed next.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, from_cache: bool) -> None:
+        self._checkpoint, self._from_cache = checkpoint, from_cache
+        self._stopped = threading.Event()
+
+    def size(self, names: Sequence[str]) -> int:
+        return 0
+
+    def start(self, slots: int, slot_bytes: int) -> None:
+        self._stopped.clear()
+
+    def load(self, names: Sequence[str], resident: bool) -> Loaded:
+        extents = _extents(self._checkpoint, names, gap=0)  # there is nothing to seek over
+        tensors: dict[str, torch.Tensor] = {}
+        for extent in extents:
+            mapped = self._checkpoint.mapped(extent.tensors[0][1])
+            for start in range(extent.start, extent.end, _POPULATE_BYTES):
+                if self._stopped.is_set():
+                    raise ReadingStopped
+                mapped.populate(start, min(start + _POPULATE_BYTES, extent.end))
+            tensors |= {name: mapped.tensor(place.start, place.info) for name, place in extent.tensors}
+        release = (lambda: None) if resident else (lambda: self._give_back(extents))
+        return Loaded(tensors, _file_bytes(extents), release=release)
+
+    def _give_back(self, extents: Sequence[Extent]) -> None:
+        for extent in extents:
+            self._checkpoint.mapped(extent.tensors[0][1]).give_back(extent.start, extent.end, self._from_cache)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def finish(self) -> None: ...
+
+
+class ReadLoader:
+    """Reads into slots in host memory, past the page cache if ``direct``."""
+
+    def __init__(self, checkpoint: Checkpoint, direct: bool) -> None:
+        self._checkpoint, self._direct = checkpoint, direct
+        self._made = (0, 0)
+
+    def size(self, names: Sequence[str]) -> int:
+        return needed_bytes(_extents(self._checkpoint, names))
+
+    def start(self, slots: int, slot_bytes: int) -> None:
+        self._reader = FileReader(self._direct)
+        if self._made[0] < slots or self._made[1] < slot_bytes:
+            self._ring: Ring[None] = Ring(slots, lambda: page_aligned(slot_bytes))
+            self._made = (slots, slot_bytes)
+        self._ring.open()
+
+    def load(self, names: Sequence[str], resident: bool) -> Loaded:
+        extents = _extents(self._checkpoint, names)
+        if resident:
+            block = page_aligned(needed_bytes(extents))
+            self._reader.read(extents, block)
+            return Loaded(tensors_in(block, extents), _file_bytes(extents))
+        lease = self._ring.acquire()
+        try:
+            self._reader.read(extents, lease.block)
+        except BaseException:
+            lease.release()
+            raise
+        return Loaded(tensors_in(lease.block, extents), _file_bytes(extents), release=lease.release)
+
+    def stop(self) -> None:
+        self._ring.close()
+        self._reader.stop()
+
+    def finish(self) -> None:
+        self._reader.close()
+
+
+class DeviceLoader:
+    """Disk -> pinned slot -> copy on the side -> device slot.
+
+    Two rings: a host slot is free again once its copy is done, a device slot once the computation that was issued while
+    it was held is done.
+    """
+
+    HOST_SLOTS = 3  # one being filled, one being copied, one between the two
+
+    def __init__(self, checkpoint: Checkpoint, direct: bool, copies: Copies) -> None:
+        self._checkpoint, self._direct, self._copies = checkpoint, direct, copies
+        self._made = (0, 0)
+
+    def size(self, names: Sequence[str]) -> int:
+        return needed_bytes(_extents(self._checkpoint, names))
+
+    def start(self, slots: int, slot_bytes: int) -> None:
+        self._reader = FileReader(self._direct)
+        if self._made[0] < slots or self._made[1] < slot_bytes:
+            self._copies.free()
+            self._host: Ring[Any] = Ring(self.HOST_SLOTS, lambda: self._copies.host_block(slot_bytes))
+            self._device: Ring[Any] = Ring(slots, lambda: self._copies.device_block(slot_bytes))
+            self._made = (slots, slot_bytes)
+        self._host.open()
+        self._device.open()
+
+    def load(self, names: Sequence[str], resident: bool) -> Loaded:
+        extents = _extents(self._checkpoint, names)
+        taken, ticket = needed_bytes(extents), None
+        host = self._host.acquire()
+        try:
+            if host.after is not None:
+                self._copies.wait(host.after)
+            self._reader.read(extents, host.block)
+            if resident:
+                block = self._copies.device_block(taken)
+                ticket = self._copies.upload(block, host.block[:taken], None)
+                return self._on_device(extents, block, ticket, lambda: None)
+            device = self._device.acquire()
+            try:
+                ticket = self._copies.upload(device.block[:taken], host.block[:taken], device.after)
+            except BaseException:
+                device.release(device.after)
+                raise
+            return self._on_device(extents, device.block, ticket, lambda: device.release(self._copies.mark()))
+        finally:
+            host.release(ticket)
+
+    def _on_device(
+        self, extents: Sequence[Extent], block: torch.Tensor, ticket: Any, release: Callable[[], None]
+    ) -> Loaded:
+        # Not before the bytes are there: a tensor that its file does not align is copied.
+        def arrive() -> None:
+            self._copies.arrive(ticket)
+            loaded.tensors.update(tensors_in(block, extents))
+
+        loaded = Loaded({}, _file_bytes(extents), arrive, release)
+        return loaded
+
+    def stop(self) -> None:
+        self._host.close()
+        self._device.close()
+        self._reader.stop()
+
+    def finish(self) -> None:
+        self._reader.close()
+
+
+def _extents(checkpoint: Checkpoint, names: Sequence[str], **options: int) -> list[Extent]:
+    return coalesce({name: checkpoint.locate(name) for name in names}, **options)
+
+
+def _file_bytes(extents: Sequence[Extent]) -> int:
+    return sum(extent.end - extent.start for extent in extents)

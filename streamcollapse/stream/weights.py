@@ -1,0 +1,168 @@
+"""The weight stream: passes over the weights whose order is known, with reading, copying and computing at the same
+time.
+
+A pass is told at its start which tensors each of its steps needs. While one step computes, the tensors of the next ones
+are on their way; each is read once and held until the last step that needs it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+from streamcollapse.storage.source import TensorInfo, TensorSource
+from streamcollapse.stream.loaders import Loaded, Loader
+from streamcollapse.stream.meters import Meter
+from streamcollapse.stream.units import Unit, most_held, plan_units
+
+
+class WeightStream:
+    """Passes over ``source`` on ``device``. ``prefetch`` units are loaded ahead of use, fewer where memory is short.
+
+    ``unit_bytes``: what is loaded together takes no more in a slot, and a larger tensor is read only when it is asked
+    for. ``slot_budget``: bytes for all slots of the loader
+    together, None where it takes none. Tensors in ``keep`` stay once they have been read (``resident``).
+    """
+
+    def __init__(
+        self,
+        source: TensorSource,
+        device: torch.device,
+        loader: Loader,
+        meter: Meter,
+        prefetch: int,
+        unit_bytes: int = 0,
+        slot_budget: int | None = None,
+        keep: Collection[str] = frozenset(),
+    ) -> None:
+        self.source, self.device, self.loader, self.meter = source, device, loader, meter
+        self.resident: dict[str, torch.Tensor] = {}
+        self._keep = keep
+        self._prefetch, self._unit_bytes, self._slot_budget = prefetch, unit_bytes, slot_budget
+
+    def run(self, steps: Sequence[Sequence[str]]) -> Pass:
+        """A pass whose step i needs the tensors ``steps[i]``.
+
+        Where the slots would take more than there is, tensors are read when they are asked for, one after the other.
+        """
+        missing = [[name for name in names if name not in self.resident and self._streamed(name)] for names in steps]
+        units = plan_units(missing, lambda name: self.loader.size([name]), self._unit_bytes, self._keep)
+        slot_bytes = max((self.loader.size(unit.names) for unit in units), default=0)
+        held, ahead = max(most_held(units), 1), self._prefetch
+        if self._slot_budget is not None and slot_bytes:
+            ahead = min(ahead, self._slot_budget // slot_bytes - held)
+            if ahead < 0:
+                return Pass(self, [], 0, (1, 0), len(steps))
+        return Pass(self, units, ahead, (held + ahead, slot_bytes), len(steps))
+
+    def _streamed(self, name: str) -> bool:
+        return not self._unit_bytes or self.loader.size([name]) <= self._unit_bytes
+
+
+class Pass:
+    """One pass, as a tensor source: ``step()`` once for each step, inside of which its tensors can be read."""
+
+    def __init__(
+        self,
+        stream: WeightStream,
+        units: Sequence[Unit],
+        ahead: int,
+        slots: tuple[int, int],
+        num_steps: int,
+    ) -> None:
+        self._stream, self._ahead, self._slots = stream, ahead, slots
+        self._to_come = deque(units)
+        self._pending: deque[tuple[Unit, Future[Loaded]]] = deque()
+        self._held: dict[Unit, Loaded] = {}
+        self._tensors: dict[str, torch.Tensor] = dict(stream.resident)
+        self._step, self._num_steps = -1, num_steps
+        self._thread: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Pass:
+        self._stream.loader.start(*self._slots)
+        if self._ahead:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="weights")
+            self._request()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        loader = self._stream.loader
+        if self._thread is not None:
+            loader.stop()
+            self._thread.shutdown(wait=True, cancel_futures=True)
+        self._tensors.clear()
+        for _, future in self._pending:
+            if not future.cancelled() and future.exception() is None:
+                future.result().release()
+        for loaded in self._held.values():
+            loaded.release()
+        loader.finish()
+        assert kind is not None or self._step == self._num_steps - 1, "a pass goes through all of its steps"
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Have the tensors of the next step at hand while the body runs; they are not to be used after it."""
+        self._step += 1
+        while (unit := self._next()) is not None and unit.first <= self._step:
+            self._take()
+        yield
+        for unit in [unit for unit in self._held if unit.last <= self._step]:
+            for name in unit.names:
+                del self._tensors[name]
+            self._held.pop(unit).release()
+
+    def _next(self) -> Unit | None:
+        if self._pending:
+            return self._pending[0][0]
+        return self._to_come[0] if self._to_come else None
+
+    def _request(self) -> None:
+        """Ask for as many units as may be ahead."""
+        assert self._thread is not None
+        while self._to_come and len(self._pending) < self._ahead:
+            unit = self._to_come.popleft()
+            self._pending.append((unit, self._thread.submit(self._load, unit)))
+
+    def _take(self) -> None:
+        if self._ahead:
+            unit, future = self._pending[0]
+            with self._stream.meter.waiting():
+                loaded = future.result()
+            self._pending.popleft()
+            self._request()
+        else:
+            unit = self._to_come.popleft()
+            with self._stream.meter.waiting():
+                loaded = self._load(unit)
+        loaded.arrive()
+        self._tensors |= loaded.tensors
+        if unit.stay:
+            self._stream.resident |= loaded.tensors
+        else:
+            self._held[unit] = loaded
+
+    def _load(self, unit: Unit) -> Loaded:
+        start = time.perf_counter()
+        loaded = self._stream.loader.load(unit.names, unit.stay)
+        self._stream.meter.loaded(time.perf_counter() - start, loaded.num_bytes)
+        return loaded
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self._stream.source.names
+
+    def info(self, name: str) -> TensorInfo:
+        return self._stream.source.info(name)
+
+    def read(self, name: str, device: torch.device) -> torch.Tensor:
+        """``name`` on ``device``: at hand if this step needs it, else read now."""
+        tensor = self._tensors.get(name)
+        return self._stream.source.read(name, device) if tensor is None else tensor.to(device)
+
+    def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        return self._stream.source.read_rows(name, rows)

@@ -1,0 +1,147 @@
+"""How weights are streamed changes no bit of a result: look-ahead, prefetch, I/O mode, what stays, what is spilled."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from streamcollapse import CollapseOptions, Compute, Plan, prune, search
+from streamcollapse.errors import BudgetError
+from streamcollapse.jobs import prune as jobs
+from streamcollapse.jobs import streams
+from streamcollapse.settings import Streaming
+from streamcollapse.stream.needs import Allotment, least
+from tests.checkpoints import llama_config, save_model
+
+FLOAT32 = Compute("cpu", "float32")
+RULES = ["sequential", "rdsc", "mean", "first"]
+
+
+@pytest.fixture
+def allotted(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Make every following run spend memory as the call says, whatever there is."""
+
+    def give(**changes: Any) -> None:
+        def allotment(job: Any, samples: Any, streaming: Streaming, boundaries: int) -> Allotment:
+            work = streams.work_of(job, samples, boundaries)
+            choice = replace(least(work, streaming, False), candidates=streaming.lookahead or 5, **changes)
+            return replace(choice, io=streams.choose_io(job, streaming.io, choice))
+
+        monkeypatch.setattr(jobs, "allotment", allotment)
+
+    return give
+
+
+def _variations() -> list[tuple[Streaming, dict[str, Any]]]:
+    """Every value of each setting, in combinations that have each pair of neighbouring values at least once."""
+    settings = itertools.cycle(itertools.product((0, 1, 2, 7), (1, 4, 50, None)))
+    memory = itertools.cycle([(0, True, 0), (3, False, 0), (8, True, 0), (0, False, 1), (5, True, 200_000)])
+    found = []
+    for io, _ in itertools.product(("mmap", "pread", "direct", "auto"), range(3)):
+        (prefetch, lookahead), (resident, spill, slot_bytes) = next(settings), next(memory)
+        streaming = Streaming(lookahead, prefetch, io)
+        choice = {"resident_layers": resident, "spill": spill, "slot_bytes": slot_bytes, "from_cache": resident < 8}
+        found.append((streaming, choice))
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rule", RULES)
+def test_no_bit_of_the_search_depends_on_how_weights_are_streamed(
+    llama_bf16: Path, rule: str, dtype: str, allotted: Any
+) -> None:
+    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.55, rule=rule, merge_norms=rule == "mean")
+    compute = Compute("cpu", dtype)
+    plain = search(llama_bf16, options, compute=compute, streaming=Streaming(1, 0, "mmap"))
+    assert plain.search is not None
+    assert len({d.similarity for d in plain.search.decisions}) > 2
+    for streaming, choice in _variations():
+        allotted(**choice)
+        assert search(llama_bf16, options, compute=compute, streaming=streaming) == plain, (streaming, choice)
+
+
+@pytest.mark.parametrize("io", ["mmap", "pread", "direct"])
+@pytest.mark.parametrize("rule", ["sequential", "mean"])
+def test_no_byte_of_the_output_does_either(llama_bf16: Path, tmp_path: Path, rule: str, io: str, allotted: Any) -> None:
+    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.55, rule=rule)
+    prune(llama_bf16, tmp_path / "plain", options, streaming=Streaming(1, 0, "mmap"), compute=FLOAT32)
+    for number, resident in enumerate((0, 4)):
+        allotted(resident_layers=resident, from_cache=True)
+        out = tmp_path / str(number)
+        prune(llama_bf16, out, options, streaming=Streaming(4, 2, io), compute=FLOAT32)
+        assert (out / "model.safetensors").read_bytes() == (tmp_path / "plain/model.safetensors").read_bytes()
+
+
+def test_looking_ahead_reads_less(llama: Path, tmp_path: Path, allotted: Any) -> None:
+    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=1.0)
+    allotted()
+    read = {}
+    for nodes in (1, 16):
+        pruned = prune(llama, tmp_path / str(nodes), options, compute=FLOAT32, streaming=Streaming(nodes))
+        read[nodes] = next(p["bytes_read"] for p in pruned.report["usage"]["phases"] if p["name"] == "search")
+    layer = sum(t.nbytes for n, t in load_file(llama / "model.safetensors").items() if ".layers.0." in n)
+    # T = 1 rejects all: one sweep reads layers 1 to 8 once (and final norms), five suffixes read 3 + 4 + 5 + 6 + 7.
+    # A merged layer is its last follower and the norms of its base.
+    assert read[16] < 8.2 * layer
+    assert 15 * layer < read[1] < 27 * layer
+
+
+def test_resident_layers_are_read_once_in_the_whole_job(llama: Path, tmp_path: Path, allotted: Any) -> None:
+    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=1.0)
+    layer = sum(t.nbytes for n, t in load_file(llama / "model.safetensors").items() if ".layers.0." in n)
+    for io in ("mmap", "pread"):
+        read = {}
+        for resident in (0, 8):
+            allotted(resident_layers=resident)
+            out = tmp_path / f"{io}{resident}"
+            pruned = prune(llama, out, options, compute=FLOAT32, streaming=Streaming(1, 2, io))
+            phases = pruned.report["usage"]["phases"]
+            read[resident] = {p["name"]: p["bytes_read"] for p in phases}
+        assert read[8]["reference"] == read[0]["reference"]
+        assert read[8]["search"] < layer / 10 < read[0]["search"]
+        assert read[8]["write"] == pytest.approx(read[0]["write"] - 8 * layer, abs=layer / 10)
+
+
+def test_a_budget_that_is_too_small_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    source = save_model(llama_config(intermediate_size=16384), tmp_path / "m")
+    with pytest.raises(
+        BudgetError, match=r"1 B may be used, .* needs .*weights in flight.*--ram-budget (\d+)MiB"
+    ) as error:
+        prune(source, tmp_path / "out", compute=FLOAT32, streaming=Streaming(ram_budget=1))
+    assert not (tmp_path / "out").exists()
+    smallest = int(str(error.value).rsplit(" ", 1)[1].removesuffix("MiB"))
+    assert smallest > 20
+    with pytest.raises(BudgetError):
+        search(source, compute=FLOAT32, streaming=Streaming(ram_budget=f"{smallest - 1}MiB"))
+    found = search(source, compute=FLOAT32, streaming=Streaming(ram_budget=f"{smallest}MiB"))
+    assert found == search(source, compute=FLOAT32)
+
+
+def test_a_second_search_reads_only_what_is_new(llama_bf16: Path, tmp_path: Path) -> None:
+    def run(threshold: float, work: str | None, **changes: Any) -> tuple[Plan, dict[str, int]]:
+        options = CollapseOptions(layers_per_merge=3, interval=1, threshold=threshold, rule="mean", **changes)
+        streaming = Streaming(2, work_dir=None if work is None else tmp_path / work)
+        pruned = prune(
+            llama_bf16, tmp_path / f"{work}{threshold}{changes}", options, compute=FLOAT32, streaming=streaming
+        )
+        return pruned.plan, {p["name"]: p["bytes_read"] for p in pruned.report["usage"]["phases"]}
+
+    first, cold = run(0.3, "work")
+    assert first == run(0.3, None)[0]
+    layer = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32)
+    assert cold["reference"] > 8 * layer
+    again, warm = run(0.3, "work", rdsc_scale=1.0)
+    assert again == first
+    assert warm["search"] == 0, "everything was known"
+    assert warm["reference"] < layer, "no layer was read"
+    other, some = run(0.8, "work")
+    assert other == run(0.8, None)[0]
+    assert other.layers != first.layers
+    assert some["reference"] < layer
+    lowest, _ = run(0.3, "work", lowest=2)
+    assert lowest == run(0.3, None, lowest=2)[0]

@@ -1,0 +1,70 @@
+"""A work directory: refused where it does not belong, forgiving where a run was killed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from streamcollapse import CollapseOptions, Compute, search
+from streamcollapse.errors import OutputError
+from streamcollapse.settings import Calibration, Streaming
+
+OPTIONS = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.6)
+FLOAT32 = Compute("cpu", "float32")
+
+
+def _search(source: Path, work: Path, **options: object) -> object:
+    return search(source, OPTIONS, **({"compute": FLOAT32} | options), streaming=Streaming(work_dir=work))  # type: ignore[arg-type]
+
+
+def test_another_run_s_directory_is_refused_and_left_alone(llama: Path, llama_bf16: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    _search(llama, work)
+    before = {path.name: path.read_bytes() for path in work.iterdir()}
+    samples = tmp_path / "samples.txt"
+    samples.write_text("one sample\n")
+    with pytest.raises(OutputError, match=r"work: belongs to another run: its source is .*choose another --work-dir"):
+        _search(llama_bf16, work)
+    with pytest.raises(OutputError, match="its compute dtype is float32, this one's is bfloat16"):
+        _search(llama, work, compute=Compute("cpu", "bfloat16"))
+    with pytest.raises(OutputError, match="its calibration is"):
+        _search(llama, work, calibration=Calibration(samples))
+    assert {path.name: path.read_bytes() for path in work.iterdir()} == before
+
+
+def test_what_is_no_work_directory_is_refused(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file: is not a directory"):
+        _search(llama, tmp_path / "file")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    with pytest.raises(OutputError, match="mine: holds other files; choose another --work-dir"):
+        _search(llama, tmp_path / "mine")
+    with pytest.raises(OutputError, match="nowhere"):
+        _search(llama, tmp_path / "nowhere" / "deep")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_torn_and_damaged_records_are_evaluated_again(llama: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    plan = _search(llama, work)
+    log = work / "evaluations.jsonl"
+    lines = log.read_text().splitlines()
+    assert all(set(json.loads(line)) == {"stack", "similarity", "reason"} for line in lines)
+    assert len(lines) > 2
+    log.write_text("not json\n" + lines[0] + "\n" + lines[1][:20])
+    (work / "reference.json").unlink()
+    assert _search(llama, work) == plan
+    assert len(log.read_text().splitlines()) >= len(lines) + 1
+    assert _search(llama, work) == plan
+
+
+def test_hidden_states_that_are_gone_are_an_error(llama: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    _search(llama, work)
+    (work / "evaluations.jsonl").unlink()
+    (work / "boundaries-0").unlink()
+    with pytest.raises(OutputError, match="boundaries-0: is not there, or not whole; choose another --work-dir"):
+        _search(llama, work)

@@ -1,0 +1,124 @@
+"""What a run needs in memory, by hand, and how a budget is spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from streamcollapse.arch.architecture import understand
+from streamcollapse.errors import BudgetError
+from streamcollapse.settings import Streaming
+from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.stream import budget as budgets
+from streamcollapse.stream.budget import Budget, budget_for, free_ram
+from streamcollapse.stream.needs import Work, allot, least, measure_work, peak_bytes
+
+CPU = torch.device("cpu")
+# 80 layers of 1000, converted to 2000; 10 bytes of hidden states at each of 76 boundaries
+WORK = Work(80, layer=1000, slot=2000, converted=True, state=10, boundaries=76, activations=50, tensor=300)
+
+
+def test_work_follows_from_the_shapes(llama_bf16: Path) -> None:
+    checkpoint = Checkpoint(llama_bf16)
+    layout = understand(checkpoint).layout
+    # q and o 32x32, k and v 16x32, three of 48x32, two norms of 32: all multiples of 64 bytes
+    parameters = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32
+    for dtype in (torch.float32, torch.bfloat16):
+        work = measure_work(checkpoint, layout, dtype, 32, tokens=100, call=(2, 30), boundaries=5)
+        assert (work.num_layers, work.layer, work.slot) == (8, 2 * parameters, dtype.itemsize * parameters)
+        assert work.converted == (dtype == torch.float32)
+        assert (work.state, work.boundaries, work.tensor) == (100 * 32 * dtype.itemsize, 5, 2 * 48 * 32)
+        assert work.activations == 60 * (6 * 32 + 4 * 48) * dtype.itemsize
+
+
+def test_the_least_on_a_cpu_by_hand() -> None:
+    found = least(WORK, Streaming(), on_device=False)
+    sums = {p: sum(n.num_bytes for n in found.needs if n.phase == p) for p in ("reference", "search", "write")}
+    assert sums == {
+        "reference": 3000 + 2000 + 20 + 50 + 20,  # three layers in flight, one converted, states, activations, spill
+        "search": 3000 + 2000 + 30 + 50 + 20 + 0,
+        "write": 900 + 300,
+    }
+    assert peak_bytes(found.needs) == 5100
+    assert peak_bytes(least(WORK, Streaming(prefetch=0), on_device=False).needs) == 3100
+
+
+def test_a_budget_is_spent_in_order() -> None:
+    with pytest.raises(BudgetError, match=r"search needs 5.1 kB .*weights in flight 3 kB"):
+        allot(WORK, Budget(5099), Streaming())
+    choice = allot(WORK, Budget(5100), Streaming())
+    assert (choice.spill, choice.candidates, choice.resident_layers, choice.from_cache) == (True, 1, 0, True)
+    choice = allot(WORK, Budget(5300), Streaming())
+    assert (choice.spill, choice.candidates, choice.resident_layers) == (True, 11, 0)  # half of what is left
+    choice = allot(WORK, Budget(20_000), Streaming())
+    assert (choice.spill, choice.candidates, choice.resident_layers) == (False, 64, 13)
+    choice = allot(WORK, Budget(200_000), Streaming())
+    assert (choice.resident_layers, choice.from_cache) == (80, False)
+    assert choice.resident(80) == range(80)
+    for ram in (5100, 5300, 20_000, 200_000):
+        choice = allot(WORK, Budget(ram), Streaming())
+        assert peak_bytes(choice.needs) <= ram
+
+
+def test_a_look_ahead_that_was_asked_for_is_not_reduced() -> None:
+    assert allot(WORK, Budget(20_000), Streaming(lookahead=200)).candidates == 200
+    with pytest.raises(BudgetError, match=r"hidden states of 200 candidates 2.02 kB"):
+        allot(WORK, Budget(6000), Streaming(lookahead=200))
+
+
+def test_a_device_has_a_budget_of_its_own() -> None:
+    # RAM: three pinned slots and boundaries; VRAM: three slots, a layer, states, activations
+    choice = allot(WORK, Budget(3000 + 760, vram=3000 + 2000 + 40 + 50), Streaming(lookahead=1))
+    assert (choice.spill, choice.resident_layers) == (True, 0)
+    assert peak_bytes(choice.needs, "vram") == 5090
+    with pytest.raises(BudgetError, match=r"GPU memory: 5.09 kB may be used.* --vram-budget 1MiB"):
+        allot(WORK, Budget(10_000, vram=5089), Streaming(lookahead=1))
+    with pytest.raises(BudgetError, match=r"^memory: .*pinned slots 3 kB.*--ram-budget 1MiB"):
+        allot(WORK, Budget(3019, vram=10_000), Streaming(lookahead=1))
+    choice = allot(WORK, Budget(10_000, vram=25_090), Streaming(lookahead=1))
+    assert (choice.resident_layers, choice.spill) == (20, False)
+
+
+def test_what_the_user_says_is_taken_and_else_what_is_free() -> None:
+    assert budget_for(Streaming(ram_budget="2GiB"), CPU) == Budget(2 << 30)
+    found = budget_for(Streaming(), CPU)
+    assert found.vram is None
+    assert 0 < found.ram < free_ram()
+
+
+def test_a_control_group_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    membership = tmp_path / "cgroup"
+    monkeypatch.setattr(budgets, "_MEMBERSHIP", membership)
+    monkeypatch.setattr(budgets, "_CGROUPS", tmp_path / "fs")
+    machine = free_ram()
+
+    def write(folder: Path, limit: tuple[str, str], usage: tuple[str, str], stat: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / limit[0]).write_text(limit[1])
+        (folder / usage[0]).write_text(usage[1])
+        (folder / "memory.stat").write_text(stat)
+
+    membership.write_text("5:cpu,cpuacct:/\n4:memory:/jobs/one\n0::/\n")
+    v1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    write(tmp_path / "fs/memory", (v1[0], str(2**63 - 4096)), (v1[1], "9999"), "")
+    write(
+        tmp_path / "fs/memory/jobs",
+        (v1[0], "9000000"),
+        (v1[1], "2000000"),
+        "total_inactive_file 0\ntotal_active_file 0",
+    )
+    assert free_ram() == 7_000_000
+    stat = "inactive_file 1\nactive_file 1\ntotal_inactive_file 300000\ntotal_active_file 50000\n"
+    write(tmp_path / "fs/memory/jobs/one", (v1[0], "5000000"), (v1[1], "4000000"), stat)
+    assert free_ram() == 1_350_000
+
+    membership.write_text("0::/jobs/two\n")
+    v2 = ("memory.max", "memory.current")
+    write(tmp_path / "fs/jobs", (v2[0], "max\n"), (v2[1], "5\n"), "")
+    assert free_ram() == pytest.approx(machine, rel=0.2)
+    write(tmp_path / "fs/jobs/two", (v2[0], "800000\n"), (v2[1], "200000\n"), "inactive_file 1000\nactive_file 0\n")
+    assert free_ram() == 601_000
+    membership.unlink()
+    assert free_ram() == pytest.approx(machine, rel=0.2)
