@@ -41,20 +41,19 @@ def one_run(source: Path, out: Path, case: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM  # noqa: F401
 
     import streamcollapse
-    from streamcollapse.stream.meters import MemorySampler, resident_memory
+    from streamcollapse.stream.memory import sample_memory
 
     options = streamcollapse.CollapseOptions(rule=case["rule"], threshold=case["threshold"])
     compute = streamcollapse.Compute("cpu", case["dtype"])
     prune = streamcollapse.prune
-    _, before = resident_memory()
+    before = sample_memory().anonymous
     if before is None:
         raise SystemExit("this system does not tell anonymous memory apart; run it on Linux")
-    with MemorySampler() as sampler:
-        pruned = prune(source, out, options, compute=compute)
+    pruned = prune(source, out, options, compute=compute)
     usage = pruned.report["usage"]
     return {
         "interpreter_bytes": before,
-        "peak_anonymous_bytes": (sampler.peak_anonymous or 0) - before,
+        "peak_anonymous_bytes": usage["peak_anonymous_rss"] - before,
         "per_phase": {p["name"]: p["peak_anonymous_rss"] - before for p in usage["phases"]},
         "seconds": usage["seconds"],
         "bytes_read": usage["bytes_read"],

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from streamcollapse.cli.demo import demo
+from streamcollapse.cli.measuring import bench, speed
 from streamcollapse.cli.verbs import apply, inspect, perplexity, prune, search
 
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (prune, search, apply, inspect, perplexity, demo):
+for verb in (prune, search, apply, inspect, perplexity, bench, speed, demo):
     app.command()(verb)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from streamcollapse.cli.plots import sparkline
 from streamcollapse.cli.screen import needs_table, strip
 from streamcollapse.errors import printable
+from streamcollapse.jobs.bench import Bench
 from streamcollapse.jobs.inspect import Inspection
 from streamcollapse.jobs.perplexity import Score
 from streamcollapse.jobs.preview import Preview
 from streamcollapse.jobs.prune import Pruned
+from streamcollapse.jobs.speed import Speed
 from streamcollapse.merge.plan import Decision, Plan
 from streamcollapse.units import format_bytes, format_seconds
 
@@ -156,6 +160,90 @@ def show_preview(preview: Preview) -> None:
     rows += [("output", size), ("dry run", "everything checks out; nothing was written")]
     _console().print()
     _console().print(_rows(rows))
+
+
+def show_bench(found: Bench) -> None:
+    """What each phase took, against what the disk can do, and memory over time."""
+    report, console = found.report, _console()
+    usage = report["usage"]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in (
+        "phase",
+        "time",
+        "waiting",
+        "read",
+        "rate",
+        "written",
+        "peak RSS",
+        "anonymous",
+        "mapped",
+        "group",
+        "VRAM",
+    ):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "phase" else "right")
+    for phase in usage["phases"]:
+        rate = phase["bytes_read"] / phase["seconds_reading"] if phase["seconds_reading"] else None
+        peaks = ("peak_rss", "peak_anonymous_rss", "peak_file_rss", "peak_group")
+        table.add_row(
+            phase["name"],
+            format_seconds(phase["seconds"]),
+            format_seconds(phase["seconds_waiting"]),
+            format_bytes(phase["bytes_read"]),
+            _rate(rate),
+            format_bytes(phase["bytes_written"]),
+            *(_size(phase[peak]) for peak in peaks),
+            " / ".join(_size(phase[p]) for p in ("peak_vram", "peak_vram_reserved", "peak_vram_device"))
+            if phase["peak_vram"] is not None
+            else "-",
+        )
+    console.print(table)
+    rates = ", ".join(f"{mode} {_rate(rate)}" for mode, rate in found.read_rates.items())
+    points = [(t, float(s.rss)) for t, s in found.timeline]
+    rows: list[tuple[str, str | Text]] = [
+        ("layers", f"{report['layers']['before']} -> {report['layers']['after']}"),
+        ("cold reads here", rates if found.read_ceiling else "not measured: nothing of the checkpoint is cold"),
+        ("in page cache", f"{100 * found.cached_before:.0f} % of the checkpoint when the job began"),
+        ("read through", f"{usage['memory']['io']}, {usage['memory']['resident_layers']} layers resident"),
+    ]
+    if found.copy_rate is not None:
+        rows.append(("copies to the GPU", _rate(found.copy_rate)))
+    rows += [
+        ("total", f"{format_seconds(usage['seconds'])}, {format_bytes(usage['bytes_read'])} read"),
+        ("resident memory", f"{sparkline(points, 60, _unicode())}  up to {format_bytes(usage['peak_rss'])}"),
+    ]
+    console.print()
+    console.print(_rows(rows))
+
+
+def _rate(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate / 1e9:.2f} GB/s"
+
+
+def _size(size: int | None) -> str:
+    return "-" if size is None else format_bytes(size)
+
+
+def show_speed(found: Sequence[Speed]) -> None:
+    """Models side by side, as in the paper's Table 5; the first against the last."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for heading in ("model", "layers", "weights", "memory", "tokens/s"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "model" else "right")
+    for model in found:
+        sizes = (format_bytes(model.weights), format_bytes(model.memory))
+        table.add_row(printable(model.path), str(model.layers), *sizes, f"{model.tokens_per_second:.2f}")
+    first, last = found[0], found[-1]
+    if first is not last:
+        faster = first.tokens_per_second / last.tokens_per_second
+        table.add_row(
+            "ratio",
+            f"{first.layers / last.layers:.2f}",
+            f"{first.weights / last.weights:.2f}",
+            f"{first.memory / max(last.memory, 1):.2f}",
+            f"{faster:.2f}",
+        )
+    console = _console()
+    console.print(table)
+    console.print(f"{first.new_tokens} tokens, greedy, on {first.device} in {first.dtype}", style="dim", markup=False)
 
 
 def score_json(score: Score) -> dict[str, Any]:

@@ -70,13 +70,20 @@ def prune(
     """
     check_output(Path(out), Path(source), output.overwrite)
     job = open_job(source, compute, trust_remote_code, listener)
+    return prune_job(job, Path(out), options, calibration, streaming, output)
+
+
+def prune_job(
+    job: Job, out: Path, options: CollapseOptions, calibration: Calibration, streaming: Streaming, output: Output
+) -> Pruned:
+    """``prune`` of a checkpoint that is open, into an ``out`` that was checked."""
     samples = calibration_samples(job, calibration)
-    check_space(Path(out), smallest_output(job, options))
-    found = _search(job, options, samples, streaming, Path(out).resolve().parent)
+    check_space(out, smallest_output(job, options))
+    found = _search(job, options, samples, streaming, out.resolve().parent)
     try:
-        return _write(job, found, Path(out), output)
+        return _write(job, found, out, output)
     except (StreamCollapseError, OSError, KeyboardInterrupt) as error:
-        kept = _free_path(Path(f"{Path(out).resolve()}.plan.json"))
+        kept = _free_path(Path(f"{out.resolve()}.plan.json"))
         found.plan.save(kept)
         again = f"the search is kept in {printable(kept)}; continue with: streamcollapse apply SOURCE PLAN --out DIR"
         error.args = (f"{error}; {again}" if str(error) else again,)

@@ -3,6 +3,7 @@ cache."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -124,7 +125,18 @@ class FileReader:
 
 def page_aligned(num_bytes: int) -> torch.Tensor:
     """``num_bytes`` of memory that begins with a page, as uint8; untouched pages cost nothing."""
-    return torch.frombuffer(mmap.mmap(-1, max(num_bytes, 1)), dtype=torch.uint8)
+    return torch.frombuffer(private_memory(num_bytes), dtype=torch.uint8)
+
+
+def private_memory(num_bytes: int) -> mmap.mmap:
+    """Anonymous memory of this process alone, in huge pages where there are any: fewer faults on the first touch."""
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, max(num_bytes, 1))
+    memory = mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel built without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def _no_direct_reads(path: Path) -> CheckpointError:

@@ -52,6 +52,13 @@ def _left_in_groups() -> Iterator[int]:
         yield max(limit - usage + _droppable(folder / "memory.stat"), 0)
 
 
+def group_usage() -> int | None:
+    """Bytes that this process's own control group holds, page cache included; None outside of any but the root."""
+    for folder, _, usage_file in _memory_groups():
+        return None if folder in (_CGROUPS, _CGROUPS / "memory") else _number(folder / usage_file)
+    return None
+
+
 def _memory_groups() -> Iterator[tuple[Path, str, str]]:
     try:
         lines = _MEMBERSHIP.read_text(encoding="utf-8").splitlines()

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import psutil
 import torch
 
-_SAMPLE_SECONDS = 0.01
-_STATUS = Path("/proc/self/status")
+from streamcollapse.stream.memory import MemorySample, MemorySampler, Timeline
 
 
 @dataclass
 class PhaseUsage:
-    """What one phase used. ``seconds_reading`` is how long weights were on their way, ``seconds_waiting`` how much of
-    that the computation stood still for. Memory in bytes; ``peak_anonymous_rss`` (None where the system does not tell)
-    leaves out file pages, which the kernel can drop at any time; ``peak_vram`` is the allocator's (None without
-    CUDA)."""
+    """What one phase used.
+
+    ``seconds_reading`` is how long weights were on their way, ``seconds_waiting`` how much of that the computation
+    stood still for. Peaks in bytes, None where the system does not tell: ``peak_anonymous_rss`` leaves out file pages,
+    which the kernel can drop at any time; ``peak_file_rss`` are those; ``peak_group`` is what the control group held,
+    page cache included; ``peak_vram`` and ``peak_vram_reserved`` are the allocator's, ``peak_vram_device`` the device's
+    own.
+    """
 
     name: str
     seconds: float = 0.0
@@ -32,7 +32,11 @@ class PhaseUsage:
     bytes_written: int = 0
     peak_rss: int = 0
     peak_anonymous_rss: int | None = None
+    peak_file_rss: int | None = None
+    peak_group: int | None = None
     peak_vram: int | None = None
+    peak_vram_reserved: int | None = None
+    peak_vram_device: int | None = None
 
 
 @dataclass
@@ -60,6 +64,8 @@ class Meter:
         self.pace = Pace()
         self._device = device
         self._current = PhaseUsage("outside")
+        self._started = time.perf_counter()
+        self.timeline = Timeline()
 
     def read(self, name: str, num_bytes: int) -> None:
         self._current.bytes_read += num_bytes
@@ -111,67 +117,32 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(self._device)
         start = time.perf_counter()
         try:
-            with MemorySampler() as sampler:
+            with MemorySampler(self._device, self._sampled) as sampler:
                 yield usage
         finally:
             usage.seconds = time.perf_counter() - start
-            usage.peak_rss, usage.peak_anonymous_rss = sampler.peak_rss, sampler.peak_anonymous
+            peak = sampler.peak
+            usage.peak_rss, usage.peak_anonymous_rss, usage.peak_file_rss = peak.rss, peak.anonymous, peak.file_mapped
+            usage.peak_group, usage.peak_vram_device = peak.group, peak.vram_device
             if self._device.type == "cuda":
                 usage.peak_vram = torch.cuda.max_memory_allocated(self._device)
+                usage.peak_vram_reserved = torch.cuda.max_memory_reserved(self._device)
             self._current = outer
+
+    def _sampled(self, moment: float, sample: MemorySample) -> None:
+        self.timeline.add(moment - self._started, sample)
 
     def summary(self) -> dict[str, Any]:
         """Totals over the phases and the phases themselves, as JSON types."""
-        anonymous = [p.peak_anonymous_rss for p in self.phases if p.peak_anonymous_rss is not None]
-        vram = [p.peak_vram for p in self.phases if p.peak_vram is not None]
+
+        def peak(name: str) -> int | None:
+            return max((v for p in self.phases if (v := getattr(p, name)) is not None), default=None)
+
+        peaks = [f.name for f in fields(PhaseUsage) if f.name.startswith("peak_")]
         return {
             "seconds": sum(p.seconds for p in self.phases),
             "bytes_read": sum(p.bytes_read for p in self.phases),
             "bytes_written": sum(p.bytes_written for p in self.phases),
-            "peak_rss": max((p.peak_rss for p in self.phases), default=0),
-            "peak_anonymous_rss": max(anonymous, default=None),
-            "peak_vram": max(vram, default=None),
+            **{name: peak(name) for name in peaks},
             "phases": [asdict(p) for p in self.phases],
         }
-
-
-class MemorySampler:
-    """Samples this process's resident memory from a thread while the body of a ``with`` runs."""
-
-    def __init__(self) -> None:
-        self.peak_rss = 0
-        self.peak_anonymous: int | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="memory-sampler", daemon=True)
-
-    def __enter__(self) -> MemorySampler:
-        self._sample()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._sample()
-
-    def _run(self) -> None:
-        while not self._stop.wait(_SAMPLE_SECONDS):
-            self._sample()
-
-    def _sample(self) -> None:
-        rss, anonymous = resident_memory()
-        self.peak_rss = max(self.peak_rss, rss)
-        if anonymous is not None:
-            self.peak_anonymous = max(self.peak_anonymous or 0, anonymous)
-
-
-def resident_memory() -> tuple[int, int | None]:
-    """Resident bytes of this process: all, and anonymous ones (None where the system does not tell them apart)."""
-    try:
-        text = _STATUS.read_text(encoding="ascii")
-    except OSError:
-        return int(psutil.Process().memory_info().rss), None
-    fields = dict(line.split(":", 1) for line in text.splitlines() if line.startswith(("VmRSS", "RssAnon")))
-    kilobytes = {key: int(value.split()[0]) for key, value in fields.items()}
-    anonymous = kilobytes.get("RssAnon")
-    return kilobytes["VmRSS"] * 1024, None if anonymous is None else anonymous * 1024

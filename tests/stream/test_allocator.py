@@ -11,15 +11,15 @@ from streamcollapse.stream.allocator import return_large_blocks
 CODE = """
 import torch
 from streamcollapse.stream.allocator import return_large_blocks
-from streamcollapse.stream.meters import resident_memory
+from streamcollapse.stream.memory import sample_memory
 {call}
 del_me = torch.ones(7_000_000)  # 28 MB: freeing it raises glibc's threshold
 del del_me
-before = resident_memory()[1]
+before = sample_memory().anonymous
 blocks = [torch.ones(1_000_000) for _ in range(20)]
 keep = blocks[-1]
 del blocks
-print(resident_memory()[1] - before)
+print(sample_memory().anonymous - before)
 """
 
 

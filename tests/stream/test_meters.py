@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import mmap
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from streamcollapse.stream import meters
-from streamcollapse.stream.meters import Meter, resident_memory
+from streamcollapse.stream import memory
+from streamcollapse.stream.memory import MemorySample, Timeline, sample_memory
+from streamcollapse.stream.meters import Meter
 
 
 def test_bytes_and_memory_are_counted_per_phase() -> None:
@@ -43,7 +45,23 @@ def test_a_phase_that_fails_is_measured_too() -> None:
 
 
 def test_systems_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meters, "_STATUS", Path("/nonexistent"))
-    rss, anonymous = resident_memory()
-    assert rss > 10_000_000
-    assert anonymous is None
+    monkeypatch.setattr(memory, "_STATUS", Path("/nonexistent"))
+    found = sample_memory()
+    assert found.rss > 10_000_000
+    assert found == MemorySample(found.rss)
+
+
+def test_the_largest_of_each_figure_counts() -> None:
+    assert MemorySample(5, 1, None, 7).most(MemorySample(3, 2, None, None)) == MemorySample(5, 2, None, 7)
+
+
+def test_a_timeline_keeps_its_span_in_few_points() -> None:
+    timeline = Timeline(most=16)
+    for second in range(1000):
+        timeline.add(float(second), MemorySample(second))
+    seconds = [second for second, _ in timeline.points]
+    assert 7 < len(seconds) <= 16
+    assert seconds[0] < 130
+    assert seconds[-1] > 870
+    assert len({b - a for a, b in pairwise(seconds)}) == 1, "evenly spaced"
+    assert all(sample.rss == second for second, sample in timeline.points)

@@ -1,0 +1,87 @@
+"""The real job on a checkpoint, measured: what each phase took, against what this machine's disk and bus can do."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamcollapse.errors import OutputError, printable
+from streamcollapse.jobs.opening import open_job
+from streamcollapse.jobs.prune import prune_job
+from streamcollapse.progress import Listener, PhaseStarted, silent
+from streamcollapse.settings import IO_MODES, Calibration, Compute, Output, Streaming
+from streamcollapse.storage.probe import cached_share, forget, read_rate
+from streamcollapse.strategy.collapse import CollapseOptions
+from streamcollapse.stream.copies import CudaCopies
+from streamcollapse.stream.memory import MemorySample
+
+_PROBE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Bench:
+    """``report`` is that of the run; rates in bytes a second, None where they could not be measured.
+
+    ``read_rates``: cold reads of the same files by I/O mode; ``copy_rate``: from pinned memory to the device;
+    ``cached_before``: the share of the checkpoint that was in the page cache when the job began; ``timeline``: seconds
+    since the start and the memory held then.
+    """
+
+    report: dict[str, Any]
+    read_rates: dict[str, float | None]
+    copy_rate: float | None
+    cached_before: float
+    timeline: list[tuple[float, MemorySample]]
+
+    @property
+    def read_ceiling(self) -> float | None:
+        """The fastest of the ways to read."""
+        return max((rate for rate in self.read_rates.values() if rate is not None), default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as JSON types; the timeline as seconds, resident and anonymous bytes."""
+        points = [(round(t, 3), s.rss, s.anonymous) for t, s in self.timeline]
+        return {
+            "format": "streamcollapse.bench/1",
+            "cached_before": self.cached_before,
+            "read_rates": self.read_rates,
+            "read_ceiling": self.read_ceiling,
+            "copy_rate": self.copy_rate,
+            "report": self.report,
+            "timeline": points,
+        }
+
+
+def bench(
+    source: str | Path,
+    options: CollapseOptions = CollapseOptions(),  # noqa: B008 - frozen
+    *,
+    calibration: Calibration = Calibration(),  # noqa: B008
+    compute: Compute = Compute(),  # noqa: B008
+    streaming: Streaming = Streaming(),  # noqa: B008
+    scratch: str | Path | None = None,
+    cold: bool = False,
+    trust_remote_code: bool = False,
+    listener: Listener = silent,
+) -> Bench:
+    """Prune ``source`` into a directory that is removed again, in ``scratch`` (None: the system's temporary directory).
+
+    ``cold``: the checkpoint is dropped from the page cache first. Raises StreamCollapseError.
+    """
+    place = Path(tempfile.gettempdir() if scratch is None else scratch)
+    if not place.is_dir():
+        raise OutputError(f"{printable(place)}: is not a directory; choose another --scratch")
+    job = open_job(source, compute, trust_remote_code, listener)
+    listener(PhaseStarted("probe"))
+    rates = {mode: read_rate(job.checkpoint, mode, _PROBE_BYTES) for mode in IO_MODES if mode != "auto"}
+    on_device = job.placement.device.type == "cuda"
+    copy_rate = CudaCopies(job.placement.device).rate() if on_device else None
+    if cold:
+        forget(job.checkpoint)
+    cached = cached_share(job.checkpoint)
+    with tempfile.TemporaryDirectory(prefix="streamcollapse-bench-", dir=place) as directory:
+        out = Path(directory) / "pruned"
+        report = prune_job(job, out, options, calibration, streaming, Output()).report
+    return Bench(report, rates, copy_rate, cached, list(job.meter.timeline.points))
