@@ -1,15 +1,23 @@
 """How much does a search read? Layers and decisions only, no tensors, through the search's own code.
 
-Question   Bytes that reference pass, search and write read, in multiples of the checkpoint, for models of 32 to 126
-           layers, beside a full pass per candidate and a suffix per candidate.
-Method     Outcomes of candidates are drawn (accept rate p), come in runs, or follow a fixed pattern; CollapseState,
-           likely_states and schedule are the ones that a real search uses. Every layer counts as the same size;
-           embedding and head are left out. A merged layer of several sources reads all of them; with --resident R the
-           top R source layers are read once.
+Question   Layers that reference pass, search and write read, in multiples of the model ("model reads"), for models of
+           32 to 126 layers, with nothing and with the top R source layers resident, beside a full pass per candidate
+           and a suffix per candidate.
+Method     Every C from 2 to 8 and every I from 1 to 4. Outcomes of candidates are drawn (accept rate p), come in runs,
+           follow a fixed pattern, or are chosen by an adversary who knows the odds or the candidates of the sweep.
+           CollapseState, likely_states and schedule are the ones that a real search uses. Similarities are unknown, so
+           the odds have nothing but the outcomes to go by. Every layer counts as the same size; embedding and head are
+           left out.
+Model      Resident layers are read by the reference pass and never again. A merged layer of several sources reads all
+           of them; once accepted, the next sweep that builds it keeps it (unless all its sources are resident), and
+           from then on it costs one layer, when written too. A merge of merged layers goes back to the sources.
+           The plainer searches are favoured: to them a layer of the stack counts as one, whatever it is mixed from.
+           The targets with resident layers are checked for models of up to 80 layers.
 
-    python benchmarks/simulate_reads.py [--nodes 32] [--resident 0] [--seeds 5] [--layers 32 40 80 126]
+    python benchmarks/simulate_reads.py [--nodes 64] [--resident 20] [--seeds 2] [--layers 32 40 80 126] [--no-keep]
+                                        [--rules sequential mean] [--save FILE]
 
-The last line of stdout is one JSON document.
+The last line of stdout is one JSON document. The exit code is 1 where the rule ``sequential`` misses a target.
 """
 
 from __future__ import annotations
@@ -19,151 +27,337 @@ import itertools
 import json
 import random
 import statistics
-from collections.abc import Callable, Iterator
-from typing import Any
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Protocol
 
 from streamcollapse.forward.schedule import Stack, schedule
 from streamcollapse.merge.plan import Decision, PlanLayer, StackKey, stack_key
-from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
-from streamcollapse.strategy.lookahead import Depth, Odds, likely_states
+from streamcollapse.strategy.collapse import Candidate, CollapseOptions, CollapseState
+from streamcollapse.strategy.lookahead import Depth, likely_states
+from streamcollapse.strategy.odds import Odds
 
-Outcome = Callable[[CollapseState], bool]
+WHOLE_GRID = (9.0, 6.5)  # model reads of a job: nothing resident, some layers resident
+RESTRICTED_GRID = (5.5, 3.5)  # the same for accept rates of at least RATE with a C of at least FEWEST
+RATE, FEWEST = 0.3, 3
+LARGEST_RESIDENT = 80  # layers of the largest model for which the targets with resident layers are meant
+PATTERNS = ("A", "R", "AR", "ARR", "AAR", "AAAARRRR", "A" * 8 + "R" * 16, "AR" * 8 + "RRAA" * 4)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What an outcome may depend on besides the candidate: decisions before it, the odds, what has been evaluated."""
+
+    step: int
+    odds: Odds
+    evaluated: set[StackKey]
+
+
+class Outcome(Protocol):
+    """Whether a candidate is accepted."""
+
+    def __call__(self, state: CollapseState, moment: Moment) -> bool: ...
 
 
 class Drawn:
-    """Outcomes of rate ``p`` that depend on the candidate alone, so that looking ahead sees what comes."""
+    """Accepted with probability ``p``, independently for every pointer."""
 
     def __init__(self, p: float, seed: int) -> None:
-        self._p, self._seed = p, seed
+        draw = random.Random(f"{p}:{seed}")
+        self._accepted = [draw.random() < p for _ in range(1000)]
 
-    def __call__(self, state: CollapseState) -> bool:
-        return random.Random(f"{self._seed}:{stack_key(state.layers)}:{state.pointer}").random() < self._p
+    def __call__(self, state: CollapseState, moment: Moment) -> bool:
+        return self._accepted[state.pointer]
+
+
+class Runs:
+    """Accepts and rejects in runs of random length, ``mean`` on average."""
+
+    def __init__(self, mean: float, seed: int) -> None:
+        draw = random.Random(f"runs {mean}:{seed}")
+        self._accepted = [draw.random() < 0.5]
+        for _ in range(1000):
+            self._accepted.append(self._accepted[-1] != (draw.random() < 1.0 / mean))
+
+    def __call__(self, state: CollapseState, moment: Moment) -> bool:
+        return self._accepted[moment.step]
 
 
 class Patterned:
-    """Outcomes by the number of candidates decided before, which the pointer and the merges so far give."""
+    """A fixed pattern of ``A`` and ``R``, over and over."""
 
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern
 
-    def __call__(self, state: CollapseState) -> bool:
-        assert state.options.highest is not None
-        merges = sum(1 for layer in state.layers if len(layer.mix) > 1 or not layer.untouched)
-        return self._pattern[(state.options.highest - state.pointer + merges) % len(self._pattern)] == "A"
+    def __call__(self, state: CollapseState, moment: Moment) -> bool:
+        return self._pattern[moment.step % len(self._pattern)] == "A"
 
 
-Unit = int | StackKey  # a source layer, or an accepted merged layer that was kept when it was built
+def contrary(state: CollapseState, moment: Moment) -> bool:
+    """An adversary: whatever the odds think less likely."""
+    return moment.odds.belief().accept < 0.5
 
 
-def units_of(layer: PlanLayer, kept: set[StackKey]) -> set[Unit]:
-    """What has to be read for ``layer``. The norms that a copied layer takes from its base are left out."""
-    key = stack_key((layer,))
-    return {key} if key in kept else set(layer.mix)
+class RunBreaker:
+    """An adversary: repeats an outcome until the odds are sure of it to ``confidence``, then breaks the run."""
+
+    def __init__(self, confidence: float) -> None:
+        self._confidence = confidence
+
+    def __call__(self, state: CollapseState, moment: Moment) -> bool:
+        odds = moment.odds
+        if not odds.decisions:
+            return False
+        last, accept = odds.decisions[-1].accepted, odds.belief().accept
+        return last != ((accept if last else 1.0 - accept) >= self._confidence)
 
 
-def simulate(
-    num_layers: int, options: CollapseOptions, outcome: Outcome, nodes: int, resident: int, keep: bool
-) -> dict[str, float]:
-    """Layers read by one search, in multiples of ``num_layers``, and what plainer searches would have read."""
-    state, odds = CollapseState.start(num_layers, options), Odds(options.threshold)
-    known: dict[StackKey, bool] = {}
-    read = full = suffix = candidates = sweeps = 0
-    held: set[Unit] = set()
-    kept: set[StackKey] = set()
-    top = set(range(num_layers - resident, num_layers))
+class Evasive:
+    """An adversary: leaves the evaluated part of the tree by the shortest way; ``preferred`` where both are as long."""
 
-    def outcome_of(s: CollapseState) -> bool | None:
-        candidate = s.candidate()
-        assert candidate is not None
-        return known.get(stack_key(candidate.layers))
+    def __init__(self, preferred: bool) -> None:
+        self._preferred = preferred
 
-    while candidate := state.candidate():
+    def __call__(self, state: CollapseState, moment: Moment) -> bool:
+        order = (self._preferred, not self._preferred)
+        ways = {accepted: _settled(state.after(accepted), moment) for accepted in order}
+        return min(ways, key=lambda accepted: ways[accepted])
+
+
+def _settled(state: CollapseState, moment: Moment) -> int:
+    """The fewest decisions that are settled from ``state`` on: level by level to the first candidate to evaluate."""
+    level = [state]
+    for depth in itertools.count():
+        for reached in level:
+            candidate = reached.candidate()
+            if candidate is not None and stack_key(candidate.layers) not in moment.evaluated:
+                return depth
+        level = [reached.after(accepted) for reached in level if reached.candidate() for accepted in (True, False)]
+        if not level:
+            return sys.maxsize  # nothing is left to evaluate
+    raise AssertionError("unreachable")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Where outcomes come from; ``rate`` is the accept rate, None where it has to be counted."""
+
+    name: str
+    rate: float | None
+    outcome: Outcome
+
+
+def scenarios(seeds: int) -> Iterator[Scenario]:
+    """All of them, the random ones ``seeds`` times."""
+    for seed in range(seeds):
+        for p in (0.1, 0.3, 0.5, 0.7, 0.9):
+            yield Scenario(f"rate {p} seed {seed}", p, Drawn(p, seed))
+        for mean in (4, 10):
+            yield Scenario(f"runs of {mean} seed {seed}", None, Runs(mean, seed))
+    for pattern in PATTERNS:
+        yield Scenario(f"pattern {pattern}", pattern.count("A") / len(pattern), Patterned(pattern))
+    yield Scenario("contrary", None, contrary)
+    for confidence in (0.6, 0.7, 0.8, 0.9):
+        yield Scenario(f"runs broken at {confidence}", None, RunBreaker(confidence))
+    for preferred in (False, True):
+        yield Scenario(f"evasive, {'accept' if preferred else 'reject'} preferred", None, Evasive(preferred))
+
+
+@dataclass(frozen=True)
+class Run:
+    """Model reads of one job: with nothing and with some layers resident, and what plainer searches would read."""
+
+    job: tuple[float, float]
+    full_pass_each: float
+    suffix_each: float
+    sweeps: int
+    accept_rate: float
+
+
+class Reader:
+    """Counts the layers that sweeps and the write phase read with the top ``resident`` source layers in memory."""
+
+    def __init__(self, num_layers: int, resident: int, keep: bool) -> None:
+        self._on_disk = range(num_layers - resident)
+        self._keep = keep
+        self._kept: set[StackKey] = set()
+        self.read = num_layers  # the reference pass
+
+    def sweep(self, visited: Iterable[PlanLayer], accepted: set[StackKey]) -> None:
+        """Read what ``visited`` need, each source layer once; keep the ``accepted`` mixed layers among them."""
+        units: set[int | StackKey] = set()
+        built = []
+        for layer in visited:
+            key = stack_key((layer,))
+            sources = [source for source in layer.mix if source in self._on_disk]
+            if key in self._kept:
+                units.add(key)
+            else:
+                units.update(sources)
+                if self._keep and len(layer.mix) > 1 and sources and key in accepted:
+                    built.append(key)
+        self._kept.update(built)
+        self.read += len(units)
+
+    def write(self, layers: Iterable[PlanLayer]) -> None:
+        """Read what the written ``layers`` need, one after the other."""
+        for layer in layers:
+            kept = stack_key((layer,)) in self._kept
+            self.read += 1 if kept else sum(source in self._on_disk for source in layer.mix)
+
+
+class Simulation:
+    """One search through the code of the real one; ``readers`` count what it reads, each on its own terms."""
+
+    def __init__(self, state: CollapseState, outcome: Outcome, nodes: int, readers: Sequence[Reader]) -> None:
+        self._state, self._outcome, self._nodes, self._readers = state, outcome, nodes, readers
+        self._odds = Odds(state.options.threshold)
+        self._decided: dict[StackKey, bool] = {}
+        self._evaluated: set[StackKey] = set()
+        self._accepted: set[StackKey] = set()  # merged layers
+        self.full = self.suffix = self.sweeps = 0
+
+    def run(self) -> CollapseState:
+        """Search and write; the state at the end."""
+        while candidate := self._state.candidate():
+            if stack_key(candidate.layers) not in self._evaluated:
+                self._sweep()
+            self.full += len(candidate.layers)
+            self.suffix += len(candidate.layers) - candidate.position
+            accepted = self._decide(self._state, candidate)
+            self._odds.learn(Decision(candidate.pointer, candidate.merged, None, accepted))
+            if accepted:
+                self._accepted.add(stack_key((candidate.merged_layer,)))
+            self._state = self._state.after(accepted)
+        for reader in self._readers:
+            reader.write(self._state.layers)
+        return self._state
+
+    @property
+    def accept_rate(self) -> float:
+        decisions = self._odds.decisions
+        return sum(decision.accepted for decision in decisions) / max(len(decisions), 1)
+
+    def _decide(self, state: CollapseState, candidate: Candidate) -> bool:
         key = stack_key(candidate.layers)
-        if key not in known:
-            states = likely_states(state, odds, Depth(nodes), outcome_of)
-            stacks = []
-            for s in states:
-                c = s.candidate()
-                assert c is not None
-                stacks.append(Stack(c.layers, c.position))
-                known[stack_key(c.layers)] = outcome(s)
-            needed = set().union(*(units_of(visit.layer, kept) for visit in schedule(stacks)))
-            read += len(needed - held)
-            held |= needed & top
-            sweeps += 1
-        candidates += 1
-        full += len(candidate.layers)
-        suffix += len(candidate.layers) - candidate.position
-        accepted = known[key]
-        odds.learn(Decision(candidate.pointer, candidate.merged, None, accepted))
-        if accepted and keep and len(candidate.merged_layer.mix) > 1:
-            kept.add(stack_key((candidate.merged_layer,)))
-        state = state.after(accepted)
-    write = sum(len(layer.mix) for layer in state.layers)
-    return {
-        "search": read / num_layers,
-        "job": (num_layers + read + write) / num_layers,
-        "full_pass_each": (num_layers + full + write) / num_layers,
-        "suffix_each": (num_layers + suffix + write) / num_layers,
-        "candidates": candidates,
-        "sweeps": sweeps,
-        "layers_after": len(state.layers),
-    }
+        if key not in self._decided:
+            moment = Moment(len(self._odds.decisions), self._odds, self._evaluated)
+            self._decided[key] = self._outcome(state, moment)
+        return self._decided[key]
+
+    def _known(self, state: CollapseState) -> bool | None:
+        candidate = state.candidate()
+        assert candidate is not None
+        return self._decide(state, candidate) if stack_key(candidate.layers) in self._evaluated else None
+
+    def _sweep(self) -> None:
+        states = likely_states(self._state, self._odds, Depth(self._nodes), self._known)
+        candidates = [candidate for state in states if (candidate := state.candidate())]
+        self._evaluated.update(stack_key(candidate.layers) for candidate in candidates)
+        visits = schedule([Stack(candidate.layers, candidate.position) for candidate in candidates])
+        for reader in self._readers:
+            reader.sweep([visit.layer for visit in visits], self._accepted)
+        self.sweeps += 1
 
 
-def patterns(seeds: int) -> Iterator[tuple[str, float | None, list[Outcome]]]:
-    for p in (0.1, 0.3, 0.5, 0.7, 0.9):
-        yield f"rate {p}", p, [Drawn(p, seed) for seed in range(seeds)]
-    for pattern in ("AR", "ARR", "AAR", "AAAARRRR", "A" * 8 + "R" * 16):
-        yield f"pattern {pattern}", pattern.count("A") / len(pattern), [Patterned(pattern)]
+def simulate(num_layers: int, options: CollapseOptions, outcome: Outcome, settings: argparse.Namespace) -> Run:
+    """One job, with nothing and with ``settings.resident`` layers resident: its sweeps are the same."""
+    readers = [Reader(num_layers, resident, settings.keep) for resident in (0, settings.resident)]
+    simulation = Simulation(CollapseState.start(num_layers, options), outcome, settings.nodes, readers)
+    layers = simulation.run().layers
+    ends = num_layers + sum(len(layer.mix) for layer in layers)  # reference pass and write
+    return Run(
+        (readers[0].read / num_layers, readers[1].read / num_layers),
+        (ends + simulation.full) / num_layers,
+        (ends + simulation.suffix) / num_layers,
+        simulation.sweeps,
+        simulation.accept_rate,
+    )
+
+
+Labelled = tuple[dict[str, Any], Run]
+
+
+def runs_of(num_layers: int, rule: str, settings: argparse.Namespace) -> Iterator[tuple[dict[str, Any], bool, Run]]:
+    """Every run of the grid: what it is, whether it lies in the restricted grid, and what it read."""
+    for c, i, scenario in itertools.product(range(2, 9), range(1, 5), scenarios(settings.seeds)):
+        options = CollapseOptions(layers_per_merge=c, interval=i, rule=rule)
+        run = simulate(num_layers, options, scenario.outcome, settings)
+        rate = run.accept_rate if scenario.rate is None else scenario.rate
+        yield {"C": c, "I": i, "outcomes": scenario.name}, c >= FEWEST and rate >= RATE, run
+
+
+def summary(runs: Sequence[Labelled], resident: int, targets: tuple[float, float]) -> list[dict[str, Any]]:
+    """Median and worst job, with nothing and with ``resident`` layers resident."""
+    rows = []
+    for number, (layers, target) in enumerate(zip((0, resident), targets, strict=True)):
+        where, worst = max(runs, key=lambda item: item[1].job[number])
+        median = statistics.median(run.job[number] for _, run in runs)
+        values = {"median": round(median, 2), "worst": round(worst.job[number], 2)}
+        rows.append({"resident": layers, **values, "worst_at": where, "worst_sweeps": worst.sweeps, "target": target})
+    return rows
+
+
+def grid(num_layers: int, rule: str, settings: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one model and rule: whole and restricted grid."""
+    runs = list(runs_of(num_layers, rule, settings))
+    rows = []
+    for name, targets, wanted in (("whole", WHOLE_GRID, False), ("restricted", RESTRICTED_GRID, True)):
+        chosen = [(where, run) for where, restricted, run in runs if restricted or not wanted]
+        plainer = {
+            "suffix_each": round(statistics.median(run.suffix_each for _, run in chosen), 2),
+            "full_pass_each": round(statistics.median(run.full_pass_each for _, run in chosen), 2),
+        }
+        for row in summary(chosen, settings.resident, targets):
+            if row["resident"] and num_layers > LARGEST_RESIDENT:
+                row["target"] = None
+            rows.append({"layers": num_layers, "rule": rule, "grid": name, "runs": len(chosen), **row, **plainer})
+    return rows
+
+
+def missed(row: dict[str, Any]) -> bool:
+    """Whether a target was set and the worst run of ``row`` reads more."""
+    return row["target"] is not None and bool(row["worst"] > row["target"])
+
+
+def line(row: dict[str, Any]) -> str:
+    """``row`` for people."""
+    at, above = row["worst_at"], f"  above {row['target']}" if missed(row) else ""
+    return (
+        f"{row['layers']:>4} layers  {row['rule']:<10} {row['grid']:<10} {row['resident']:>2} resident  "
+        f"median {row['median']:5.2f}  worst {row['worst']:5.2f} (C={at['C']}, I={at['I']}, {at['outcomes']})  "
+        f"suffix each {row['suffix_each']:5.2f}  full pass each {row['full_pass_each']:5.2f}{above}"
+    )
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nodes", type=int, default=64, help="candidates in a sweep")
+    parser.add_argument("--resident", type=int, default=20, help="top source layers in memory, beside none")
+    parser.add_argument("--keep", action=argparse.BooleanOptionalAction, default=True, help="accepted mixed layers")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--layers", type=int, nargs="+", default=[32, 40, 80, 126])
+    parser.add_argument("--rules", nargs="+", default=["sequential", "mean"])
+    parser.add_argument("--save", type=Path, metavar="FILE", help="the JSON document, indented")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", type=int, default=32)
-    parser.add_argument("--resident", type=int, default=0)
-    parser.add_argument(
-        "--keep",
-        action="store_true",
-        help="what keeping accepted mixed layers would save (the engine reads their sources)",
-    )
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--layers", type=int, nargs="+", default=[32, 40, 80, 126])
-    parser.add_argument("--rule", default="mean", help="mean reads every source of a merged layer, the most there is")
-    arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    for num_layers in arguments.layers:
-        for name, rate, outcomes in patterns(arguments.seeds):
-            runs = []
-            for c, i, outcome in itertools.product((2, 3, 4, 6, 8), (1, 2, 4), outcomes):
-                options = CollapseOptions(layers_per_merge=c, interval=i, rule=arguments.rule)
-                runs.append(
-                    (
-                        (c, i),
-                        simulate(num_layers, options, outcome, arguments.nodes, arguments.resident, arguments.keep),
-                    )
-                )
-            jobs = [run["job"] for _, run in runs]
-            worst = max(runs, key=lambda item: item[1]["job"])
-            wide = [run["job"] for (c, _), run in runs if c >= 3 and (rate or 0) >= 0.3]
-            row = {
-                "layers": num_layers,
-                "outcomes": name,
-                "median": statistics.median(jobs),
-                "worst": worst[1]["job"],
-                "worst_at": {"C": worst[0][0], "I": worst[0][1]},
-                "worst_with_c3_and_rate_0.3": max(wide, default=None),
-                "suffix_each": statistics.median(run["suffix_each"] for _, run in runs),
-                "full_pass_each": statistics.median(run["full_pass_each"] for _, run in runs),
-            }
+    settings = parsed()
+    rows = []
+    for rule, num_layers in itertools.product(settings.rules, settings.layers):
+        for row in grid(num_layers, rule, settings):
             rows.append(row)
-            print(
-                f"{num_layers:>4} layers  {name:<34} job {row['median']:5.2f}  worst {row['worst']:5.2f} "
-                f"(C={worst[0][0]}, I={worst[0][1]})  suffix each {row['suffix_each']:6.2f}  "
-                f"full pass each {row['full_pass_each']:6.2f}",
-                flush=True,
-            )
-    print(json.dumps({"benchmark": "simulate_reads", **vars(arguments), "rows": rows}))
+            print(line(row), flush=True)
+    told = {key: value for key, value in vars(settings).items() if key != "save"}
+    document = {"benchmark": "simulate_reads", "date": date.today().isoformat(), **told, "rows": rows}
+    if settings.save is not None:
+        settings.save.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(document))
+    sys.exit(any(row["rule"] == "sequential" and missed(row) for row in rows))
 
 
 if __name__ == "__main__":

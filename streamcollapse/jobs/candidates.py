@@ -12,7 +12,8 @@ from streamcollapse.merge.plan import Decision, stack_key
 from streamcollapse.merge.view import mismatch
 from streamcollapse.settings import Streaming
 from streamcollapse.strategy.collapse import CollapseState
-from streamcollapse.strategy.lookahead import Depth, Odds, likely_states
+from streamcollapse.strategy.lookahead import Depth, likely_states
+from streamcollapse.strategy.odds import Odds
 from streamcollapse.stream.needs import Allotment
 from streamcollapse.stream.weights import WeightStream
 

@@ -37,7 +37,7 @@ from streamcollapse.settings import Calibration, Compute, Output, Streaming
 from streamcollapse.storage.staging import check_output, staged_directory
 from streamcollapse.storage.writer import check_space, plan_shards
 from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
-from streamcollapse.strategy.lookahead import Odds
+from streamcollapse.strategy.odds import Odds
 from streamcollapse.stream.needs import Allotment
 from streamcollapse.stream.weights import WeightStream
 

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from streamcollapse.merge.rules import RULES, Mix
 
 FORMAT = "streamcollapse.plan/1"
 LARGEST_COEFFICIENT = 1e6  # float32 weights stay finite with room to spare
+
+
+LayerKey = tuple[int, tuple[tuple[int, float], ...]]
+StackKey = tuple[LayerKey, ...]
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,11 @@ class PlanLayer:
     def untouched(self) -> bool:
         """Whether the layer is its base, byte for byte."""
         return dict(self.mix) == {self.base: 1.0}
+
+    @cached_property
+    def key(self) -> LayerKey:
+        """What the layer is, for comparing and looking up; made once."""
+        return self.base, tuple(sorted(self.mix.items()))
 
 
 @dataclass(frozen=True)
@@ -132,12 +142,9 @@ def original_layers(num_layers: int) -> tuple[PlanLayer, ...]:
     return tuple(PlanLayer(i, {i: 1.0}) for i in range(num_layers))
 
 
-StackKey = tuple[tuple[int, tuple[tuple[int, float], ...]], ...]
-
-
 def stack_key(layers: Sequence[PlanLayer]) -> StackKey:
     """What a stack is, whatever merges led to it; equal stacks have equal keys."""
-    return tuple((layer.base, tuple(sorted(layer.mix.items()))) for layer in layers)
+    return tuple(layer.key for layer in layers)
 
 
 def collapse(

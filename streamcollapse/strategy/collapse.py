@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from streamcollapse.errors import OptionError
 from streamcollapse.merge.plan import PlanLayer, collapse, original_layers
@@ -100,6 +101,11 @@ class CollapseState:
 
     def candidate(self) -> Candidate | None:
         """Lines 3 to 5: the next merge to test, or None when l has passed L."""
+        return self._candidate
+
+    @cached_property
+    def _candidate(self) -> Candidate | None:
+        """Made once: looking ahead asks a state for its candidate several times."""
         if self.pointer < self.options.lowest:
             return None
         merged = min(self.options.layers_per_merge - 1, len(self.layers) - self.pointer)

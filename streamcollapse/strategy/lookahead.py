@@ -7,69 +7,15 @@ pays to evaluate those that may be needed next as well. Speculation never change
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import count, pairwise
+from dataclasses import dataclass
+from itertools import count
 
-from streamcollapse.merge.plan import Decision, StackKey, stack_key
-from streamcollapse.strategy.collapse import CollapseState
-
-_DECAY = 0.85  # weight of a decision relative to the one after it
-_LIMITS = (0.03, 0.97)  # no outcome is ever certain
+from streamcollapse.merge.plan import LayerKey, StackKey, stack_key
+from streamcollapse.strategy.collapse import Candidate, CollapseState
+from streamcollapse.strategy.odds import Belief, Odds
 
 Known = Callable[[CollapseState], bool | None]
-
-
-@dataclass(frozen=True)
-class Belief:
-    """What is expected of the next candidate's similarity: a normal distribution, or nothing yet (``spread`` 0)."""
-
-    mean: float = 0.0
-    spread: float = 0.0
-
-
-@dataclass
-class Odds:
-    """How probable an accept is, learnt from the decisions so far.
-
-    Two estimates are averaged: how often recent candidates were accepted, and how far the last similarity lies from
-    the threshold, in units of what similarities usually move from one candidate to the next.
-    """
-
-    threshold: float
-    decisions: list[Decision] = field(default_factory=list)
-
-    def learn(self, decision: Decision) -> None:
-        """Take a decision into account."""
-        self.decisions.append(decision)
-
-    def belief(self) -> Belief:
-        """What the similarities so far say of the next one."""
-        seen = [d for d in self.decisions if d.similarity is not None]
-        if len(seen) < 2:
-            return Belief()
-        moves = [_value(b) - _value(a) for a, b in pairwise(seen)]
-        weights = [_DECAY**age for age in range(len(moves))][::-1]
-        spread = math.sqrt(sum(w * m * m for w, m in zip(weights, moves, strict=True)) / sum(weights))
-        return Belief(_value(seen[-1]), max(spread, 1e-6))
-
-    def accept(self, belief: Belief) -> float:
-        """The probability that a candidate with this ``belief`` is accepted."""
-        weights = [_DECAY**age for age in range(len(self.decisions))][::-1]
-        accepted = sum(w for w, d in zip(weights, self.decisions, strict=True) if d.accepted)
-        frequency = (accepted + 0.5) / (sum(weights) + 1.0)
-        if belief.spread == 0.0:
-            return _limited(frequency)
-        distance = (belief.mean - self.threshold) / belief.spread
-        return _limited((frequency + 0.5 * math.erfc(-distance / math.sqrt(2))) / 2)
-
-    def after(self, belief: Belief, accepted: bool) -> Belief:
-        """What is expected one candidate later if the outcome is ``accepted``: further away, so less certain."""
-        if belief.spread == 0.0:
-            return belief
-        side = max(belief.mean, self.threshold) if accepted else min(belief.mean, self.threshold)
-        return Belief(side, belief.spread * math.sqrt(1.5))
 
 
 @dataclass(frozen=True)
@@ -89,44 +35,84 @@ class Depth:
         return self.cost_ratio is None or probability / settled * self.cost_ratio > 1.0 - probability
 
 
-def likely_states(root: CollapseState, odds: Odds, depth: Depth, known: Known) -> list[CollapseState]:
-    """The states, ``root`` first, whose candidates are most probably needed, in that order, as many as ``depth`` says.
+Node = tuple[float, int, CollapseState, Belief]  # minus its probability, order of arrival, what to evaluate
+Unit = int | LayerKey  # a source layer, or a mixed layer of the stack so far, which is kept once it has been built
 
-    ``known(state)`` is the outcome of a state's candidate where it is known already; such states cost nothing and are
-    passed through. States without a candidate end their path.
+
+class _Reading:
+    """The layers that a sweep reads, and the nodes that wait because they alone do not pay for reading more."""
+
+    def __init__(self, root: CollapseState) -> None:
+        self._kept = {layer.key for layer in root.layers if len(layer.mix) > 1}
+        self._units: set[Unit] = set()
+        self._waiting: list[tuple[int, Node, set[Unit]]] = []
+
+    def more(self, candidate: Candidate) -> set[Unit]:
+        """What ``candidate`` needs beyond what is read."""
+        units: set[Unit] = set()
+        for layer in candidate.layers[candidate.position :]:
+            units.update([layer.key] if layer.key in self._kept else layer.mix)
+        return units - self._units
+
+    def read(self, units: set[Unit]) -> None:
+        self._units |= units
+
+    def wait(self, node: Node, more: set[Unit], settled: float) -> list[Node]:
+        """Let ``node`` wait for ``more``. Gives back all that wait if more is read now.
+
+        That is so if the nodes it serves settle more decisions for each layer than the sweep does, ``settled`` in all.
+        """
+        self._waiting.append((len(more), node, more))
+        self._waiting.sort(key=lambda waiting: (waiting[0], waiting[1][1]))
+        best, extra, gain, rate = None, set[Unit](), 0.0, settled / len(self._units)
+        for _, (negative, *_), units in self._waiting:
+            extra = extra | units
+            gain -= negative
+            if gain / len(extra) > rate:
+                best, rate = extra, gain / len(extra)
+        if best is None:
+            return []
+        self.read(best)
+        released = [waiting for _, waiting, _ in self._waiting]
+        self._waiting = []
+        return released
+
+
+def likely_states(root: CollapseState, odds: Odds, depth: Depth, known: Known) -> list[CollapseState]:
+    """The states, ``root`` first, whose candidates are most probably needed, as many as ``depth`` says.
+
+    They come in the order of their probability, but for those that would have the sweep read more layers than they
+    are worth: these wait or are left out. ``known(state)`` is the outcome of a state's candidate where it is known
+    already; such states cost nothing and are passed through. States without a candidate end their path.
     """
     chosen: list[CollapseState] = []
     taken: set[StackKey] = set()  # different ways can lead to the same candidate, or to the same state
     reached: set[tuple[StackKey, int]] = set()
     order = count()  # equal probabilities: first come, first served, so that a sweep is reproducible
-    frontier: list[tuple[float, int, CollapseState, Belief]] = [(-1.0, next(order), root, odds.belief())]
+    frontier: list[Node] = [(-1.0, next(order), root, odds.belief())]
+    reading = _Reading(root)
     settled = 0.0  # decisions that the chosen candidates are expected to settle
     while frontier and len(chosen) < depth.nodes:
-        negative, _, state, belief = heapq.heappop(frontier)
+        node = negative, _, state, belief = heapq.heappop(frontier)
         if chosen and not depth.pays(-negative, settled):
             break  # nothing that is left is more probable
         candidate = state.candidate()
         if candidate is None or (stack_key(state.layers), state.pointer) in reached:
             continue
-        reached.add((stack_key(state.layers), state.pointer))
         outcome = known(state)
         if outcome is None and (key := stack_key(candidate.layers)) not in taken:
+            more = reading.more(candidate)
+            if more and chosen:
+                for released in reading.wait(node, more, settled):
+                    heapq.heappush(frontier, released)
+                continue
+            reading.read(more)
             taken.add(key)
             chosen.append(state)
             settled -= negative
-        accept = odds.accept(belief)
-        for accepted, share in ((False, 1.0 - accept), (True, accept)):
+        reached.add((stack_key(state.layers), state.pointer))
+        for accepted, share in ((False, 1.0 - belief.accept), (True, belief.accept)):
             if outcome is None or outcome == accepted:
                 probability = negative * (share if outcome is None else 1.0)
-                entry = (probability, next(order), state.after(accepted), odds.after(belief, accepted))
-                heapq.heappush(frontier, entry)
+                heapq.heappush(frontier, (probability, next(order), state.after(accepted), belief.after(accepted)))
     return chosen
-
-
-def _value(decision: Decision) -> float:
-    assert decision.similarity is not None
-    return decision.similarity
-
-
-def _limited(probability: float) -> float:
-    return min(max(probability, _LIMITS[0]), _LIMITS[1])

@@ -85,9 +85,10 @@ def test_looking_ahead_reads_less(llama: Path, tmp_path: Path, allotted: Any) ->
         pruned = prune(llama, tmp_path / str(nodes), options, compute=FLOAT32, streaming=Streaming(nodes))
         read[nodes] = next(p["bytes_read"] for p in pruned.report["usage"]["phases"] if p["name"] == "search")
     layer = sum(t.nbytes for n, t in load_file(llama / "model.safetensors").items() if ".layers.0." in n)
-    # T = 1 rejects all: one sweep reads layers 1 to 8 once (and final norms), five suffixes read 3 + 4 + 5 + 6 + 7.
-    # A merged layer is its last follower and the norms of its base.
-    assert read[16] < 8.2 * layer
+    # T = 1 rejects all: a sweep that goes to the end reads layers 1 to 8 once (and final norms), shorter ones come
+    # before it while rejects are not yet expected; five suffixes read 3 + 4 + 5 + 6 + 7. A merged layer is its last
+    # follower and the norms of its base.
+    assert read[16] < 13 * layer
     assert 15 * layer < read[1] < 27 * layer
 
 
