@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def check_plot(path: Path) -> None:
 
 
 def plot_memory(
-    points: Sequence[tuple[float, dict[str, float | None]]], phases: Sequence[tuple[str, float]], path: Path
+    points: Sequence[tuple[float, Mapping[str, int | None]]], phases: Sequence[tuple[str, float]], path: Path
 ) -> None:
     """Draw each kind of memory (bytes by name) over seconds into ``path``; ``phases`` are names and seconds each
     took."""

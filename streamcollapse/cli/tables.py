@@ -162,46 +162,40 @@ def show_preview(preview: Preview) -> None:
     _console().print(_rows(rows))
 
 
+_PEAKS = {
+    "peak_rss": "peak resident",
+    "peak_anonymous_rss": "of it, anonymous",
+    "peak_file_rss": "of it, mapped files",
+    "peak_group": "peak of the control group",
+    "peak_vram": "peak GPU, allocated",
+    "peak_vram_reserved": "peak GPU, reserved",
+    "peak_vram_device": "peak GPU, whole device",
+}
+
+
 def show_bench(found: Bench) -> None:
     """What each phase took, against what the disk can do, and memory over time."""
     report, console = found.report, _console()
     usage = report["usage"]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in (
-        "phase",
-        "time",
-        "waiting",
-        "read",
-        "rate",
-        "written",
-        "peak RSS",
-        "anonymous",
-        "mapped",
-        "group",
-        "VRAM",
-    ):
-        table.add_column(heading, no_wrap=True, justify="left" if heading == "phase" else "right")
-    for phase in usage["phases"]:
-        rate = phase["bytes_read"] / phase["seconds_reading"] if phase["seconds_reading"] else None
-        peaks = ("peak_rss", "peak_anonymous_rss", "peak_file_rss", "peak_group")
-        table.add_row(
-            phase["name"],
-            format_seconds(phase["seconds"]),
-            format_seconds(phase["seconds_waiting"]),
-            format_bytes(phase["bytes_read"]),
-            _rate(rate),
-            format_bytes(phase["bytes_written"]),
-            *(_size(phase[peak]) for peak in peaks),
-            " / ".join(_size(phase[p]) for p in ("peak_vram", "peak_vram_reserved", "peak_vram_device"))
-            if phase["peak_vram"] is not None
-            else "-",
-        )
+    phases = usage["phases"]
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for heading in ("", *(phase["name"] for phase in phases)):
+        table.add_column(heading, no_wrap=True, justify="right" if heading else "left")
+    table.add_row("time", *(format_seconds(p["seconds"]) for p in phases))
+    table.add_row("of it, waiting for weights", *(format_seconds(p["seconds_waiting"]) for p in phases))
+    table.add_row("read", *(format_bytes(p["bytes_read"]) for p in phases))
+    rates = [p["bytes_read"] / p["seconds_reading"] if p["seconds_reading"] else None for p in phases]
+    table.add_row("while weights are on their way", *(_rate(rate) for rate in rates))
+    table.add_row("written", *(format_bytes(p["bytes_written"]) for p in phases))
+    for key, words in _PEAKS.items():
+        if any(phase[key] is not None for phase in phases):
+            table.add_row(words, *(_size(phase[key]) for phase in phases))
     console.print(table)
-    rates = ", ".join(f"{mode} {_rate(rate)}" for mode, rate in found.read_rates.items())
+    probed = ", ".join(f"{mode} {_rate(rate)}" for mode, rate in found.read_rates.items())
     points = [(t, float(s.rss)) for t, s in found.timeline]
     rows: list[tuple[str, str | Text]] = [
         ("layers", f"{report['layers']['before']} -> {report['layers']['after']}"),
-        ("cold reads here", rates if found.read_ceiling else "not measured: nothing of the checkpoint is cold"),
+        ("cold reads here", probed if found.read_ceiling else "not measured: nothing of the checkpoint is cold"),
         ("in page cache", f"{100 * found.cached_before:.0f} % of the checkpoint when the job began"),
         ("read through", f"{usage['memory']['io']}, {usage['memory']['resident_layers']} layers resident"),
     ]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from streamcollapse.arch.layout import Layout
+from streamcollapse.forward.kept import KeptLayers
 from streamcollapse.forward.metrics import cosine_similarities
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.forward.reference import Reference
@@ -32,20 +33,27 @@ def sweep(
     reference: Reference,
     meter: Meter,
     listener: Listener,
+    kept: KeptLayers | None = None,
 ) -> list[float | None]:
-    """Mean cosine similarity of each of ``stacks`` to the original, None where its hidden states are not finite."""
+    """Mean cosine similarity of each of ``stacks`` to the original, None where its hidden states are not finite.
+
+    Layers that ``kept`` has are read from there; those that it wants are stored in it on the way.
+    """
+    stored = {} if kept is None else dict(kept.names)  # as it is now: what comes during this sweep is for the next
     visits = schedule(stacks)
     layers = [visit.layer for visit in visits]
-    reads = MergedView(stream.source, layout, layers, merge_norms)
+    reads = MergedView(stream.source, layout, layers, merge_norms, stored)
     steps = [reads.source_names(position) for position in range(len(visits))]
     remaining = [len(stack.layers) - stack.position for stack in stacks]
     hidden: dict[int, list[torch.Tensor]] = {}
     similarities: list[float | None] = [None] * len(stacks)
     with stream.run(steps) as weights_pass:
-        view = MergedView(weights_pass, layout, layers, merge_norms)
+        view = reads.over(weights_pass)
         for position, visit in enumerate(visits):
             base, before = visit.layer.base, meter.bytes_read
             with weights_pass.step(), model.onload(view, position) as weights, meter.computing(len(visit.candidates)):
+                if kept is not None:
+                    kept.offer(view, position, weights)
                 for number in visit.candidates:
                     entering = hidden.pop(number, None) or [
                         h.to(model.placement.device) for h in reference.boundary(stacks[number].position)

@@ -7,6 +7,7 @@ from streamcollapse.forward.reference import Reference
 from streamcollapse.forward.schedule import Stack
 from streamcollapse.forward.sweep import sweep
 from streamcollapse.jobs.opening import Job
+from streamcollapse.jobs.streams import Means
 from streamcollapse.jobs.workdir import Evaluation, Memory
 from streamcollapse.merge.plan import Decision, stack_key
 from streamcollapse.merge.view import mismatch
@@ -14,25 +15,22 @@ from streamcollapse.settings import Streaming
 from streamcollapse.strategy.collapse import CollapseState
 from streamcollapse.strategy.lookahead import Depth, likely_states
 from streamcollapse.strategy.odds import Odds
-from streamcollapse.stream.needs import Allotment
-from streamcollapse.stream.weights import WeightStream
 
 
 class Evaluator:
-    """Evaluates the candidates of a search, as many in a sweep as ``streaming`` says and ``choice`` has memory for."""
+    """Evaluates the candidates of a search, as many in a sweep as ``streaming`` says and there is memory for."""
 
     def __init__(
         self,
         job: Job,
         model: StreamedModel,
-        stream: WeightStream,
+        given: Means,
         reference: Reference,
         memory: Memory,
         streaming: Streaming,
-        choice: Allotment,
     ) -> None:
-        self._job, self._model, self._stream, self._reference = job, model, stream, reference
-        self._memory, self._lookahead, self._most = memory, streaming.lookahead, choice.candidates
+        self._job, self._model, self._given, self._reference = job, model, given, reference
+        self._memory, self._lookahead = memory, streaming.lookahead
 
     def evaluation(self, state: CollapseState, odds: Odds) -> Evaluation:
         """The evaluation of ``state``'s candidate, from memory or from a sweep that starts with it."""
@@ -61,7 +59,7 @@ class Evaluator:
     def _depth(self) -> Depth:
         if self._lookahead is not None:
             return Depth(self._lookahead)
-        return Depth(self._most, self._job.meter.pace.ratio())
+        return Depth(self._given.choice.candidates, self._job.meter.pace.ratio())
 
     def _sweep(self, state: CollapseState, odds: Odds) -> None:
         threshold = state.options.threshold
@@ -69,15 +67,17 @@ class Evaluator:
         candidates = [candidate for s in states if (candidate := s.candidate()) is not None]
         if not candidates:
             return  # all that follows is known
+        self._given.kept.want(state.layers)
         similarities = sweep(
             self._model,
-            self._stream,
+            self._given.stream,
             self._job.architecture.layout,
             [Stack(candidate.layers, candidate.position) for candidate in candidates],
             state.options.merge_norms,
             self._reference,
             self._job.meter,
             self._job.listener,
+            self._given.kept,
         )
         found = {}
         for candidate, similarity in zip(candidates, similarities, strict=True):

@@ -12,7 +12,7 @@ from streamcollapse.errors import printable
 from streamcollapse.forward.batches import Batch, make_batches
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.merge.plan import PlanLayer, original_layers
-from streamcollapse.merge.view import MergedView
+from streamcollapse.merge.view import NOTHING_KEPT, Kept, MergedView
 from streamcollapse.progress import Listener
 from streamcollapse.settings import Calibration, Compute
 from streamcollapse.storage.checkpoint import Checkpoint
@@ -60,9 +60,9 @@ class Job:
         """Rows of the input embedding."""
         return int(self.architecture.skeleton.model.get_input_embeddings().weight.shape[0])
 
-    def view(self, layers: tuple[PlanLayer, ...], merge_norms: bool = False) -> MergedView:
-        """``layers`` over this source, as a tensor source."""
-        return MergedView(self.source, self.architecture.layout, layers, merge_norms)
+    def view(self, layers: tuple[PlanLayer, ...], merge_norms: bool = False, kept: Kept = NOTHING_KEPT) -> MergedView:
+        """``layers`` over this source, as a tensor source; ``kept`` are names of mixed tensors that are stored."""
+        return MergedView(self.source, self.architecture.layout, layers, merge_norms, kept)
 
     def original(self) -> MergedView:
         """The source itself, as the plan that changes nothing."""

@@ -17,7 +17,7 @@ from streamcollapse.errors import StreamCollapseError, printable
 from streamcollapse.jobs.candidates import Evaluator, decide
 from streamcollapse.jobs.opening import Job, Samples, calibration_samples, open_job
 from streamcollapse.jobs.preview import smallest_output
-from streamcollapse.jobs.streams import allotment, open_stream, plain_allotment, starting_layers
+from streamcollapse.jobs.streams import Means, allotment, means, plain_allotment, starting_layers
 from streamcollapse.jobs.workdir import work_place
 from streamcollapse.merge.plan import Decision, Plan, SearchRecord
 from streamcollapse.merge.view import check_plan
@@ -39,7 +39,6 @@ from streamcollapse.storage.writer import check_space, plan_shards
 from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
 from streamcollapse.strategy.odds import Odds
 from streamcollapse.stream.needs import Allotment
-from streamcollapse.stream.weights import WeightStream
 
 
 @dataclass(frozen=True)
@@ -79,15 +78,19 @@ def prune_job(
     """``prune`` of a checkpoint that is open, into an ``out`` that was checked."""
     samples = calibration_samples(job, calibration)
     check_space(out, smallest_output(job, options))
-    found = _search(job, options, samples, streaming, out.resolve().parent)
-    try:
-        return _write(job, found, out, output)
-    except (StreamCollapseError, OSError, KeyboardInterrupt) as error:
-        kept = _free_path(Path(f"{out.resolve()}.plan.json"))
-        found.plan.save(kept)
-        again = f"the search is kept in {printable(kept)}; continue with: streamcollapse apply SOURCE PLAN --out DIR"
-        error.args = (f"{error}; {again}" if str(error) else again,)
-        raise
+    choice, scratch = _planned_memory(job, options, samples, streaming), out.resolve().parent
+    with means(job, choice, scratch) as given:
+        plan = _search(job, options, samples, streaming, given, scratch)
+        try:
+            return _write(job, plan, given, out, output)
+        except (StreamCollapseError, OSError, KeyboardInterrupt) as error:
+            kept = _free_path(Path(f"{out.resolve()}.plan.json"))
+            plan.save(kept)
+            again = (
+                f"the search is kept in {printable(kept)}; continue with: streamcollapse apply SOURCE PLAN --out DIR"
+            )
+            error.args = (f"{error}; {again}" if str(error) else again,)
+            raise
 
 
 def search(
@@ -102,7 +105,10 @@ def search(
 ) -> Plan:
     """The first half of ``prune``: find the plan, write nothing. Raises StreamCollapseError."""
     job = open_job(source, compute, trust_remote_code, listener)
-    return _search(job, options, calibration_samples(job, calibration), streaming, Path(tempfile.gettempdir())).plan
+    samples = calibration_samples(job, calibration)
+    choice, scratch = _planned_memory(job, options, samples, streaming), Path(tempfile.gettempdir())
+    with means(job, choice, scratch) as given:
+        return _search(job, options, samples, streaming, given, scratch)
 
 
 def apply(
@@ -120,36 +126,32 @@ def apply(
     check_output(Path(out), Path(source), output.overwrite)
     job = open_job(source, compute, trust_remote_code, listener)
     check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
-    choice = plain_allotment(job, streaming)
-    return _write(job, Found(plan, open_stream(job, choice), choice), Path(out), output)
+    with means(job, plain_allotment(job, streaming), Path(out).resolve().parent) as given:
+        return _write(job, plan, given, Path(out), output)
 
 
-@dataclass(frozen=True)
-class Found:
-    """A plan, and the weight stream that it can be written from, which may hold resident layers already."""
-
-    plan: Plan
-    stream: WeightStream
-    choice: Allotment
-
-
-def _search(job: Job, options: CollapseOptions, samples: Samples, streaming: Streaming, scratch: Path) -> Found:
-    state = CollapseState.start(job.num_layers, options)
-    starts = starting_layers(state)
+def _planned_memory(job: Job, options: CollapseOptions, samples: Samples, streaming: Streaming) -> Allotment:
+    starts = starting_layers(CollapseState.start(job.num_layers, options))
     choice = allotment(job, samples, streaming, len(starts))
     rows = tuple((need.phase, need.what, need.num_bytes, need.memory) for need in choice.needs)
     job.listener(MemoryPlanned(rows, choice.budgets, choice.io))
-    stream, model = open_stream(job, choice), job.model()
-    with work_place(job, samples, streaming, options.merge_norms, scratch if choice.spill else None) as place:
+    return choice
+
+
+def _search(
+    job: Job, options: CollapseOptions, samples: Samples, streaming: Streaming, given: Means, scratch: Path
+) -> Plan:
+    state = CollapseState.start(job.num_layers, options)
+    model, spill = job.model(), scratch if given.choice.spill else None
+    with work_place(job, samples, streaming, options.merge_norms, spill) as place:
         with job.meter.phase("reference"):
             job.listener(PhaseStarted("reference", job.num_layers))
-            reference = place.reference(model, stream, starts)
-        state, odds = _collapse(job, state, Evaluator(job, model, stream, reference, place.memory, streaming, choice))
+            reference = place.reference(model, given.stream, starting_layers(state))
+        state, odds = _collapse(job, state, Evaluator(job, model, given, reference, place.memory, streaming))
 
     record = _record(state.options, samples, job, odds.decisions)
     fingerprint = job.checkpoint.fingerprint()
-    plan = Plan(job.name, job.num_layers, fingerprint, state.layers, options.merge_norms, record)
-    return Found(plan, stream, choice)
+    return Plan(job.name, job.num_layers, fingerprint, state.layers, options.merge_norms, record)
 
 
 def _collapse(job: Job, state: CollapseState, evaluator: Evaluator) -> tuple[CollapseState, Odds]:
@@ -169,9 +171,9 @@ def _collapse(job: Job, state: CollapseState, evaluator: Evaluator) -> tuple[Col
     return state, odds
 
 
-def _write(job: Job, found: Found, out: Path, output: Output) -> Pruned:
-    plan, stream = found.plan, found.stream
-    view = job.view(plan.layers, plan.merge_norms)
+def _write(job: Job, plan: Plan, given: Means, out: Path, output: Output) -> Pruned:
+    given.kept.want(plan.layers)
+    view = job.view(plan.layers, plan.merge_norms, given.kept.names)
     shards = plan_shards(view, output.max_shard_bytes)
     check_space(out, sum(shard.file_bytes for shard in shards))
     with staged_directory(out, output.overwrite) as stage:
@@ -179,7 +181,7 @@ def _write(job: Job, found: Found, out: Path, output: Output) -> Pruned:
         check_loadable(stage, view, job.architecture.weights_dtype, job.trust_remote_code)
         with job.meter.phase("write"):
             job.listener(PhaseStarted("write", sum(len(shard.names) for shard in shards)))
-            write_weights(view, stream, shards, stage, job.meter, job.listener)
+            write_weights(view, given.stream, shards, stage, job.meter, job.listener)
         report = build_report(
             job.checkpoint,
             plan,
@@ -187,7 +189,7 @@ def _write(job: Job, found: Found, out: Path, output: Output) -> Pruned:
             sizes(view, plan.num_layers),
             job.compute(),
             {"max_shard_bytes": output.max_shard_bytes, "search": plan.to_json().get("search")},
-            {**job.meter.summary(), "memory": found.choice.to_json()},
+            {**job.meter.summary(), "memory": given.choice.to_json()},
         )
         write_companions(stage, job.checkpoint.directory, plan, report)
     return Pruned(out, plan, report)

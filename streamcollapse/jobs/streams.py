@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from streamcollapse.forward.batches import MAX_CALL_TOKENS
+from streamcollapse.forward.kept import KeptLayers
 from streamcollapse.jobs.opening import Job, Samples
 from streamcollapse.settings import Streaming
 from streamcollapse.storage.probe import cached_share, read_rate
@@ -62,6 +66,22 @@ def open_stream(job: Job, choice: Allotment) -> WeightStream:
     return WeightStream(
         job.source, device, loader, job.meter, choice.prefetch, unit_bytes, choice.slot_bytes or None, keep
     )
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a run works with: how it spends memory, its weight stream, and the mixed layers that it stores."""
+
+    choice: Allotment
+    stream: WeightStream
+    kept: KeptLayers
+
+
+@contextmanager
+def means(job: Job, choice: Allotment, scratch: Path) -> Iterator[Means]:
+    """The means of one run; what is stored in ``scratch`` is removed at its end."""
+    with KeptLayers(job.checkpoint, scratch, choice.resident(job.num_layers)) as kept:
+        yield Means(choice, open_stream(job, choice), kept)
 
 
 def _loader(job: Job, choice: Allotment) -> Loader:

@@ -6,25 +6,40 @@ that is its base passes the source's bytes through untouched.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 
 from streamcollapse.arch.layout import Layout
 from streamcollapse.errors import PlanError
 from streamcollapse.merge.mixing import Terms, mix_into, mix_tensors
-from streamcollapse.merge.plan import Plan, PlanLayer
+from streamcollapse.merge.plan import LayerKey, Plan, PlanLayer
 from streamcollapse.merge.rules import Mix
 from streamcollapse.storage.source import TensorInfo, TensorSource
 
+Kept = Mapping[LayerKey, Mapping[str, str]]
+NOTHING_KEPT: Kept = MappingProxyType({})
+
 
 class MergedView:
-    """The tensors of the pruned model that ``layers`` describe, under their names in its checkpoint."""
+    """The tensors of the pruned model that ``layers`` describe, under their names in its checkpoint.
 
-    def __init__(self, source: TensorSource, layout: Layout, layers: Sequence[PlanLayer], merge_norms: bool) -> None:
+    ``kept``: where mixed tensors have been stored before, the names under which ``source`` has them.
+    """
+
+    def __init__(
+        self,
+        source: TensorSource,
+        layout: Layout,
+        layers: Sequence[PlanLayer],
+        merge_norms: bool,
+        kept: Kept = NOTHING_KEPT,
+    ) -> None:
         self._source = source
         self._layout = layout
         self._merge_norms = merge_norms
+        self._kept = kept
         self.layers = tuple(layers)
         self._where = {
             layout.name(position, suffix): (layer, suffix)
@@ -67,26 +82,30 @@ class MergedView:
         return name not in self._where or list(self.mix_of(*self._where[name]).values()) == [1.0]
 
     def _terms(self, name: str, device: torch.device) -> Terms:
-        layer, suffix = self._where[name]
+        return [(c, self._source.read(n, device)) for c, n in self._parts(*self._where[name])]
+
+    def _parts(self, layer: PlanLayer, suffix: str) -> list[tuple[float, str]]:
+        """Coefficient and source's name of everything that one tensor of ``layer`` is made of."""
         mix = self.mix_of(layer, suffix)
-        return [(mix[s], self._source.read(self._layout.name(s, suffix), device)) for s in sorted(mix)]
+        if len(mix) > 1 and (stored := self._kept.get(layer.key, {}).get(suffix)) is not None:
+            return [(1.0, stored)]
+        return [(mix[s], self._layout.name(s, suffix)) for s in sorted(mix)]
 
     def source_names(self, position: int) -> list[str]:
         """The source's name of every tensor that reading layer ``position`` reads, as often as it reads it."""
         layer = self.layers[position]
         suffixes = self._layout.layers[layer.base]
-        return [self._layout.name(s, suffix) for suffix in suffixes for s in sorted(self.mix_of(layer, suffix))]
+        return [name for suffix in suffixes for _, name in self._parts(layer, suffix)]
 
     def sources_of(self, name: str) -> list[str]:
         """The source's names of what reading ``name`` reads."""
         if name not in self._where:
             return [name]
-        layer, suffix = self._where[name]
-        return [self._layout.name(s, suffix) for s in sorted(self.mix_of(layer, suffix))]
+        return [part for _, part in self._parts(*self._where[name])]
 
     def over(self, source: TensorSource) -> MergedView:
         """The same plan over another source of the same tensors."""
-        return MergedView(source, self._layout, self.layers, self._merge_norms)
+        return MergedView(source, self._layout, self.layers, self._merge_norms, self._kept)
 
     def mix_of(self, layer: PlanLayer, suffix: str) -> Mix:
         """The mix of one tensor of ``layer``: its base alone for norms and for stored tensors that are not learned."""

@@ -34,6 +34,7 @@ class Checkpoint:
         shards, weight_map = find_shards(self.directory)
         self._headers: dict[str, ShardHeader] = {}
         self._tensors: dict[str, tuple[str, StoredTensor]] = {}
+        self._attached: dict[str, Location] = {}
         self._maps: dict[str, MappedFile] = {}
         for shard in shards:
             self._add(shard)
@@ -79,10 +80,22 @@ class Checkpoint:
 
     def info(self, name: str) -> TensorInfo:
         """dtype and shape of ``name``; KeyError if there is none."""
-        return self._tensors[name][1].info
+        return self.locate(name).info
+
+    def attach(self, name: str, place: Location) -> None:
+        """Let ``name`` be read like a tensor of the checkpoint, without being one: it is not among ``names``."""
+        self._attached[name] = place
+
+    def detach(self, name: str) -> Path:
+        """Undo ``attach``; returns the file, which nothing reads any more."""
+        path = self._attached.pop(name).path
+        self._maps.pop(str(path), None)
+        return path
 
     def locate(self, name: str) -> Location:
         """Where the bytes of ``name`` are; KeyError if there is none."""
+        if name in self._attached:
+            return self._attached[name]
         shard, tensor = self._tensors[name]
         return Location(self._root / shard, tensor.start, tensor.info)
 
@@ -99,8 +112,12 @@ class Checkpoint:
         return self.mapped(place).tensor(place.start, place.info)[rows]
 
     def mapped(self, place: Location) -> MappedFile:
-        """The mapping of the shard that ``place`` lies in."""
-        return self.mapping(place.path.name)
+        """The mapping of the file that ``place`` lies in."""
+        if place.path.parent == self._root and place.path.name in self._headers:
+            return self.mapping(place.path.name)
+        if str(place.path) not in self._maps:
+            self._maps[str(place.path)] = MappedFile(place.path, place.path.stat().st_size)
+        return self._maps[str(place.path)]
 
     def mapping(self, shard: str) -> MappedFile:
         """The mapping of the file ``shard``, made when it is first asked for."""
