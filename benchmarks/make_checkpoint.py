@@ -1,9 +1,13 @@
 """Make a deterministic Llama-shaped checkpoint whose depth is smooth: neighbouring layers are alike, so merges pass.
 
-    python benchmarks/make_checkpoint.py OUT --shape llama-1.4b [--layers N] [--seed S]
+    python benchmarks/make_checkpoint.py OUT --shape llama-1.4b [--layers N] [--seed S] [--sparse]
 
 Layer i is one random layer plus a slow rotation through a second one, so that layers far apart differ while
-neighbours hardly do. Written tensor by tensor: memory is one tensor, disk is the size of the checkpoint.
+neighbours hardly do. The two random layers stay in memory in bfloat16, up to 3 GB of them; beside them memory is one
+tensor, disk is the size of the checkpoint.
+
+With --sparse the matrices of the decoder layers are holes in the files: 138 GB take about 1 GB of disk.
+Holes read as zeros, and a layer whose matrices are zero passes its input through, so every merge is accepted.
 """
 
 from __future__ import annotations
@@ -12,21 +16,25 @@ import argparse
 import json
 import math
 import shutil
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
 import torch
 
+from streamcollapse.storage.index import INDEX_FILE
 from streamcollapse.storage.source import TensorInfo
-from streamcollapse.storage.writer import plan_shards, write_shards
+from streamcollapse.storage.writer import ShardPlan, plan_shards, write_shards
 from streamcollapse.units import format_bytes
+
+NOISE_BYTES = 3 * 10**9  # most that is kept of the two random layers; what does not fit is drawn again when needed
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama: sizes as in its config."""
+    """A Llama: sizes as in its config, and of the shards it is published in."""
 
     layers: int
     hidden: int
@@ -34,12 +42,16 @@ class Shape:
     heads: int
     key_value_heads: int
     vocabulary: int = 32000
+    shard_bytes: int = 2 * 10**9
 
 
 SHAPES = {
+    "tiny": Shape(8, 64, 128, 4, 4, vocabulary=4096, shard_bytes=10**6),
     "llama-1.4b": Shape(24, 2048, 5632, 16, 16),
     "tinyllama-1.1b": Shape(22, 2048, 5632, 32, 4),
-    "llama2-7b": Shape(32, 4096, 11008, 32, 32),
+    "llama2-7b": Shape(32, 4096, 11008, 32, 32, shard_bytes=10**10),
+    "llama2-13b": Shape(40, 5120, 13824, 40, 40, shard_bytes=10**10),
+    "llama2-70b": Shape(80, 8192, 28672, 64, 8, shard_bytes=10**10),
 }
 
 
@@ -48,6 +60,8 @@ class SmoothLlama:
 
     def __init__(self, shape: Shape, seed: int, dtype: torch.dtype = torch.bfloat16) -> None:
         self.shape, self.seed, self.dtype = shape, seed, dtype
+        self._kept: dict[str, torch.Tensor] = {}
+        self._kept_bytes = 0
         head = shape.hidden // shape.heads
         kv = head * shape.key_value_heads
         h, f = shape.hidden, shape.feed_forward
@@ -83,8 +97,10 @@ class SmoothLlama:
             return (0.02 * self._noise(name, size)).to(self.dtype)
         angle = 0.5 * int(parts[2]) / self.shape.layers
         suffix = ".".join(parts[3:])
-        mixed = math.cos(angle) * self._noise(f"a.{suffix}", size) + math.sin(angle) * self._noise(f"b.{suffix}", size)
-        return (mixed / math.sqrt(size[1])).to(self.dtype)
+        scale = 1.0 / math.sqrt(size[1])
+        mixed = self._random_layer(f"a.{suffix}", size) * (scale * math.cos(angle))
+        mixed.add_(self._random_layer(f"b.{suffix}", size), alpha=scale * math.sin(angle))
+        return mixed.to(self.dtype)
 
     def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         return self.read(name, torch.device("cpu"))[rows]
@@ -93,6 +109,16 @@ class SmoothLlama:
         """Uniform noise of unit variance that depends on ``name`` and the seed alone."""
         number = self.seed + sum(ord(c) * 31**i for i, c in enumerate(name)) % (2**31)
         return (torch.rand(size, generator=torch.Generator().manual_seed(number)) - 0.5) * math.sqrt(12)
+
+    def _random_layer(self, name: str, size: tuple[int, ...]) -> torch.Tensor:
+        """A matrix of one of the two random layers, in bfloat16; kept while there is room."""
+        if name in self._kept:
+            return self._kept[name]
+        noise = self._noise(name, size).to(torch.bfloat16)
+        if self._kept_bytes + noise.nbytes <= NOISE_BYTES:
+            self._kept[name] = noise
+            self._kept_bytes += noise.nbytes
+        return noise
 
     def config(self) -> dict[str, object]:
         s = self.shape
@@ -115,12 +141,15 @@ class SmoothLlama:
         }
 
 
-def make_checkpoint(out: Path, shape: Shape, seed: int = 0) -> int:
+def make_checkpoint(out: Path, shape: Shape, seed: int = 0, sparse: bool = False) -> int:
     """Write the checkpoint into the new directory ``out``; returns its bytes of weights."""
     out.mkdir(parents=True)
     source = SmoothLlama(shape, seed)
-    shards = plan_shards(source, 2 * 10**9)
-    write_shards(source, shards, out, torch.device("cpu"), lambda name, num_bytes: None)
+    shards = plan_shards(source, shape.shard_bytes)
+    if sparse:
+        write_sparse(source, shards, out)
+    else:
+        write_shards(source, shards, out, torch.device("cpu"), lambda name, num_bytes: None)
     (out / "config.json").write_text(json.dumps(source.config(), indent=2))
     with resources.as_file(resources.files("streamcollapse.data") / "wiki-llama-24l") as model:
         for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -128,14 +157,53 @@ def make_checkpoint(out: Path, shape: Shape, seed: int = 0) -> int:
     return sum(shard.data_bytes for shard in shards)
 
 
-if __name__ == "__main__":
+def write_sparse(source: SmoothLlama, shards: Sequence[ShardPlan], directory: Path) -> None:
+    """As ``write_shards``, with holes for the matrices of the decoder layers."""
+    for shard in shards:
+        with (directory / shard.file_name).open("wb") as file:
+            file.write(shard.header)
+            position = len(shard.header)
+            for name in shard.names:
+                info = source.info(name)
+                if len(info.shape) == 1 or ".layers." not in name:
+                    file.seek(position)
+                    file.write(source.read(name, torch.device("cpu")).view(torch.uint8).numpy().data)
+                position += info.num_bytes
+            file.truncate(shard.file_bytes)
+    if len(shards) > 1:
+        weight_map = {name: shard.file_name for shard in shards for name in shard.names}
+        index = {"metadata": {"total_size": sum(s.data_bytes for s in shards)}, "weight_map": weight_map}
+        (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def disk_bytes(directory: Path) -> tuple[int, int]:
+    """Bytes of the files in ``directory`` by their sizes, and as the disk holds them where the system tells."""
+    found = [path.stat() for path in directory.iterdir()]
+    apparent = sum(stat.st_size for stat in found)
+    return apparent, sum(stat.st_blocks * 512 if hasattr(stat, "st_blocks") else stat.st_size for stat in found)
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="llama-1.4b")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sparse", action="store_true", help="leave the matrices of the decoder layers as holes")
     arguments = parser.parse_args()
-    chosen = SHAPES[arguments.shape]
+    shape = SHAPES[arguments.shape]
     if arguments.layers:
-        chosen = Shape(arguments.layers, *list(vars(chosen).values())[1:])
-    print(f"{arguments.out}: {format_bytes(make_checkpoint(arguments.out, chosen, arguments.seed))}")
+        shape = replace(shape, layers=arguments.layers)
+    start = time.perf_counter()
+    weights = make_checkpoint(arguments.out, shape, arguments.seed, arguments.sparse)
+    seconds = time.perf_counter() - start
+    apparent, on_disk = disk_bytes(arguments.out)
+    print(
+        f"{arguments.out}: {shape.layers} layers, {format_bytes(weights)} of weights in "
+        f"{len(list(arguments.out.glob('*.safetensors')))} shards; {format_bytes(apparent)} apparent, "
+        f"{format_bytes(on_disk)} on disk; {seconds:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
