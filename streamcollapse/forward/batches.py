@@ -22,12 +22,14 @@ class Batch:
 
 
 def make_batches(samples: Sequence[Sequence[int]], max_tokens: int = MAX_CALL_TOKENS) -> list[Batch]:
-    """Group neighbouring samples so that rows times the longest row stays within ``max_tokens`` (one row at least)."""
+    """Group samples, longest first, so that rows times the longest row stays within ``max_tokens`` (one row at least).
+
+    Samples of like length share a call, so that little is padded.
+    """
     batches: list[Batch] = []
     group: list[Sequence[int]] = []
-    for sample in samples:
-        longest = max(len(s) for s in [*group, sample])
-        if group and longest * (len(group) + 1) > max_tokens:
+    for sample in sorted(samples, key=len, reverse=True):
+        if group and len(group[0]) * (len(group) + 1) > max_tokens:
             batches.append(_pad(group))
             group = []
         group.append(sample)

@@ -19,7 +19,7 @@ from streamcollapse.forward.model import StreamedModel, Weights, overflow
 from streamcollapse.merge.plan import original_layers
 from streamcollapse.merge.view import MergedView
 from streamcollapse.progress import LayerDone, Listener
-from streamcollapse.storage.finite import check_finite
+from streamcollapse.storage.finite import check_finite, is_finite
 from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.weights import WeightStream
 
@@ -102,9 +102,10 @@ def _stream(
         for position in range(num_layers):
             before = meter.bytes_read
             with weights_pass.step(), model.onload(view, position) as weights:
-                model.check_weights(view, position, weights)
                 for i, recording in enumerate(recordings):
                     hidden[i] = model.run(position, weights, hidden[i], recording.calls[position])
+                if not all(is_finite(h) for h in hidden):
+                    model.check_weights(view, position, weights)
             listener(LayerDone(position, num_layers, meter.bytes_read - before))
     return hidden
 

@@ -81,17 +81,21 @@ def reference_pass(
                     room.settle(states[position - kept.start])
             before = meter.bytes_read
             with weights_pass.step(), model.onload(view, position) as weights:
-                model.check_weights(view, position, weights)
                 with meter.computing(1):
                     pairs = zip(hidden, calls, strict=True)
                     hidden = [model.run(position, weights, h, c[position]) for h, c in pairs]
-            _check_hidden(position, hidden, batches)
+                if not _finite(hidden, batches):
+                    model.check_weights(view, position, weights)
+                    dtype = str(hidden[0].dtype).removeprefix("torch.")
+                    raise NonFiniteError(overflow(f"the hidden states after layer {position}", dtype))
             listener(LayerDone(position, len(layers), meter.bytes_read - before))
     return Reference(batches, calls, kept.start, boundaries, [model.last_hidden(h) for h in hidden])
 
 
-def _check_hidden(position: int, hidden: list[torch.Tensor], batches: Sequence[Batch]) -> None:
-    for hidden_NTD, batch in zip(hidden, batches, strict=True):
-        if not all(is_finite(row[:length]) for row, length in zip(hidden_NTD, batch.lengths, strict=True)):
-            dtype = str(hidden_NTD.dtype).removeprefix("torch.")
-            raise NonFiniteError(overflow(f"the hidden states after layer {position}", dtype))
+def _finite(hidden: list[torch.Tensor], batches: Sequence[Batch]) -> bool:
+    """Whether what real tokens have become is finite. A weight that is not makes hidden states that are not."""
+    return all(
+        is_finite(row[:length])
+        for hidden_NTD, batch in zip(hidden, batches, strict=True)
+        for row, length in zip(hidden_NTD, batch.lengths, strict=True)
+    )

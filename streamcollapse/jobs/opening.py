@@ -18,7 +18,7 @@ from streamcollapse.settings import Calibration, Compute
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.source import ObservedSource
 from streamcollapse.strategy.calibration import load_samples, load_tokenizer, samples_digest, tokenize
-from streamcollapse.stream.allocator import return_large_blocks
+from streamcollapse.stream.allocator import steady_heap
 from streamcollapse.stream.device import Placement, resolve
 from streamcollapse.stream.meters import Meter
 
@@ -79,7 +79,7 @@ class Job:
 
 def open_job(source: str | Path, compute: Compute, trust_remote_code: bool, listener: Listener) -> Job:
     """Open the checkpoint directory ``source``. Raises CheckpointError, ModelError, DeviceError."""
-    return_large_blocks()
+    steady_heap()
     checkpoint = Checkpoint(source)
     architecture = understand(checkpoint, trust_remote_code)
     placement = resolve(compute, architecture.weights_dtype)

@@ -1,8 +1,9 @@
-"""Keeps freed memory from lingering: large blocks go straight back to the system.
+"""Keeps freed memory from lingering, without giving it back to the system after every operation.
 
-glibc raises its threshold for mapped blocks to 32 MiB as soon as a large block is freed; activations then come from the
-heap, whose holes stay resident. A fixed threshold makes the resident memory of a pass flat and repeatable
-(docs/decisions/0006-allocator.md has the measurement).
+glibc raises its threshold for mapped blocks, and with it the amount that may stay free at the top of the heap, whenever
+a large block is freed: how much stays resident then depends on what happened before. Fixed thresholds make the resident
+memory of a pass flat and repeatable. They are large enough that activations come from the heap: mapping each of them
+anew costs a page fault for every 4 KiB of every activation (docs/decisions/0006-allocator.md has the measurements).
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import ctypes
 import platform
 from functools import cache
 
-_M_MMAP_THRESHOLD = -3  # from malloc.h
-_THRESHOLD_BYTES = 1 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+_MAPPED_BYTES = 6 << 20  # blocks of at least this size are mapped, and leave when they are freed
+_TOP_BYTES = 8 << 20  # free memory at the top of the heap that is kept for the next activation
 
 
 @cache
-def return_large_blocks() -> bool:
-    """Set the threshold for this process, once. Returns whether the allocator took it; elsewhere nothing changes."""
+def steady_heap() -> bool:
+    """Set the thresholds for this process, once. Returns whether the allocator took them; elsewhere nothing changes."""
     if platform.libc_ver()[0] != "glibc":
         return False
-    return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _THRESHOLD_BYTES))
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, _TOP_BYTES))

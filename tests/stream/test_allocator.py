@@ -6,32 +6,42 @@ import sys
 
 import pytest
 
-from streamcollapse.stream.allocator import return_large_blocks
+from streamcollapse.stream.allocator import steady_heap
 
 CODE = """
+import resource
 import torch
-from streamcollapse.stream.allocator import return_large_blocks
+from streamcollapse.stream.allocator import steady_heap
 from streamcollapse.stream.memory import sample_memory
 {call}
-del_me = torch.ones(7_000_000)  # 28 MB: freeing it raises glibc's threshold
-del del_me
+torch.set_num_threads(1)
+kept = torch.ones(1000)
 before = sample_memory().anonymous
-blocks = [torch.ones(1_000_000) for _ in range(20)]
-keep = blocks[-1]
-del blocks
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    a = torch.ones(700_000)  # 2.8 MB
+    b = torch.ones(1_000_000)
+    del a, b
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults, sample_memory().anonymous - before)
+large = torch.ones(12_000_000)  # 48 MB
+del large
 print(sample_memory().anonymous - before)
 """
 
 
-def test_freed_blocks_leave_the_process() -> None:
+def test_activations_are_not_mapped_anew_and_large_blocks_leave_the_process() -> None:
     if platform.libc_ver()[0] != "glibc":
-        assert return_large_blocks() is False
+        assert steady_heap() is False
         pytest.skip("not glibc")
-    assert return_large_blocks() is True
-    left = {
-        call: int(
-            subprocess.run([sys.executable, "-c", CODE.format(call=call)], capture_output=True, check=True).stdout
-        )
-        for call in ("pass", "return_large_blocks()")
-    }
-    assert left["return_large_blocks()"] < 10_000_000 < left["pass"]
+    assert steady_heap() is True
+
+    def run(call: str) -> list[int]:
+        code = [sys.executable, "-c", CODE.format(call=call)]
+        return [int(number) for number in subprocess.run(code, capture_output=True, check=True).stdout.split()]
+
+    pages = 6_800_000 // 4096
+    faults, free, after_large = run("steady_heap()")
+    assert faults < 3 * pages, "each page is touched for the first time about once"
+    assert free < 1.3 * 6_800_000
+    assert after_large < free + 10_000_000
+    assert run("import ctypes; ctypes.CDLL(None).mallopt(-3, 1 << 20)")[0] > 25 * pages, "the price of mapping each"
