@@ -13,6 +13,7 @@ from streamcollapse.arch.config import load_config
 from streamcollapse.arch.skeleton import build_skeleton
 from streamcollapse.errors import ModelError
 from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.stream.memory import sample_memory
 from tests.checkpoints import edit_json, edit_tensors, llama_config, save_llama, save_model
 
 NORMS = {"input_layernorm.weight", "post_attention_layernorm.weight"}
