@@ -12,10 +12,9 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
@@ -23,10 +22,9 @@ from streamcollapse.errors import OutputError, printable
 from streamcollapse.storage.finite import check_finite
 from streamcollapse.storage.header import DTYPE_NAMES
 from streamcollapse.storage.index import INDEX_FILE, SINGLE_FILE
+from streamcollapse.storage.sink import open_sink
 from streamcollapse.storage.source import TensorSource
 from streamcollapse.units import format_bytes
-
-_CHUNK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -100,14 +98,14 @@ def write_shards(
     for shard in shards:
         _reserve(files[shard.file_name], shard)
     for shard in shards:
-        with disk_errors(files[shard.file_name]), files[shard.file_name].open("r+b") as file:
-            file.seek(len(shard.header))
+        path = files[shard.file_name]
+        with disk_errors(path), closing(open_sink(path, shard.file_bytes)) as sink:
+            sink.write(memoryview(shard.header))
             for name in shard.names:
                 with turn():
-                    _write_tensor(file, name, source.read(name, device))
+                    sink.write(_bytes_of(name, source.read(name, device)))
                 on_written(name, source.info(name).num_bytes)
-            file.flush()
-            os.fsync(file.fileno())
+            sink.finish()
     if len(shards) > 1:
         total = sum(shard.data_bytes for shard in shards)
         weight_map = {name: shard.file_name for shard in shards for name in shard.names}
@@ -131,11 +129,9 @@ def _reserve(path: Path, shard: ShardPlan) -> None:
             file.truncate(shard.file_bytes)
 
 
-def _write_tensor(file: BinaryIO, name: str, tensor: torch.Tensor) -> None:
+def _bytes_of(name: str, tensor: torch.Tensor) -> memoryview:
     check_finite(name, tensor)
-    raw = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    for start in range(0, len(raw), _CHUNK_BYTES):
-        file.write(raw[start : start + _CHUNK_BYTES])
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 @contextmanager
