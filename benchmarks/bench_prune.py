@@ -31,7 +31,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -43,6 +42,7 @@ from typing import Any
 
 import psutil
 import torch
+from about import environment as environment_of
 from make_checkpoint import SHAPES, make_checkpoint
 from measure import FailedError, chill, copy_seconds, run, warm
 from peers import APPLY, OURS, PEERS, SETTINGS, Bench, PeerError, command, environment, peer_python
@@ -203,15 +203,7 @@ def measured(given: argparse.Namespace, work: Path, scratch: Path) -> dict[str, 
     stored = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     cache = "cold" if given.cold else "warm"
     print(f"checkpoint  {given.shape}, {shape.layers} layers, {format_bytes(stored)}; {cache}; {dtype}")
-    about = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "processor": torch.cpu.get_capabilities().get("cpu_name"),
-        "cores": os.cpu_count(),
-        "threads": given.threads,
-        "memory_bytes": psutil.virtual_memory().total,
-        "system": platform.system(),
-    }
+    about = environment_of(given.threads)
     print("environment " + ", ".join(f"{key} {value}" for key, value in about.items()))
     with resources.as_file(resources.files("streamcollapse.data") / "calibration.txt") as calibration:
         bench = Bench(source, scratch, calibration, dtype, given.threads, given.cold)

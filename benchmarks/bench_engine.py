@@ -1,0 +1,138 @@
+"""Is a streamed pass as fast as the slower of reading and computing?
+
+Question   How long does one pass over all decoder layers take, cold and warm, by each way of reading, in multiples of
+           max(time to read the same bytes alone, time to compute the same layers alone)?
+Ceiling    1.00: reading and computing overlap wholly. Wanted: at most 1.15.
+Method     One process. In each round, one after the other: all layers read and let go of, nothing computed; all layers
+           computed with the weights at hand (read before, not timed); the pass. Cold: the checkpoint is dropped from
+           the page cache before reading and before the pass. Medians over the rounds.
+           With a CUDA device the copies to it are part of reading, and their ceiling is measured too.
+
+    python benchmarks/bench_engine.py [--source DIR | --shape llama-1.4b] [--io mmap pread direct] [--repeat 5]
+                                      [--tokens 0] [--save FILE]
+
+``--tokens N`` calibrates on one sample of N tokens instead of the ten sentences: fewer make the pass bound by reading.
+The last line of stdout is one JSON document. Exit code 1 if a pass takes more than 1.15 times the ceiling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from about import report
+from make_checkpoint import SHAPES, make_checkpoint
+
+from streamcollapse.forward.batches import Batch, make_batches
+from streamcollapse.forward.reference import reference_pass
+from streamcollapse.jobs.opening import Job, calibration_samples, open_job
+from streamcollapse.jobs.streams import open_stream
+from streamcollapse.progress import silent
+from streamcollapse.settings import Calibration, Compute
+from streamcollapse.storage.probe import forget
+from streamcollapse.stream.needs import Allotment
+from streamcollapse.stream.weights import WeightStream
+from streamcollapse.units import format_bytes
+
+WANTED = 1.15
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: an open checkpoint and the batches that go through it."""
+
+    job: Job
+    batches: list[Batch]
+
+    def stream(self, io: str, resident: bool = False) -> WeightStream:
+        """A stream for one measurement; ``resident``: the weights stay once they are read."""
+        layers = self.job.num_layers if resident else 0
+        return open_stream(self.job, Allotment(2, resident_layers=layers, from_cache=False, io=io))
+
+    def run(self, stream: WeightStream) -> tuple[float, float]:
+        """Seconds of a pass, and of its layers' computation alone."""
+        job, before = self.job, self.job.meter.pace.computing
+        model = job.model()
+        start = time.perf_counter()
+        reference_pass(model, stream, job.architecture.layout, self.batches, range(0), job.meter, silent)
+        if job.placement.device.type == "cuda":
+            torch.cuda.synchronize(job.placement.device)
+        return time.perf_counter() - start, job.meter.pace.computing - before
+
+    def read(self, stream: WeightStream) -> float:
+        """Seconds to read every layer, in the order of a pass."""
+        layout = self.job.architecture.layout
+        steps = [layout.layer_names(i) for i in range(layout.num_layers)]
+        start = time.perf_counter()
+        with stream.run(steps) as weights:
+            for _ in steps:
+                with weights.step():
+                    pass
+        return time.perf_counter() - start
+
+
+def measure(subject: Subject, io: str, cold: bool, repeat: int) -> dict[str, Any]:
+    """Every round and the medians of one way of reading."""
+    rounds: dict[str, list[float]] = {"read": [], "compute": [], "pass": []}
+    at_hand = subject.stream("mmap", resident=True)
+    subject.run(at_hand)
+    for _ in range(repeat):
+        if cold:
+            forget(subject.job.checkpoint)
+        rounds["read"].append(subject.read(subject.stream(io)))
+        subject.run(at_hand)  # brings the weights back into memory
+        rounds["compute"].append(subject.run(at_hand)[0])
+        if cold:
+            forget(subject.job.checkpoint)
+        rounds["pass"].append(subject.run(subject.stream(io))[0])
+    medians = {name: statistics.median(values) for name, values in rounds.items()}
+    ratio = medians["pass"] / max(medians["read"], medians["compute"])
+    return {"io": io, "cache": "cold" if cold else "warm", "ratio": ratio, "medians": medians, "rounds": rounds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, help="a checkpoint directory instead of a synthetic one")
+    parser.add_argument("--shape", choices=SHAPES, default="llama-1.4b")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--io", nargs="+", default=["mmap", "pread", "direct"])
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=0)
+    parser.add_argument("--save", type=Path)
+    given = parser.parse_args()
+    print(__doc__.split("\n\n")[1])
+    with tempfile.TemporaryDirectory() as temporary:
+        source = given.source or Path(temporary) / "source"
+        if given.source is None:
+            shape = SHAPES[given.shape]
+            make_checkpoint(source, replace(shape, layers=given.layers or shape.layers))
+        job = open_job(source, Compute(), False, silent)
+        samples = calibration_samples(job, Calibration()).batches
+        subject = Subject(job, make_batches([list(range(2, given.tokens + 2))]) if given.tokens else samples)
+        tokens = sum(sum(batch.lengths) for batch in subject.batches)
+        layout = job.architecture.layout
+        stored = sum(job.checkpoint.info(n).num_bytes for i in range(job.num_layers) for n in layout.layer_names(i))
+        print(f"{source.name}: {job.num_layers} layers, {format_bytes(stored)}; {tokens} tokens; {job.compute()}")
+        results = []
+        for cold in (False, True):
+            for io in given.io:
+                found = measure(subject, io, cold, given.repeat)
+                results.append(found)
+                parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found["medians"].items())
+                rate = stored / found["medians"]["read"] / 1e9
+                verdict = "" if found["ratio"] <= WANTED else "  MISSED"
+                print(f"{found['cache']}  {io:<7} {parts}  ({rate:.2f} GB/s alone)  {found['ratio']:.2f}{verdict}")
+    body = {"shape": given.shape, "layers": job.num_layers, "layer_bytes": stored, "tokens": tokens, "results": results}
+    report("engine", {**body, "wanted": WANTED, "compute": job.compute()}, given.save)
+    sys.exit(0 if all(result["ratio"] <= WANTED for result in results) else 1)
+
+
+if __name__ == "__main__":
+    main()
