@@ -96,9 +96,8 @@ def seven(given: argparse.Namespace, work: Path) -> tuple[dict[str, Any], bool]:
         **described(measured, document["usage"]),
     }
     found |= {"group_bytes": GROUP_BYTES, "group_peak": peak, "wanted_seconds": SECONDS}
-    print(
-        f"{document['layers']['before']} -> {document['layers']['after']} layers in {measured.seconds:.0f} s (whole process)"
-    )
+    layers = document["layers"]
+    print(f"{layers['before']} -> {layers['after']} layers in {measured.seconds:.0f} s (whole process)")
     print(f"group: {format_bytes(peak)} at most of {format_bytes(GROUP_BYTES)}, page cache included")
     return found, measured.seconds < SECONDS and peak <= GROUP_BYTES
 

@@ -12,6 +12,7 @@ import torch
 Terms = Sequence[tuple[float, torch.Tensor]]
 
 _PIECE_ELEMENTS = 1 << 18  # 1 MiB of float32: accumulator and operand fit into a core's second-level cache
+_DEVICE_PIECE_ELEMENTS = 1 << 26  # 256 MiB: a kernel launch costs as much as a smaller piece takes
 
 
 def mix_tensors(terms: Terms, dtype: torch.dtype) -> torch.Tensor:
@@ -36,7 +37,7 @@ def mix_into(out: torch.Tensor, terms: Terms, dtype: torch.dtype) -> None:
         return
     flat_out, flat_terms = out.view(-1), [(c, t.reshape(-1)) for c, t in terms]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    piece = min(_PIECE_ELEMENTS, flat_out.numel())
+    piece = min(_PIECE_ELEMENTS if out.device.type == "cpu" else _DEVICE_PIECE_ELEMENTS, flat_out.numel())
     total = torch.empty(piece, dtype=wide, device=out.device)
     operand = torch.empty(piece, dtype=wide, device=out.device)
     for start in range(0, flat_out.numel(), piece):
