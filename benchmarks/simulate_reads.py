@@ -14,7 +14,7 @@ Model      Resident layers are read by the reference pass and never again. A mer
            The plainer searches are favoured: to them a layer of the stack counts as one, whatever it is mixed from.
            The targets with resident layers are checked for models of up to 80 layers.
 
-    python benchmarks/simulate_reads.py [--nodes 64] [--resident 20] [--seeds 2] [--layers 32 40 80 126] [--no-keep]
+    python benchmarks/simulate_reads.py [--nodes 512] [--resident 20] [--seeds 2] [--layers 32 40 80 126] [--no-keep]
                                         [--rules sequential mean] [--save FILE]
 
 The last line of stdout is one JSON document. The exit code is 1 where the rule ``sequential`` misses a target.
@@ -335,7 +335,7 @@ def line(row: dict[str, Any]) -> str:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", type=int, default=64, help="candidates in a sweep")
+    parser.add_argument("--nodes", type=int, default=512, help="candidates in a sweep")
     parser.add_argument("--resident", type=int, default=20, help="top source layers in memory, beside none")
     parser.add_argument("--keep", action=argparse.BooleanOptionalAction, default=True, help="accepted mixed layers")
     parser.add_argument("--seeds", type=int, default=2)

@@ -24,15 +24,17 @@ class Depth:
 
     ``cost_ratio`` is the time to read a layer in multiples of the time to run a candidate through it. A candidate that
     is needed with probability p saves p of a later sweep's reading, shared by the candidates which that sweep would
-    settle, and wastes 1 - p of its own computing.
+    settle, and wastes 1 - p of its own computing, unless that is done while the next layer is still being read.
     """
 
     nodes: int
     cost_ratio: float | None = None
 
-    def pays(self, probability: float, settled: float) -> bool:
-        """Whether to add a candidate needed with ``probability`` to those expected to settle ``settled`` decisions."""
-        return self.cost_ratio is None or probability / settled * self.cost_ratio > 1.0 - probability
+    def pays(self, probability: float, settled: float, count: int) -> bool:
+        """Whether to add a candidate needed with ``probability`` to ``count`` that settle ``settled`` decisions."""
+        if self.cost_ratio is None or count < self.cost_ratio:
+            return True
+        return probability / settled * self.cost_ratio > 1.0 - probability
 
 
 Node = tuple[float, int, CollapseState, Belief]  # minus its probability, order of arrival, what to evaluate
@@ -94,7 +96,7 @@ def likely_states(root: CollapseState, odds: Odds, depth: Depth, known: Known) -
     settled = 0.0  # decisions that the chosen candidates are expected to settle
     while frontier and len(chosen) < depth.nodes:
         node = negative, _, state, belief = heapq.heappop(frontier)
-        if chosen and not depth.pays(-negative, settled):
+        if chosen and not depth.pays(-negative, settled, len(chosen)):
             break  # nothing that is left is more probable
         candidate = state.candidate()
         if candidate is None or (stack_key(state.layers), state.pointer) in reached:

@@ -22,7 +22,7 @@ from streamcollapse.stream.loaders import DeviceLoader
 from streamcollapse.stream.slots import carved_bytes
 from streamcollapse.units import format_bytes
 
-MOST_CANDIDATES = 64  # in one sweep on its own account; benchmarks/simulate_reads.py shows what more would save
+MOST_CANDIDATES = 512  # in one sweep on its own account; benchmarks/simulate_reads.py shows what they save
 _WHOLE_MIB = 1 << 20
 
 Memory = Literal["ram", "vram"]
@@ -208,7 +208,7 @@ def allot(work: Work, budget: Budget, streaming: Streaming) -> Allotment:
     if fits(in_memory := replace(choice, spill=False), 0.5):
         choice = in_memory
     if streaming.lookahead is None:
-        more = _largest(MOST_CANDIDATES, lambda n: fits(replace(choice, candidates=n), 0.5))
+        more = _largest(MOST_CANDIDATES, lambda n: fits(replace(choice, candidates=n), 0.25))
         choice = replace(choice, candidates=max(more, 1))
     stay = _largest(work.num_layers, lambda n: fits(replace(choice, resident_layers=n)))
     slots = (1 + choice.prefetch) * work.layer

@@ -78,8 +78,9 @@ def test_looking_ahead_stops_where_it_does_not_pay() -> None:
     assert counts[-1] > counts[0]
     assert len(likely_states(root, odds, Depth(3, 1e9), _unknown)) == 3
     even = Depth(64, 2.0)
-    assert even.pays(0.5, 1.0)
-    assert not even.pays(0.5, 2.0)
+    assert even.pays(0.5, 1.0, 2)
+    assert not even.pays(0.5, 2.0, 2)
+    assert even.pays(0.01, 5.0, 1), "computed while the next layer is being read"
 
 
 def test_no_more_is_read_than_pays() -> None:

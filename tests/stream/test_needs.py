@@ -51,9 +51,9 @@ def test_a_budget_is_spent_in_order() -> None:
     choice = allot(WORK, Budget(5100), Streaming())
     assert (choice.spill, choice.candidates, choice.resident_layers, choice.from_cache) == (True, 1, 0, True)
     choice = allot(WORK, Budget(5300), Streaming())
-    assert (choice.spill, choice.candidates, choice.resident_layers) == (True, 11, 0)  # half of what is left
+    assert (choice.spill, choice.candidates, choice.resident_layers) == (True, 6, 0)  # a quarter of what is left
     choice = allot(WORK, Budget(20_000), Streaming())
-    assert (choice.spill, choice.candidates, choice.resident_layers) == (False, 64, 13)
+    assert (choice.spill, choice.candidates, choice.resident_layers) == (False, 355, 10)
     choice = allot(WORK, Budget(200_000), Streaming())
     assert (choice.resident_layers, choice.from_cache) == (80, False)
     assert choice.resident(80) == range(80)
