@@ -195,7 +195,10 @@ def show_bench(found: Bench) -> None:
     points = [(t, float(s.rss)) for t, s in found.timeline]
     rows: list[tuple[str, str | Text]] = [
         ("layers", f"{report['layers']['before']} -> {report['layers']['after']}"),
-        ("cold reads here", probed if found.read_ceiling else "not measured: nothing of the checkpoint is cold"),
+        (
+            "cold reads here",
+            probed if found.read_ceiling else "not measured: too little of the checkpoint is out of the page cache",
+        ),
         ("in page cache", f"{100 * found.cached_before:.0f} % of the checkpoint when the job began"),
         ("read through", f"{usage['memory']['io']}, {usage['memory']['resident_layers']} layers resident"),
     ]

@@ -63,8 +63,9 @@ def open_stream(job: Job, choice: Allotment) -> WeightStream:
     loader = _loader(job, choice)
     layers = [layout.layer_names(i) for i in range(layout.num_layers)]
     unit_bytes = max(sum(loader.size([name]) for name in names) for names in layers)
+    fallback = MappedLoader(job.checkpoint, choice.from_cache) if device.type == "cpu" else None
     return WeightStream(
-        job.source, device, loader, job.meter, choice.prefetch, unit_bytes, choice.slot_bytes or None, keep
+        job.source, device, loader, job.meter, choice.prefetch, unit_bytes, choice.slot_bytes or None, keep, fallback
     )
 
 

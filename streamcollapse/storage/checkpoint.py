@@ -104,7 +104,12 @@ class Checkpoint:
         place = self.locate(name)
         mapped = self.mapped(place)
         mapped.populate(place.start, place.end)
-        return mapped.tensor(place.start, place.info).to(device)
+        tensor = mapped.tensor(place.start, place.info)
+        if device.type == "cpu":
+            return tensor
+        copied = tensor.to(device)
+        mapped.give_back(place.start, place.end, from_cache=False)
+        return copied
 
     def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """Rows ``rows`` of the matrix ``name``, copied; only the pages that hold them are touched."""

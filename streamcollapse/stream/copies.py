@@ -82,6 +82,7 @@ class CudaCopies:
             else:  # new memory may be what a computation still under way has let go of
                 self._stream.wait_stream(torch.cuda.default_stream(self._device))
             target.copy_(source, non_blocking=True)
+            target.record_stream(self._stream)  # freed before the copy is done, it is not given to others
             event: torch.cuda.Event = self._stream.record_event()
             return event
 

@@ -46,8 +46,8 @@ class Loader(Protocol):
         """Begin a pass with ``slots`` slots of ``slot_bytes``; those of the pass before are used again if they do."""
         ...
 
-    def load(self, names: Sequence[str], resident: bool) -> Loaded:
-        """Bring in ``names``; ``resident`` ones stay, in memory of their own. Raises CheckpointError."""
+    def load(self, names: Sequence[str], apart: bool) -> Loaded:
+        """Bring in ``names``; ``apart``: in memory of their own, not in a slot. Raises CheckpointError."""
         ...
 
     def stop(self) -> None:
@@ -68,7 +68,7 @@ class PlainLoader:
     def size(self, names: Sequence[str]) -> int:
         return 0
 
-    def load(self, names: Sequence[str], resident: bool) -> Loaded:
+    def load(self, names: Sequence[str], apart: bool) -> Loaded:
         tensors = {name: self._source.read(name, self._device) for name in names}
         return Loaded(tensors, sum(self._source.info(name).num_bytes for name in names))
 
@@ -95,7 +95,7 @@ class MappedLoader:
     def start(self, slots: int, slot_bytes: int) -> None:
         self._stopped.clear()
 
-    def load(self, names: Sequence[str], resident: bool) -> Loaded:
+    def load(self, names: Sequence[str], apart: bool) -> Loaded:
         extents = _extents(self._checkpoint, names, gap=0)  # there is nothing to seek over
         tensors: dict[str, torch.Tensor] = {}
         for extent in extents:
@@ -105,7 +105,7 @@ class MappedLoader:
                     raise ReadingStopped
                 mapped.populate(start, min(start + _POPULATE_BYTES, extent.end))
             tensors |= {name: mapped.tensor(place.start, place.info) for name, place in extent.tensors}
-        release = (lambda: None) if resident else (lambda: self._give_back(extents))
+        release = (lambda: None) if apart else (lambda: self._give_back(extents))
         return Loaded(tensors, _file_bytes(extents), release=release)
 
     def _give_back(self, extents: Sequence[Extent]) -> None:
@@ -135,9 +135,9 @@ class ReadLoader:
             self._made = (slots, slot_bytes)
         self._ring.open()
 
-    def load(self, names: Sequence[str], resident: bool) -> Loaded:
+    def load(self, names: Sequence[str], apart: bool) -> Loaded:
         extents = _extents(self._checkpoint, names)
-        if resident:
+        if apart:
             block = page_aligned(needed_bytes(extents))
             self._reader.read(extents, block)
             return Loaded(tensors_in(block, extents), _file_bytes(extents))
@@ -183,7 +183,7 @@ class DeviceLoader:
         self._host.open()
         self._device.open()
 
-    def load(self, names: Sequence[str], resident: bool) -> Loaded:
+    def load(self, names: Sequence[str], apart: bool) -> Loaded:
         extents = _extents(self._checkpoint, names)
         taken, ticket = needed_bytes(extents), None
         host = self._host.acquire()
@@ -191,7 +191,7 @@ class DeviceLoader:
             if host.after is not None:
                 self._copies.wait(host.after)
             self._reader.read(extents, host.block)
-            if resident:
+            if apart:
                 block = self._copies.device_block(taken)
                 ticket = self._copies.upload(block, host.block[:taken], None)
                 return self._on_device(extents, block, ticket, lambda: None)

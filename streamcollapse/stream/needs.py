@@ -143,7 +143,11 @@ def needs_on_cpu(work: Work, choice: Allotment) -> list[Need]:
         Need("reference", _where(choice), kept),
         Need("search", "weights in flight", in_flight),
         Need("search", "one layer, mixed or converted", work.slot),
-        Need("search", f"hidden states of {choice.candidates} candidates", (choice.candidates + 2) * work.state),
+        Need(
+            "search",
+            f"hidden states of {_counted(choice.candidates, 'candidate')}",
+            (choice.candidates + 2) * work.state,
+        ),
         Need("search", "activations", work.activations),
         Need("search", _where(choice), kept),
         Need("search", f"resident layers: {choice.resident_layers}", choice.resident_layers * work.layer),
@@ -163,7 +167,12 @@ def needs_on_device(work: Work, choice: Allotment) -> list[Need]:
             Need(phase, _where(choice), kept),
             Need(phase, "weights in flight", slots, "vram"),
             Need(phase, "one layer, mixed or converted", work.slot, "vram"),
-            Need(phase, f"hidden states of {states} candidates and originals", states * work.state, "vram"),
+            Need(
+                phase,
+                f"hidden states of {_counted(states - 3, 'candidate')} and the original",
+                states * work.state,
+                "vram",
+            ),
             Need(phase, "activations", work.activations, "vram"),
             Need(phase, f"resident layers: {choice.resident_layers}", resident, "vram"),
         ]
@@ -176,6 +185,10 @@ def needs_on_device(work: Work, choice: Allotment) -> list[Need]:
 
 def _boundary_bytes(work: Work, choice: Allotment) -> int:
     return 2 * work.state if choice.spill else work.boundaries * work.state
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _where(choice: Allotment) -> str:

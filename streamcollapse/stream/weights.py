@@ -20,13 +20,16 @@ from streamcollapse.stream.loaders import Loaded, Loader
 from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.units import Unit, most_held, plan_units
 
+_SMALL = 32  # a unit that fits this often into a slot does not take one
+
 
 class WeightStream:
     """Passes over ``source`` on ``device``. ``prefetch`` units are loaded ahead of use, fewer where memory is short.
 
     ``unit_bytes``: what is loaded together takes no more in a slot, and a larger tensor is read only when it is asked
     for. ``slot_budget``: bytes for all slots of the loader
-    together, None where it takes none. Tensors in ``keep`` stay once they have been read (``resident``).
+    together, None where it takes none; a pass that needs more goes through ``fallback``, which takes none, or without
+    one reads tensors when they are asked for. Tensors in ``keep`` stay once they have been read (``resident``).
     """
 
     def __init__(
@@ -39,26 +42,33 @@ class WeightStream:
         unit_bytes: int = 0,
         slot_budget: int | None = None,
         keep: Collection[str] = frozenset(),
+        fallback: Loader | None = None,
     ) -> None:
         self.source, self.device, self.loader, self.meter = source, device, loader, meter
         self.resident: dict[str, torch.Tensor] = {}
-        self._keep = keep
+        self._keep, self._fallback = keep, fallback
         self._prefetch, self._unit_bytes, self._slot_budget = prefetch, unit_bytes, slot_budget
 
     def run(self, steps: Sequence[Sequence[str]]) -> Pass:
-        """A pass whose step i needs the tensors ``steps[i]``.
-
-        Where the slots would take more than there is, tensors are read when they are asked for, one after the other.
-        """
+        """A pass whose step i needs the tensors ``steps[i]``."""
         missing = [[name for name in names if name not in self.resident and self._streamed(name)] for names in steps]
         units = plan_units(missing, lambda name: self.loader.size([name]), self._unit_bytes, self._keep)
-        slot_bytes = max((self.loader.size(unit.names) for unit in units), default=0)
-        held, ahead = max(most_held(units), 1), self._prefetch
+        sizes = {unit: self.loader.size(unit.names) for unit in units}
+        slot_bytes = max(sizes.values(), default=0)
+        # A few norms that wait for their layer are not worth a slot: they get memory of their own.
+        small = {unit for unit in units if 0 < sizes[unit] * _SMALL <= slot_bytes}
+        held, ahead = max(most_held([unit for unit in units if unit not in small]), 1), self._prefetch
         if self._slot_budget is not None and slot_bytes:
             ahead = min(ahead, self._slot_budget // slot_bytes - held)
             if ahead < 0:
-                return Pass(self, [], 0, (1, 0), len(steps))
-        return Pass(self, units, ahead, (held + ahead, slot_bytes), len(steps))
+                return self._without_slots(missing, len(steps))
+        return Pass(self, self.loader, units, small, ahead, (held + ahead, slot_bytes), len(steps))
+
+    def _without_slots(self, missing: Sequence[Sequence[str]], num_steps: int) -> Pass:
+        if self._fallback is None:
+            return Pass(self, self.loader, [], set(), 0, (1, 0), num_steps)
+        units = plan_units(missing, lambda name: 0, 0)
+        return Pass(self, self._fallback, units, set(), self._prefetch, (1, 0), num_steps)
 
     def _streamed(self, name: str) -> bool:
         return not self._unit_bytes or self.loader.size([name]) <= self._unit_bytes
@@ -70,12 +80,15 @@ class Pass:
     def __init__(
         self,
         stream: WeightStream,
+        loader: Loader,
         units: Sequence[Unit],
+        small: Collection[Unit],
         ahead: int,
         slots: tuple[int, int],
         num_steps: int,
     ) -> None:
-        self._stream, self._ahead, self._slots = stream, ahead, slots
+        self._stream, self._loader, self._small = stream, loader, small
+        self._ahead, self._slots = ahead, slots
         self._to_come = deque(units)
         self._pending: deque[tuple[Unit, Future[Loaded]]] = deque()
         self._held: dict[Unit, Loaded] = {}
@@ -84,14 +97,14 @@ class Pass:
         self._thread: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Pass:
-        self._stream.loader.start(*self._slots)
+        self._loader.start(*self._slots)
         if self._ahead:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="weights")
             self._request()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        loader = self._stream.loader
+        loader = self._loader
         if self._thread is not None:
             loader.stop()
             self._thread.shutdown(wait=True, cancel_futures=True)
@@ -148,7 +161,7 @@ class Pass:
 
     def _load(self, unit: Unit) -> Loaded:
         start = time.perf_counter()
-        loaded = self._stream.loader.load(unit.names, unit.stay)
+        loaded = self._loader.load(unit.names, unit.stay or unit in self._small)
         self._stream.meter.loaded(time.perf_counter() - start, loaded.num_bytes)
         return loaded
 

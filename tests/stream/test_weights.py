@@ -16,7 +16,7 @@ from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.stream.loaders import DeviceLoader, Loaded, Loader, MappedLoader, PlainLoader, ReadLoader
 from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.weights import WeightStream
-from tests.checkpoints import save_llama
+from tests.checkpoints import llama_config, save_llama, save_model
 from tests.streams import CPU, StandInCopies
 
 SLOW = {"delay": 0.003}
@@ -95,6 +95,28 @@ def test_without_room_for_the_slots_tensors_are_read_when_they_are_asked_for(lla
     assert stream.meter.bytes_read == 0, "nothing went through a slot"
 
 
+def test_without_slots_another_way_can_take_over(llama_bf16: Path) -> None:
+    checkpoint = Checkpoint(llama_bf16)
+    steps = _steps(checkpoint)
+    expected = [{name: checkpoint.read(name, CPU) for name in names} for names in steps]
+    fallback = MappedLoader(checkpoint, from_cache=True)
+    stream = _stream(checkpoint, ReadLoader(checkpoint, direct=False), 2, slot_budget=1, fallback=fallback)
+    assert _same(_read_all(stream, steps), expected)
+    assert stream.meter.bytes_read == sum(checkpoint.info(n).num_bytes for n in {n for names in steps for n in names})
+
+
+def test_small_units_that_wait_take_no_slot(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(save_model(llama_config(hidden_size=256, intermediate_size=512), tmp_path / "m"))
+    layers = [[n for n in checkpoint.names if f"layers.{i}." in n] for i in range(8)]
+    norms = [[n for n in names if "norm" in n] for names in layers]
+    steps = [*layers[:7], layers[7] + [n for names in norms for n in names]]  # all norms are needed until the end
+    copies = StandInCopies()
+    expected = [{name: checkpoint.read(name, CPU) for name in names} for names in steps]
+    assert _same(_read_all(_stream(checkpoint, DeviceLoader(checkpoint, False, copies), 2), steps), expected)
+    large = [size for kind, size in copies.blocks if kind == "device" and size > 1 << 20]
+    assert len(large) == 3, "one in use and two ahead, whatever waits"
+
+
 def test_the_number_of_slots_is_what_is_held_and_what_is_ahead(llama_bf16: Path) -> None:
     checkpoint = Checkpoint(llama_bf16)
     copies = StandInCopies()
@@ -167,10 +189,10 @@ def test_weights_come_while_the_computation_runs(llama_bf16: Path) -> None:
     checkpoint = Checkpoint(llama_bf16)
 
     class Slow(PlainLoader):
-        def load(self, names: Any, resident: bool) -> Loaded:
+        def load(self, names: Any, apart: bool) -> Loaded:
             time.sleep(0.02)
             events.append("loaded")
-            return super().load(names, resident)
+            return super().load(names, apart)
 
     events: list[str] = []
     layers = [[n for n in checkpoint.names if f"layers.{i}." in n] for i in range(8)]
