@@ -101,6 +101,7 @@ def speed(
     """Memory and generated tokens per second of DIR, loaded as a whole; beside those of SOURCE with --against."""
     with one_line_errors():
         from streamcollapse.cli import tables
+        from streamcollapse.jobs.inspect import inspect
         from streamcollapse.jobs.speed import speed as run
         from streamcollapse.jobs.speed import speed_apart
 
@@ -120,6 +121,8 @@ def speed(
             arguments += ["--device", device, "--compute-dtype", compute_dtype]
             arguments += ["--trust-remote-code"] if trust_remote_code else []
             found = []
+            for path in (directory, against):
+                inspect(path, compute=compute, trust_remote_code=trust_remote_code)  # before minutes go into the other
             for path in (directory, against):
                 print(f"measuring {path}", file=sys.stderr)
                 found.append(speed_apart(path, arguments))

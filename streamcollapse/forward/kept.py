@@ -6,6 +6,7 @@ source, for one rounding.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -18,17 +19,18 @@ from streamcollapse.merge.view import MergedView
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.extents import Location
 from streamcollapse.storage.rooms import OnDisk
+from streamcollapse.storage.source import TensorInfo
 
 
 class KeptLayers:
     """Stores the layers that are ``wanted`` in a temporary directory in ``scratch``, which ``close`` removes.
 
-    Layers whose sources are all in ``resident`` are not stored: nothing is read for them. Without space on the disk
-    nothing is stored, and the sources are read as before.
+    Layers whose sources are all in ``resident`` are not stored: nothing is read for them. Where storing a layer would
+    leave less than ``reserve`` bytes on the disk nothing is stored, and the sources are read as before.
     """
 
-    def __init__(self, checkpoint: Checkpoint, scratch: Path, resident: Collection[int]) -> None:
-        self._checkpoint, self._scratch, self._resident = checkpoint, scratch, resident
+    def __init__(self, checkpoint: Checkpoint, scratch: Path, resident: Collection[int], reserve: int) -> None:
+        self._checkpoint, self._scratch, self._resident, self._reserve = checkpoint, scratch, resident, reserve
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._wanted: set[LayerKey] = set()
         self._full = False
@@ -47,8 +49,7 @@ class KeptLayers:
         """From now on ``layers`` are the stack: what is stored of others goes, what is not stored of these may come."""
         mixed = {layer.key: layer for layer in layers if len(layer.mix) > 1}
         for key in self.names.keys() - mixed.keys():
-            for name in self.names.pop(key).values():
-                self._checkpoint.detach(name).unlink()
+            self._remove(self.names.pop(key))
         self._wanted = {
             key
             for key, layer in mixed.items()
@@ -57,29 +58,46 @@ class KeptLayers:
 
     def offer(self, view: MergedView, position: int, weights: Mapping[str, torch.Tensor]) -> None:
         """Store layer ``position`` of ``view`` if it is wanted; ``weights`` are its tensors by suffix, as computed
-        with.
-
-        Converting them back to their own dtype is exact: they were rounded to it before.
-        """
+        with."""
         layer = view.layers[position]
         if layer.key not in self._wanted or self._full:
             return
+        names = view.layer_names(position)
+        mixed = {s: n for s, n in names.items() if s in weights and len(view.mix_of(layer, s)) > 1}
+        stored: dict[str, str] = {}
         try:
-            if self._directory is None:
-                self._directory = tempfile.TemporaryDirectory(prefix=".streamcollapse-", dir=self._scratch)
-            room, stored = OnDisk(Path(self._directory.name)), {}
-            for suffix, name in view.layer_names(position).items():
-                if suffix in weights and len(view.mix_of(layer, suffix)) > 1:
-                    info = view.info(name)
-                    self._count += 1
-                    file = f"{self._count:06d}"
-                    kept = room.make(file, info.shape, info.dtype)
-                    kept.copy_(weights[suffix])
-                    room.settle(kept)
-                    stored[suffix] = f"kept/{file}"
-                    self._checkpoint.attach(stored[suffix], Location(Path(self._directory.name) / file, 0, info))
+            needed = sum(view.info(name).num_bytes for name in mixed.values())
+            if shutil.disk_usage(self._scratch).free - needed < self._reserve:
+                raise OutputError("the rest of the disk is for the output")
+            for suffix, name in mixed.items():
+                stored[suffix] = self._store(_rounded(view, name, weights[suffix]))
         except (OutputError, OSError):  # no space for it, or no place: the sources are still there
             self._full = True
+            self._remove(stored)
             return
         self.names[layer.key] = stored
         self._wanted.discard(layer.key)
+
+    def _store(self, tensor: torch.Tensor) -> str:
+        if self._directory is None:
+            self._directory = tempfile.TemporaryDirectory(prefix=".streamcollapse-", dir=self._scratch)
+        self._count += 1
+        place, file = Path(self._directory.name), f"{self._count:06d}"
+        room = OnDisk(place)
+        kept = room.make(file, tuple(tensor.shape), tensor.dtype)
+        kept.copy_(tensor)
+        room.settle(kept)
+        info = TensorInfo(tensor.dtype, tuple(tensor.shape))
+        self._checkpoint.attach(f"kept/{file}", Location(place / file, 0, info))
+        return f"kept/{file}"
+
+    def _remove(self, stored: Mapping[str, str]) -> None:
+        for name in stored.values():
+            self._checkpoint.detach(name).unlink()
+
+
+def _rounded(view: MergedView, name: str, weight: torch.Tensor) -> torch.Tensor:
+    """``name`` as the writer would write it: ``weight`` converted back where that is exact, else mixed once more."""
+    dtype = view.info(name).dtype
+    exact = weight.dtype == dtype or (weight.dtype == torch.float32 and dtype in (torch.bfloat16, torch.float16))
+    return weight.to(dtype) if exact else view.read(name, weight.device)

@@ -10,7 +10,8 @@ from typing import Any
 from streamcollapse.errors import OutputError, printable
 from streamcollapse.jobs.inspect import Inspection, describe
 from streamcollapse.jobs.opening import Job, calibration_samples, open_job
-from streamcollapse.jobs.streams import allotment, least_allotment, starting_layers
+from streamcollapse.jobs.streams import allotment, least_allotment
+from streamcollapse.jobs.workdir import check_work_directory
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
 from streamcollapse.output.report import sizes
@@ -52,14 +53,13 @@ def preview_search(
         check_output(Path(out), Path(source), output.overwrite)
     job = open_job(source, compute, trust_remote_code, silent)
     samples = calibration_samples(job, calibration)
+    check_work_directory(streaming, job, samples, options.merge_norms)
     smallest = smallest_output(job, options)
     if out is not None:
         check_space(Path(out), smallest)
     rows = sum(len(batch.lengths) for batch in samples.batches)
     candidates = most_candidates(job.num_layers, options)
-    inspection = describe(
-        job, allotment(job, samples, streaming, len(starting_layers(CollapseState.start(job.num_layers, options))))
-    )
+    inspection = describe(job, allotment(job, samples, streaming, options))
     return Preview(inspection, rows, samples.num_tokens, candidates, smallest, job.checkpoint.num_bytes)
 
 

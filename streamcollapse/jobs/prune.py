@@ -131,8 +131,7 @@ def apply(
 
 
 def _planned_memory(job: Job, options: CollapseOptions, samples: Samples, streaming: Streaming) -> Allotment:
-    starts = starting_layers(CollapseState.start(job.num_layers, options))
-    choice = allotment(job, samples, streaming, len(starts))
+    choice = allotment(job, samples, streaming, options)
     rows = tuple((need.phase, need.what, need.num_bytes, need.memory) for need in choice.needs)
     job.listener(MemoryPlanned(rows, choice.budgets, choice.io))
     return choice

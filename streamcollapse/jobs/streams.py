@@ -13,7 +13,7 @@ from streamcollapse.jobs.opening import Job, Samples
 from streamcollapse.settings import Streaming
 from streamcollapse.storage.probe import cached_share, read_rate
 from streamcollapse.storage.reader import check_direct_reads
-from streamcollapse.strategy.collapse import CollapseState
+from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
 from streamcollapse.stream.budget import budget_for, free_ram
 from streamcollapse.stream.copies import CudaCopies
 from streamcollapse.stream.loaders import DeviceLoader, Loader, MappedLoader, PlainLoader, ReadLoader
@@ -26,17 +26,25 @@ _WORTH_PROBING = 4 * _PROBE_BYTES  # bytes of checkpoint; less is read before a 
 _MOSTLY = 0.9  # in the page cache: nothing is faster than what is there already
 
 
-def work_of(job: Job, samples: Samples | None, boundaries: int) -> Work:
-    """What a search with ``samples`` has to hold whose candidates start from ``boundaries`` layer boundaries."""
+def work_of(job: Job, samples: Samples | None, boundaries: int, window: int = 1) -> Work:
+    """What a search with ``samples`` has to hold whose candidates start from ``boundaries`` layer boundaries, and whose
+    merges read ``window`` layers."""
     tokens = ASSUMED_TOKENS if samples is None else samples.num_tokens
     call = (1, MAX_CALL_TOKENS) if samples is None else samples.largest_call
     layout, dtype = job.architecture.layout, job.placement.dtype
-    return measure_work(job.source, layout, dtype, job.hidden_size, tokens, call, boundaries)
+    return measure_work(job.source, layout, dtype, job.hidden_size, tokens, call, boundaries, window)
 
 
-def allotment(job: Job, samples: Samples | None, streaming: Streaming, boundaries: int) -> Allotment:
-    """How this run spends the memory it may use. Raises BudgetError before any weight is read."""
-    choice = allot(work_of(job, samples, boundaries), budget_for(streaming, job.placement.device), streaming)
+def allotment(job: Job, samples: Samples | None, streaming: Streaming, options: CollapseOptions) -> Allotment:
+    """How a search with ``options`` spends the memory it may use. Raises BudgetError before any weight is read."""
+    state = CollapseState.start(job.num_layers, options)
+    candidate = state.candidate()
+    window = 1 if candidate is None else len(candidate.merged_layer.mix)
+    choice = allot(
+        work_of(job, samples, len(starting_layers(state)), window),
+        budget_for(streaming, job.placement.device),
+        streaming,
+    )
     return replace(choice, io=choose_io(job, streaming.io, choice))
 
 
@@ -81,7 +89,7 @@ class Means:
 @contextmanager
 def means(job: Job, choice: Allotment, scratch: Path) -> Iterator[Means]:
     """The means of one run; what is stored in ``scratch`` is removed at its end."""
-    with KeptLayers(job.checkpoint, scratch, choice.resident(job.num_layers)) as kept:
+    with KeptLayers(job.checkpoint, scratch, choice.resident(job.num_layers), job.checkpoint.num_bytes) as kept:
         yield Means(choice, open_stream(job, choice), kept)
 
 

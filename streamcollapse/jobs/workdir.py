@@ -14,11 +14,12 @@ import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import transformers
@@ -34,8 +35,13 @@ from streamcollapse.storage.rooms import InMemory, OnDisk, Room
 from streamcollapse.storage.writer import disk_errors
 from streamcollapse.stream.weights import WeightStream
 
+try:
+    import fcntl
+except ImportError:  # not a Unix: two runs on one directory are not told apart
+    fcntl = None  # type: ignore[assignment]
+
 FORMAT = "streamcollapse.work/1"
-_RUN, _EVALUATIONS, _REFERENCE = "run.json", "evaluations.jsonl", "reference.json"
+_RUN, _EVALUATIONS, _REFERENCE, _LOCK = "run.json", "evaluations.jsonl", "reference.json", "lock"
 
 
 @dataclass(frozen=True)
@@ -74,23 +80,22 @@ class WorkDirectory(Memory):
         self._digests = self._load_evaluations()
 
     def _own(self, key: dict[str, Any]) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"{printable(self.path)}: is not a directory; choose another --work-dir")
+        _check(self.path, key)
         with disk_errors(self.path):
             self.path.mkdir(exist_ok=True)
-            if not (self.path / _RUN).exists():
-                if any(self.path.iterdir()):
-                    raise OutputError(f"{printable(self.path)}: holds other files; choose another --work-dir")
-                _write_whole(self.path / _RUN, key)
-                return
-        found = _read_json(self.path / _RUN)
-        differing = [name for name in key if found.get(name) != key[name]]
-        if differing:
-            name = differing[0]
+            self._lock = (self.path / _LOCK).open("w")
+        if not _locked(self._lock):
+            self._lock.close()
             raise OutputError(
-                f"{printable(self.path)}: belongs to another run: its {name.replace('_', ' ')} is "
-                f"{printable(found.get(name))}, this one's is {printable(key[name])}; choose another --work-dir"
+                f"{printable(self.path)}: another run works here; wait for it or choose another --work-dir"
             )
+        if not (self.path / _RUN).exists():
+            with disk_errors(self.path):
+                _write_whole(self.path / _RUN, key)
+
+    def close(self) -> None:
+        """Let others work here."""
+        self._lock.close()
 
     def _load_evaluations(self) -> dict[str, Evaluation]:
         path = self.path / _EVALUATIONS
@@ -102,7 +107,10 @@ class WorkDirectory(Memory):
         for line in lines:
             try:
                 entry = json.loads(line)
-                found[str(entry["stack"])] = Evaluation(entry["similarity"], entry["reason"])
+                similarity, reason = entry["similarity"], entry["reason"]
+                sound = reason is None and type(similarity) in (int, float) and -1.0 <= similarity <= 1.0
+                if sound or (similarity is None and isinstance(reason, str)):
+                    found[str(entry["stack"])] = Evaluation(similarity, reason)
             except (ValueError, KeyError, TypeError):
                 continue  # what cannot be read is evaluated again
         return found
@@ -128,28 +136,31 @@ class WorkDirectory(Memory):
         for b, (states, last) in enumerate(zip(reference.boundaries, reference.last_hidden, strict=True)):
             kept = self.room.make(f"last_hidden-{b}", tuple(last.shape), last.dtype)
             kept.copy_(last)
-            tensors |= {f"boundaries-{b}": _described(states), f"last_hidden-{b}": _described(last)}
+            tensors |= {f"boundaries-{b}": _described(states), f"last_hidden-{b}": _described(kept)}
         with disk_errors(self.path):
+            for name in tensors:
+                _to_disk(self.path / name)
             _write_whole(self.path / _REFERENCE, {"first": reference.first, "tensors": tensors})
 
     def find_reference(self, model: StreamedModel, batches: Sequence[Batch]) -> Reference | None:
-        """The reference pass of an earlier run, if it was completed. No layer is read."""
-        if not (self.path / _REFERENCE).exists():
+        """The reference pass of an earlier run, if it is there, whole and as it was written. No layer is read."""
+        try:
+            found = _read_json(self.path / _REFERENCE)
+            boundaries = [self._tensor(found, f"boundaries-{b}") for b in range(len(batches))]
+            last = [self._tensor(found, f"last_hidden-{b}").to(model.placement.device) for b in range(len(batches))]
+            first = int(found["first"])
+        except (OutputError, KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+            (self.path / _REFERENCE).unlink(missing_ok=True)
             return None
-        found = _read_json(self.path / _REFERENCE)
-        boundaries = [self._tensor(found, f"boundaries-{b}") for b in range(len(batches))]
-        last = [self._tensor(found, f"last_hidden-{b}").to(model.placement.device) for b in range(len(batches))]
         calls = [recording.calls for recording in model.record(batches)]
-        return Reference(batches, calls, int(found["first"]), boundaries, last)
+        return Reference(batches, calls, first, boundaries, last)
 
     def _tensor(self, found: Mapping[str, Any], name: str) -> torch.Tensor:
-        try:
-            entry = found["tensors"][name]
-            return self.room.find(name, tuple(entry["shape"]), getattr(torch, entry["dtype"]))
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise OutputError(
-                f"{printable(self.path)}: its hidden states cannot be used; choose another --work-dir"
-            ) from error
+        entry = found["tensors"][name]
+        tensor = self.room.find(name, tuple(entry["shape"]), getattr(torch, entry["dtype"]))
+        if _described(tensor) != entry:
+            raise ValueError(name)
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -182,7 +193,8 @@ def work_place(
     """The place that ``streaming`` names; without one, memory, or a temporary directory in ``spill`` for states."""
     if streaming.work_dir is not None:
         directory = WorkDirectory(Path(streaming.work_dir), job, samples, merge_norms)
-        yield WorkPlace(job, samples, directory, directory.room, directory)
+        with closing(directory):
+            yield WorkPlace(job, samples, directory, directory.room, directory)
     elif spill is None:
         yield WorkPlace(job, samples, Memory(), InMemory(), None)
     else:
@@ -209,7 +221,61 @@ def _digest(key: StackKey) -> str:
 
 
 def _described(tensor: torch.Tensor) -> dict[str, Any]:
-    return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+    """What tells whether a tensor in a file is still the one that was written."""
+    checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch."), "crc32": checksum}
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _locked(file: TextIO) -> bool:
+    """Whether ``file`` is now locked by this process; the system unlocks it when the process ends, however it ends."""
+    if fcntl is None:  # not a Unix
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def check_work_directory(streaming: Streaming, job: Job, samples: Samples, merge_norms: bool) -> None:
+    """Raise OutputError unless a search may work in the directory that ``streaming`` names; changes nothing."""
+    if streaming.work_dir is not None:
+        _check(Path(streaming.work_dir), _run_key(job, samples, merge_norms))
+
+
+def _check(path: Path, key: dict[str, Any]) -> None:
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{printable(path)}: is not a directory; choose another --work-dir")
+    if not path.resolve().parent.is_dir():
+        raise OutputError(f"{printable(path.parent)}: does not exist; create it first")
+    if not os.access(path if path.exists() else path.resolve().parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{printable(path)}: cannot be written to; choose another --work-dir")
+    if not path.exists() or not any(path.iterdir()):
+        return
+    if not (path / _RUN).exists() and {entry.name for entry in path.iterdir()} - {_LOCK, f"{_RUN}.partial"}:
+        raise OutputError(f"{printable(path)}: holds other files; choose another --work-dir")
+    if not (path / _RUN).exists():
+        return
+    found = _read_json(path / _RUN)
+    for name, value in key.items():
+        if found.get(name) != value:
+            raise OutputError(
+                f"{printable(path)}: belongs to another run: its {name.replace('_', ' ')} is "
+                f"{_short(found.get(name))}, this one's is {_short(value)}; choose another --work-dir"
+            )
+
+
+def _short(value: object) -> str:
+    text = printable(value)
+    return text if len(text) <= 20 else f"{text[:12]}…"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -225,4 +291,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _write_whole(path: Path, document: dict[str, Any]) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    _to_disk(partial)
     partial.replace(path)

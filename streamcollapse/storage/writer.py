@@ -149,7 +149,7 @@ def no_space(directory: Path, needed: int | None) -> str:
     """The one line for a disk that is too full for ``needed`` bytes in ``directory``."""
     free = format_bytes(shutil.disk_usage(directory).free)
     need = "" if needed is None else f"{format_bytes(needed)} needed, "
-    return f"{printable(directory)}: no space on the disk: {need}{free} free; free some or choose another --out"
+    return f"{printable(directory)}: no space on the disk: {need}{free} free; free some or choose another place"
 
 
 def check_space(out: Path, needed: int) -> None:

@@ -24,6 +24,7 @@ from streamcollapse.units import format_bytes
 
 MOST_CANDIDATES = 512  # in one sweep on its own account; benchmarks/simulate_reads.py shows what they save
 _WHOLE_MIB = 1 << 20
+LIBRARIES = 40 << 20  # code and buffers that libraries load on first use, whatever the model: 20 to 40 MiB were seen
 
 Memory = Literal["ram", "vram"]
 
@@ -45,7 +46,7 @@ class Work:
     ``layer``: the largest decoder layer as stored; ``slot``: the same in the compute dtype; ``converted``: whether
     stored weights cannot be used as they are; ``state``: the hidden states of all samples at one layer boundary;
     ``boundaries``: how many of these the search starts from; ``activations``: inside one call of a layer; ``tensor``:
-    the largest tensor of a layer.
+    the largest tensor of a layer; ``window``: layers that a merge combines, of which all have to be there at once.
     """
 
     num_layers: int
@@ -56,6 +57,7 @@ class Work:
     boundaries: int
     activations: int
     tensor: int
+    window: int = 1
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def measure_work(
     tokens: int,
     call: tuple[int, int],
     boundaries: int,
+    window: int = 1,
 ) -> Work:
     """The Work of ``tokens`` calibration tokens; ``call`` is the largest call: rows and tokens of its longest row."""
     infos = [source.info(name) for i in range(layout.num_layers) for name in layout.layer_names(i)]
@@ -111,6 +114,7 @@ def measure_work(
         boundaries=boundaries,
         activations=_activation_bytes([info.shape for info in infos], hidden_size, call, dtype.itemsize),
         tensor=max(info.num_bytes for info in infos),
+        window=window,
     )
 
 
@@ -136,12 +140,13 @@ def needs_on_cpu(work: Work, choice: Allotment) -> list[Need]:
     in_flight = (1 + choice.prefetch) * work.layer
     kept = _boundary_bytes(work, choice)
     return [
+        *(Need(phase, "libraries, on first use", LIBRARIES) for phase in ("reference", "search", "write")),
         Need("reference", "weights in flight", in_flight),
         Need("reference", "one layer, converted", work.slot if work.converted else 0),
         Need("reference", "hidden states, going up", 2 * work.state),
         Need("reference", "activations", work.activations),
         Need("reference", _where(choice), kept),
-        Need("search", "weights in flight", in_flight),
+        Need("search", "weights in flight", (work.window + choice.prefetch) * work.layer),
         Need("search", "one layer, mixed or converted", work.slot),
         Need(
             "search",
@@ -158,11 +163,13 @@ def needs_on_cpu(work: Work, choice: Allotment) -> list[Need]:
 
 def needs_on_device(work: Work, choice: Allotment) -> list[Need]:
     """Memory of each phase with a CUDA device."""
-    slots, kept = (1 + choice.prefetch) * work.layer, _boundary_bytes(work, choice)
+    kept = _boundary_bytes(work, choice)
     pinned, resident = DeviceLoader.HOST_SLOTS * work.layer, choice.resident_layers * work.layer
     needs = []
     for phase, states in (("reference", 3), ("search", choice.candidates + 3)):
+        slots = ((work.window if phase == "search" else 1) + choice.prefetch) * work.layer
         needs += [
+            Need(phase, "libraries, on first use", LIBRARIES),
             Need(phase, "pinned slots", pinned),
             Need(phase, _where(choice), kept),
             Need(phase, "weights in flight", slots, "vram"),
@@ -192,7 +199,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _where(choice: Allotment) -> str:
-    return "boundary hidden states" + (", one at a time (spilled to the work directory)" if choice.spill else "")
+    return "boundary hidden states" + (", one at a time (the others on the disk)" if choice.spill else "")
 
 
 def least(work: Work, streaming: Streaming, on_device: bool) -> Allotment:
@@ -224,7 +231,7 @@ def allot(work: Work, budget: Budget, streaming: Streaming) -> Allotment:
         more = _largest(MOST_CANDIDATES, lambda n: fits(replace(choice, candidates=n), 0.25))
         choice = replace(choice, candidates=max(more, 1))
     stay = _largest(work.num_layers, lambda n: fits(replace(choice, resident_layers=n)))
-    slots = (1 + choice.prefetch) * work.layer
+    slots = (work.window + choice.prefetch) * work.layer
     left = (budget.ram if not on_device else budget.vram or 0) - peak_bytes(
         list_needs(work, replace(choice, resident_layers=stay)), "vram" if on_device else "ram"
     )

@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-from streamcollapse import CollapseOptions, Compute, Plan, prune, search
+from streamcollapse import CollapseOptions, Compute, Plan, apply, prune, search
 from streamcollapse.errors import BudgetError
+from streamcollapse.forward import kept
 from streamcollapse.jobs import prune as jobs
 from streamcollapse.jobs import streams
 from streamcollapse.settings import Streaming
+from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.stream.needs import Allotment, least
 from tests.checkpoints import llama_config, save_model
 
@@ -27,8 +30,8 @@ def allotted(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Make every following run spend memory as the call says, whatever there is."""
 
     def give(**changes: Any) -> None:
-        def allotment(job: Any, samples: Any, streaming: Streaming, boundaries: int) -> Allotment:
-            work = streams.work_of(job, samples, boundaries)
+        def allotment(job: Any, samples: Any, streaming: Streaming, options: Any) -> Allotment:
+            work = streams.work_of(job, samples, 8)
             choice = replace(least(work, streaming, False), candidates=streaming.lookahead or 5, **changes)
             return replace(choice, io=streams.choose_io(job, streaming.io, choice))
 
@@ -75,6 +78,36 @@ def test_no_byte_of_the_output_does_either(llama_bf16: Path, tmp_path: Path, rul
         out = tmp_path / str(number)
         prune(llama_bf16, out, options, streaming=Streaming(4, 2, io), compute=FLOAT32)
         assert (out / "model.safetensors").read_bytes() == (tmp_path / "plain/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_stored_layers_are_rounded_to_their_own_dtype_only(
+    llama: Path, tmp_path: Path, dtype: str, norms: bool, allotted: Any
+) -> None:
+    options = CollapseOptions(layers_per_merge=2, interval=2, threshold=-1.0, rule="mean", merge_norms=norms)
+    allotted()
+    pruned = prune(llama, tmp_path / "whole", options, compute=Compute("cpu", dtype), streaming=Streaming(1))
+    apply(llama, pruned.plan, tmp_path / "applied", compute=FLOAT32)
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "applied/model.safetensors").read_bytes()
+
+
+def test_without_space_nothing_is_stored_and_the_result_is_the_same(
+    llama: Path, tmp_path: Path, allotted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = CollapseOptions(layers_per_merge=2, interval=2, threshold=-1.0, rule="mean")
+    allotted()
+    stored: list[str] = []
+    attach = Checkpoint.attach
+    monkeypatch.setattr(
+        Checkpoint, "attach", lambda self, name, place: (stored.append(name), attach(self, name, place))
+    )
+    with_space = search(llama, options, compute=FLOAT32, streaming=Streaming(1))
+    assert stored
+    stored.clear()
+    monkeypatch.setattr(kept.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert search(llama, options, compute=FLOAT32, streaming=Streaming(1)) == with_space
+    assert not stored
 
 
 def test_looking_ahead_reads_less(llama: Path, tmp_path: Path, allotted: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from streamcollapse import CollapseOptions, Compute, search
 from streamcollapse.errors import OutputError
+from streamcollapse.jobs.preview import preview_search
 from streamcollapse.settings import Calibration, Streaming
 
 OPTIONS = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.6)
@@ -61,10 +63,54 @@ def test_torn_and_damaged_records_are_evaluated_again(llama: Path, tmp_path: Pat
     assert _search(llama, work) == plan
 
 
-def test_hidden_states_that_are_gone_are_an_error(llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["gone", "short", "zeros", "described wrongly", "not described"])
+def test_hidden_states_that_are_not_what_was_written_are_computed_again(
+    llama: Path, tmp_path: Path, damage: str
+) -> None:
+    work = tmp_path / "work"
+    plan = _search(llama, work)
+    (work / "evaluations.jsonl").unlink()
+    states = work / "boundaries-0"
+    size = states.stat().st_size
+    if damage == "gone":
+        states.unlink()
+    elif damage in ("short", "zeros"):
+        states.write_bytes(bytes(size if damage == "zeros" else size // 2))
+    else:
+        (work / "reference.json").write_text("[]" if damage == "not described" else '{"first": 0, "tensors": {}}')
+    assert _search(llama, work) == plan
+    assert len((work / "evaluations.jsonl").read_text().splitlines()) > 1
+
+
+@pytest.mark.parametrize("value", ['"abc"', "NaN", "2.0", "true", "null"])
+def test_values_that_no_similarity_has_are_evaluated_again(llama: Path, tmp_path: Path, value: str) -> None:
+    work = tmp_path / "work"
+    plan = _search(llama, work)
+    log = work / "evaluations.jsonl"
+    keys = [json.loads(line)["stack"] for line in log.read_text().splitlines()]
+    log.write_text("".join(f'{{"stack": "{key}", "similarity": {value}, "reason": null}}\n' for key in keys))
+    assert _search(llama, work) == plan
+
+
+def test_two_runs_do_not_share_a_directory(llama: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     _search(llama, work)
-    (work / "evaluations.jsonl").unlink()
-    (work / "boundaries-0").unlink()
-    with pytest.raises(OutputError, match="boundaries-0: is not there, or not whole; choose another --work-dir"):
-        _search(llama, work)
+    with (work / "lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match="work: another run works here; wait for it or choose another --work-dir"):
+            _search(llama, work)
+    _search(llama, work)
+
+
+def test_a_dry_run_looks_at_the_directory_and_changes_nothing(llama: Path, llama_bf16: Path, tmp_path: Path) -> None:
+    def dry(source: Path, work: Path) -> None:
+        streaming = Streaming(work_dir=work)
+        preview_search(source, OPTIONS, Calibration(), FLOAT32, streaming, False)
+
+    dry(llama, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    _search(llama, tmp_path / "work")
+    with pytest.raises(OutputError, match="belongs to another run"):
+        dry(llama_bf16, tmp_path / "work")
+    with pytest.raises(OutputError, match=r"deep: does not exist|nowhere: does not exist"):
+        dry(llama, tmp_path / "nowhere" / "deep")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,18 @@ from streamcollapse.errors import BudgetError
 from streamcollapse.settings import Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.stream import budget as budgets
+from streamcollapse.stream import needs
 from streamcollapse.stream.budget import Budget, budget_for, free_ram
 from streamcollapse.stream.needs import Work, allot, least, measure_work, peak_bytes
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(needs, "LIBRARIES", 0)
+
+
 # 80 layers of 1000, converted to 2000; 10 bytes of hidden states at each of 76 boundaries
 WORK = Work(80, layer=1000, slot=2000, converted=True, state=10, boundaries=76, activations=50, tensor=300)
 
@@ -60,6 +69,11 @@ def test_a_budget_is_spent_in_order() -> None:
     for ram in (5100, 5300, 20_000, 200_000):
         choice = allot(WORK, Budget(ram), Streaming())
         assert peak_bytes(choice.needs) <= ram
+
+
+def test_a_merge_of_several_layers_holds_them_all() -> None:
+    whole = least(replace(WORK, window=4), Streaming(), on_device=False)
+    assert peak_bytes(whole.needs) == 5100 + 3 * 1000
 
 
 def test_a_look_ahead_that_was_asked_for_is_not_reduced() -> None:
