@@ -14,8 +14,8 @@ of
 Method     A synthetic checkpoint (make_checkpoint.py), the rule sequential, C = 4, I = 2, T = 0.65, the bundled
            samples. Every run is a process of its own with the same number of threads, in the same dtype; the peers in
            environments of their own (baselines/). Rounds of all programs in turn, medians; writes several times a round
-           and in changing order, since one write can take several times as long as the next. Time: the job is the whole
-           process with its start, a pass or a write is what the program itself says of that part (AirLLM has split
+           and in changing order, since one write can take several times as long as the next. Time: the job, a
+           pass and a write are what the program itself says of its parts, without the start of Python (AirLLM has split
            the checkpoint before, which is not counted). Memory: of the process tree, sampled from outside
            (measure.py); the target counts anonymous memory, since file pages can be dropped. The checkpoint is in the
            page cache (warm), or out of it with --cold, which b and d drop once more before the pass.
