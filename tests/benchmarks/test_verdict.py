@@ -30,7 +30,8 @@ def test_targets_are_ratios_of_medians(runs):
 
     targets = {t["target"]: (round(t["found"], 2), t["met"]) for t in judged(medians(runs), "tinyllama-1.1b", 22)}
     assert targets == {
-        "job: times faster than the authors' procedure": (12.0, True),
+        "job: times faster than the authors' procedure": (12.5, True),
+        "whole process, with Python's start: times faster": (12.0, None),
         "job: times less memory than the authors' procedure": (4.5, False),
         "write: times as fast as mergekit": (1.2, True),
         "write: times as fast as a plain copy": (0.7, False),
