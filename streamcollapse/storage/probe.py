@@ -1,6 +1,7 @@
 """How fast a checkpoint's disk reads, and how much of the checkpoint is in memory already: short measurements.
 
-What was read for a measurement is dropped from the page cache again, as far as it was not there before.
+What was read for a measurement was not in the page cache and is dropped from it again, but for what the system read
+ahead.
 """
 
 from __future__ import annotations
