@@ -19,7 +19,7 @@ from streamcollapse.storage.extents import PAGE_BYTES, Extent
 from streamcollapse.storage.mapping import changed_size
 
 REQUEST_BYTES = 1 << 24  # larger requests are split, so that several are in flight
-IN_FLIGHT = 4  # benchmarks/bench_engine.py compares
+IN_FLIGHT = 4  # not tuned: other numbers have not been compared
 
 
 def has_direct_reads() -> bool:
