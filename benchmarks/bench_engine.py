@@ -4,15 +4,19 @@ Question   How long does one pass over all decoder layers take, cold and warm, b
            max(time to read the same bytes alone, time to compute the same layers alone)?
 Ceiling    1.00: reading and computing overlap wholly. Wanted: at most 1.15.
 Method     One process. In each round, one after the other: all layers read and let go of, nothing computed; all layers
-           computed with the weights at hand (read before, not timed); the pass. Cold: the checkpoint is dropped from
-           the page cache before reading and before the pass. Medians over the rounds.
-           With a CUDA device the copies to it are part of reading, and their ceiling is measured too.
+           computed with the weights at hand, in memory of their own; the pass. Cold: the checkpoint is dropped from
+           the page cache before each of the three. Medians over the rounds.
+           One weight stream for all rounds, as a job has one for all its phases: its slots are made in the first.
+           With a CUDA device the copies to it are part of reading.
+Verdict    The ways stand side by side; wanted is asked of the one that ``--io auto`` takes: warm, and cold for a
+           checkpoint that does not fit into memory (one that fits is cold only once).
 
     python benchmarks/bench_engine.py [--source DIR | --shape llama-1.4b] [--io mmap pread direct] [--repeat 5]
                                       [--tokens 0] [--save FILE]
 
 ``--tokens N`` calibrates on one sample of N tokens instead of the ten sentences: fewer make the pass bound by reading.
-The last line of stdout is one JSON document. Exit code 1 if a pass takes more than 1.15 times the ceiling.
+The last line of stdout is one JSON document. Exit code 1 if a pass that auto would take needs more than 1.15 times the
+ceiling.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from make_checkpoint import SHAPES, make_checkpoint
 from streamcollapse.forward.batches import Batch, make_batches
 from streamcollapse.forward.reference import reference_pass
 from streamcollapse.jobs.opening import Job, calibration_samples, open_job
-from streamcollapse.jobs.streams import open_stream
+from streamcollapse.jobs.streams import choose_io, open_stream
 from streamcollapse.progress import silent
 from streamcollapse.settings import Calibration, Compute
 from streamcollapse.storage.probe import forget
@@ -42,6 +46,7 @@ from streamcollapse.stream.weights import WeightStream
 from streamcollapse.units import format_bytes
 
 WANTED = 1.15
+REST_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -81,20 +86,37 @@ class Subject:
 def measure(subject: Subject, io: str, cold: bool, repeat: int) -> dict[str, Any]:
     """Every round and the medians of one way of reading."""
     rounds: dict[str, list[float]] = {"read": [], "compute": [], "pass": []}
-    at_hand = subject.stream("mmap", resident=True)
+    at_hand, stream = subject.stream("pread", resident=True), subject.stream(io)
     subject.run(at_hand)
     for _ in range(repeat):
         if cold:
-            forget(subject.job.checkpoint)
-        rounds["read"].append(subject.read(subject.stream(io)))
-        subject.run(at_hand)  # brings the weights back into memory
+            drop(subject)
+        rounds["read"].append(subject.read(stream))
+        if cold:
+            drop(subject)
         rounds["compute"].append(subject.run(at_hand)[0])
         if cold:
-            forget(subject.job.checkpoint)
-        rounds["pass"].append(subject.run(subject.stream(io))[0])
+            drop(subject)
+        rounds["pass"].append(subject.run(stream)[0])
     medians = {name: statistics.median(values) for name, values in rounds.items()}
     ratio = medians["pass"] / max(medians["read"], medians["compute"])
     return {"io": io, "cache": "cold" if cold else "warm", "ratio": ratio, "medians": medians, "rounds": rounds}
+
+
+def drop(subject: Subject) -> None:
+    """Out of the page cache; then a rest, in which a virtual machine gives the freed memory back to its host."""
+    forget(subject.job.checkpoint)
+    time.sleep(REST_SECONDS)
+
+
+def automatic(subject: Subject, cold: bool) -> str:
+    """The way of reading that ``--io auto`` takes."""
+    job = subject.job
+    if cold:
+        forget(job.checkpoint)
+    else:
+        subject.run(subject.stream("mmap"))
+    return choose_io(job, "auto", Allotment(2, from_cache=cold))
 
 
 def main() -> None:
@@ -122,16 +144,17 @@ def main() -> None:
         print(f"{source.name}: {job.num_layers} layers, {format_bytes(stored)}; {tokens} tokens; {job.compute()}")
         results = []
         for cold in (False, True):
-            for io in given.io:
-                found = measure(subject, io, cold, given.repeat)
+            chosen = automatic(subject, cold)
+            for io in dict.fromkeys([*given.io, chosen]):
+                found = {**measure(subject, io, cold, given.repeat), "chosen_by_auto": io == chosen}
                 results.append(found)
                 parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found["medians"].items())
                 rate = stored / found["medians"]["read"] / 1e9
-                verdict = "" if found["ratio"] <= WANTED else "  MISSED"
+                verdict = "" if io != chosen else "  auto: met" if found["ratio"] <= WANTED else "  auto: MISSED"
                 print(f"{found['cache']}  {io:<7} {parts}  ({rate:.2f} GB/s alone)  {found['ratio']:.2f}{verdict}")
     body = {"shape": given.shape, "layers": job.num_layers, "layer_bytes": stored, "tokens": tokens, "results": results}
     report("engine", {**body, "wanted": WANTED, "compute": job.compute()}, given.save)
-    sys.exit(0 if all(result["ratio"] <= WANTED for result in results) else 1)
+    sys.exit(0 if all(result["ratio"] <= WANTED for result in results if result["chosen_by_auto"]) else 1)
 
 
 if __name__ == "__main__":

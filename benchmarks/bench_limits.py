@@ -24,38 +24,19 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from about import report
+from groups import NoGroupError, memory_group
 from make_checkpoint import SHAPES, make_checkpoint
 from measure import FailedError, Measured, run
 
 from streamcollapse.units import format_bytes, format_seconds
 
-GROUP = Path("/sys/fs/cgroup/memory/streamcollapse-bench")
 GROUP_BYTES, SECONDS = 3 << 30, 180.0
 BUDGET, BUDGET_BYTES = "12GiB", 12 << 30
-LAUNCH = "import os,sys; open(sys.argv[1],'w').write(str(os.getpid())); os.execv(sys.argv[2], sys.argv[2:])"
-
-
-@contextmanager
-def memory_group() -> Iterator[Path]:
-    """A cgroup of GROUP_BYTES, removed at the end."""
-    try:
-        GROUP.mkdir()
-        (GROUP / "memory.limit_in_bytes").write_text(str(GROUP_BYTES))
-    except OSError as error:
-        raise SystemExit(
-            f"7b: a memory cgroup cannot be made here ({error.strerror}); run as root with version 1"
-        ) from None
-    try:
-        yield GROUP
-    finally:
-        GROUP.rmdir()
 
 
 def described(measured: Measured, usage: dict[str, Any]) -> dict[str, Any]:
@@ -80,13 +61,12 @@ def seven(given: argparse.Namespace, work: Path) -> tuple[dict[str, Any], bool]:
     source, out = work / "llama2-7b", work / "out"
     if not source.exists():
         make_checkpoint(source, SHAPES["llama2-7b"])
-    with memory_group() as group:
-        prune = [sys.executable, "-m", "streamcollapse", "prune", str(source), "--out", str(out), "--json"]
-        try:
-            measured = run([sys.executable, "-c", LAUNCH, str(group / "tasks"), *prune], dict(os.environ))
-        except FailedError as error:
-            raise SystemExit(f"7b: {error}") from None
-        peak = int((group / "memory.max_usage_in_bytes").read_text())
+    prune = [sys.executable, "-m", "streamcollapse", "prune", str(source), "--out", str(out), "--json"]
+    try:
+        with memory_group(GROUP_BYTES) as group:
+            measured, peak = run(group.launching(prune), dict(os.environ)), group.peak_bytes
+    except (FailedError, NoGroupError) as error:
+        raise SystemExit(f"7b: {error}") from None
     shutil.rmtree(out)
     document = measured.document
     found = {

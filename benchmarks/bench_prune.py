@@ -7,10 +7,9 @@ Question   Seconds and peak memory of ``streamcollapse prune`` on one checkpoint
              d  AirLLM: one pass, beside our reference phase
 Ceiling    The write cannot beat a plain copy of the same number of bytes. Our write, mergekit's and the copy end when
            the bytes are on the disk.
-Targets    At 1.1B the job (loading or reading, search, write) 10 times faster and 5 times less memory than a; the start
-of
-           Python and its imports, the same for both, is told beside it. From there on, a pass 1.5 times faster than b;
-           the write at least as fast as c, and within 1.25 times the copy.
+Targets    At 1.1B the job (loading or reading, search, write) 10 times faster and 5 times less memory than a; the
+           start of Python and its imports, the same for both, is told beside it. From there on, a pass 1.5 times
+           faster than b; the write at least as fast as c, and within 1.25 times the copy.
 Method     A synthetic checkpoint (make_checkpoint.py), the rule sequential, C = 4, I = 2, T = 0.65, the bundled
            samples. Every run is a process of its own with the same number of threads, in the same dtype; the peers in
            environments of their own (baselines/). Rounds of all programs in turn, medians; writes several times a round
@@ -18,14 +17,17 @@ Method     A synthetic checkpoint (make_checkpoint.py), the rule sequential, C =
            pass and a write are what the program itself says of its parts, without the start of Python (AirLLM has split
            the checkpoint before, which is not counted). Memory: of the process tree, sampled from outside
            (measure.py); the target counts anonymous memory, since file pages can be dropped. The checkpoint is in the
-           page cache (warm), or out of it with --cold, which b and d drop once more before the pass.
+           page cache (warm), or out of it with --cold, which b and d drop once more before the pass. With --limit
+           every program runs in a memory cgroup of that size, page cache included, and the checkpoint is out of the
+           page cache when it starts: the same conditions for all, and those that offloading is for.
 
     python benchmarks/bench_prune.py [--shape tinyllama-1.1b] [--layers N] [--peers a,b,c,d] [--repeat 3] [--writes 3]
-                                     [--cold] [--work DIR] [--scratch DIR] [--dtype auto] [--threads N] [--save FILE]
+                                     [--cold | --limit 1GiB] [--samples 10] [--work DIR] [--scratch DIR] [--dtype auto]
+                                     [--threads N] [--save FILE]
 
 --work keeps the environments of the peers and the checkpoint between calls; --scratch says where outputs are written
-and removed, by default there as well. A peer that cannot run is reported with the
-reason. Exits 1 when a target is missed. The last line of stdout is one JSON document.
+and removed, by default there as well. A peer that cannot run is reported with the reason. Exits 1 when a target is
+missed. The last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -45,25 +47,26 @@ from typing import Any
 import psutil
 import torch
 from about import environment as environment_of
+from groups import NoGroupError, memory_group
 from make_checkpoint import SHAPES, make_checkpoint
-from measure import FailedError, chill, copy_seconds, run, warm
+from measure import FailedError, Measured, chill, copy_seconds, run, warm
 from peers import APPLY, OURS, PEERS, SETTINGS, Bench, PeerError, command, environment, peer_python
 from verdict import COPY, Runs, compared_decisions, judged, medians
 
 from streamcollapse.settings import Compute
 from streamcollapse.stream.device import resolve
-from streamcollapse.units import format_bytes
+from streamcollapse.units import format_bytes, parse_bytes
 
 
 def one_run(bench: Bench, name: str, python: Path) -> dict[str, Any]:
     """Run ``name`` once and remove what it wrote. Raises FailedError."""
     os.sync()
-    (chill if bench.cold else warm)(bench.source)
+    (chill if bench.cold or bench.limit else warm)(bench.source)
     try:
         if name == COPY:
             num_bytes = json.loads((bench.scratch / "report.json").read_text())["bytes"]["after"]
             return {"parts": {"write": copy_seconds(bench.source, num_bytes, bench.scratch / "copied")}}
-        measured = run(command(bench, name, python), environment(bench, name))
+        measured = limited_run(bench, command(bench, name, python), environment(bench, name))
         document = ours(measured.document) if name in (OURS, APPLY) else measured.document
         if name == OURS:
             shutil.copy(bench.out / "streamcollapse_plan.json", bench.plan)
@@ -81,6 +84,17 @@ def one_run(bench: Bench, name: str, python: Path) -> dict[str, Any]:
     finally:
         shutil.rmtree(bench.out, ignore_errors=True)
         (bench.scratch / "copied").unlink(missing_ok=True)
+
+
+def limited_run(bench: Bench, program: list[str], environment: dict[str, str]) -> Measured:
+    """One run, inside a memory cgroup where there is a limit. Raises FailedError."""
+    if not bench.limit:
+        return run(program, environment)
+    try:
+        with memory_group(bench.limit) as group:
+            return run(group.launching(program), environment)
+    except NoGroupError as error:
+        raise SystemExit(f"--limit: {error}") from None
 
 
 def ours(document: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +124,7 @@ def enough_memory(bench: Bench) -> None:
     """Raise PeerError where original, pruned model and candidate do not fit into memory together."""
     stored = sum(path.stat().st_size for path in bench.source.glob("*.safetensors"))
     needed = 3 * stored * (2 if bench.dtype == "float32" else 1)
-    free = psutil.virtual_memory().available
+    free = min(psutil.virtual_memory().available, bench.limit or sys.maxsize)
     if needed > free:
         raise PeerError(
             f"needs about {format_bytes(needed)} of memory for three models, {format_bytes(free)} available"
@@ -181,6 +195,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--writes", type=int, default=3, help="writes in each round")
     parser.add_argument("--cold", action="store_true", help="drop the checkpoint from the page cache before every run")
+    parser.add_argument("--samples", type=int, default=10, help="calibration sentences")
+    parser.add_argument("--limit", type=parse_bytes, help="run every program in a memory cgroup of this size")
     parser.add_argument("--work", type=Path, help="directory for environments and checkpoint, kept")
     parser.add_argument("--scratch", type=Path, help="directory for what is written and removed again")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
@@ -204,12 +220,16 @@ def measured(given: argparse.Namespace, work: Path, scratch: Path) -> dict[str, 
     dtype = resolve(Compute("cpu", given.dtype), torch.bfloat16).dtype_name
     stored = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     cache = "cold" if given.cold else "warm"
+    if given.limit:
+        cache = f"in {format_bytes(given.limit)} of memory"
     print(f"checkpoint  {given.shape}, {shape.layers} layers, {format_bytes(stored)}; {cache}; {dtype}")
     about = environment_of(given.threads)
     print("environment " + ", ".join(f"{key} {value}" for key, value in about.items()))
-    with resources.as_file(resources.files("streamcollapse.data") / "calibration.txt") as calibration:
-        bench = Bench(source, scratch, calibration, dtype, given.threads, given.cold)
-        runs, reasons = rounds(bench, given, work / "environments")
+    calibration = scratch / "calibration.txt"
+    text = (resources.files("streamcollapse.data") / "calibration.txt").read_text(encoding="utf-8")
+    calibration.write_text("".join(line + "\n" for line in text.splitlines()[: given.samples]), encoding="utf-8")
+    bench = Bench(source, scratch, calibration, dtype, given.threads, given.cold, given.limit)
+    runs, reasons = rounds(bench, given, work / "environments")
     median = medians(runs)
     return {
         "benchmark": "prune",
@@ -221,6 +241,8 @@ def measured(given: argparse.Namespace, work: Path, scratch: Path) -> dict[str, 
             "rule": "sequential",
             "dtype": dtype,
             "cache": cache,
+            "limit_bytes": given.limit,
+            "samples": given.samples,
             "repeat": given.repeat,
             "writes": given.writes,
         },

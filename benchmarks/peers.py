@@ -49,6 +49,7 @@ class Bench:
     dtype: str
     threads: int
     cold: bool = False
+    limit: int | None = None  # bytes of the memory cgroup that every program runs in
 
     @property
     def out(self) -> Path:

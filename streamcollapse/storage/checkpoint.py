@@ -16,6 +16,7 @@ from streamcollapse.storage.extents import Location
 from streamcollapse.storage.header import ShardHeader, StoredTensor, read_header
 from streamcollapse.storage.index import INDEX_FILE, find_shards, is_file
 from streamcollapse.storage.mapping import MappedFile
+from streamcollapse.storage.rows import read_rows
 from streamcollapse.storage.source import TensorInfo
 
 _SAMPLES_PER_SHARD = 16
@@ -112,9 +113,9 @@ class Checkpoint:
         return copied
 
     def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """Rows ``rows`` of the matrix ``name``, copied; only the pages that hold them are touched."""
-        place = self.locate(name)
-        return self.mapped(place).tensor(place.start, place.info)[rows]
+        """Rows ``rows`` of the matrix ``name``, copied. Only they are read: a mapped page would bring megabytes
+        along."""
+        return read_rows(self.locate(name), rows)
 
     def mapped(self, place: Location) -> MappedFile:
         """The mapping of the file that ``place`` lies in."""

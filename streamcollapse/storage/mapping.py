@@ -20,6 +20,7 @@ from streamcollapse.errors import CheckpointError, printable
 from streamcollapse.storage.source import TensorInfo
 
 _MADV_DONTNEED = 4
+_MADV_HUGEPAGE = 14
 _MADV_POPULATE_READ = 22  # linux/mman.h; since Linux 5.14
 _CALL_BYTES = 1 << 25  # populated in one call: short enough to stop a thread between two of them
 
@@ -40,6 +41,8 @@ class MappedFile:
         if len(self._mapped) != file_bytes:
             raise changed_size(path)
         self._address = torch.frombuffer(self._mapped, dtype=torch.uint8).data_ptr()
+        if sys.platform == "linux":  # fewer and larger pages, where file system and kernel have them; advice only
+            _madvise(self._address, file_bytes, _MADV_HUGEPAGE)
 
     def tensor(self, start: int, info: TensorInfo) -> torch.Tensor:
         """The tensor of ``info`` at byte ``start``: a view of the file, unless the file does not align it."""
