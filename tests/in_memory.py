@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 @dataclass
 class Outcome:
     model: PreTrainedModel
-    decisions: list[tuple[int, int, float, bool]] = field(default_factory=list)
+    decisions: list[tuple[int, int, float | None, bool]] = field(default_factory=list)
 
 
 def find_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
@@ -28,12 +28,25 @@ def find_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
     raise AssertionError("no layers")
 
 
-def merged_model(model: PreTrainedModel, l: int, k: int, rule: str, scale: float, norms: bool) -> PreTrainedModel:  # noqa: E741
+def merged_model(
+    model: PreTrainedModel,
+    l: int,  # noqa: E741
+    k: int,
+    rule: str,
+    scale: float,
+    norms: bool,
+) -> PreTrainedModel | None:
+    """The candidate, or None where the layers to be merged do not have the same parameters."""
+    shapes = [{n: p.shape for n, p in layer.named_parameters()} for layer in find_layers(model)[l - 1 : l + k]]
+    alike = [other == shapes[0] for other in shapes]
+    if not {"first": True, "sequential": alike[-1]}.get(rule, all(alike)):
+        return None
     result = copy.deepcopy(model)
     layers = find_layers(result)
     base = layers[l - 1]
     followers = [layers[l - 1 + i] for i in range(1, k + 1)]
     with torch.no_grad():
+        followers = [follower for follower, like in zip(followers, alike[1:], strict=True) if like]
         for name, parameter in base.named_parameters():
             if ("norm" in name or "ln_" in name) and not norms:
                 continue
@@ -49,15 +62,26 @@ def merged_model(model: PreTrainedModel, l: int, k: int, rule: str, scale: float
                 parameter.copy_(torch.stack([parameter, *others]).mean(0))
             else:
                 assert rule == "first"
+        config = result.config.get_text_config()
+        if getattr(config, "layer_types", None) is not None:
+            config.layer_types = config.layer_types[:l] + config.layer_types[l + k :]
         for _ in range(k):
             del layers[l]
+        config.num_hidden_layers = len(layers)
     return result
 
 
 def last_hidden(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        model.config.get_text_config().num_hidden_layers = len(find_layers(model))
         return model(input_ids=input_ids, output_hidden_states=True, use_cache=False).hidden_states[-1][0]
+
+
+def mean_similarity(candidate: PreTrainedModel, original: PreTrainedModel, token_ids: Sequence[torch.Tensor]) -> float:
+    total = 0.0
+    for ids in token_ids:
+        a, b = last_hidden(candidate, ids).flatten(), last_hidden(original, ids).flatten()
+        total += float(torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0))
+    return total / len(token_ids)
 
 
 def in_memory_search(
@@ -82,13 +106,10 @@ def in_memory_search(
         count = len(find_layers(outcome.model))
         k = min(c - 1, count - l)
         candidate = merged_model(outcome.model, l, k, rule, scale, norms)
-        total = 0.0
-        for ids in token_ids:
-            a, b = last_hidden(candidate, ids).flatten(), last_hidden(original, ids).flatten()
-            total += float(torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0))
-        similarity = total / len(token_ids)
-        outcome.decisions.append((l, k, similarity, similarity > threshold))
-        if similarity > threshold:
+        similarity = None if candidate is None else mean_similarity(candidate, original, token_ids)
+        accepted = similarity is not None and similarity > threshold
+        outcome.decisions.append((l, k, similarity, accepted))
+        if accepted:
             outcome.model = candidate
             l -= i  # noqa: E741
             if l > len(find_layers(outcome.model)):

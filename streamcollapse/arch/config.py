@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
+from streamcollapse.arch.positions import cut
 from streamcollapse.errors import ModelError, printable
 from streamcollapse.storage.index import read_json
 
@@ -36,8 +37,8 @@ THEIR_ERRORS = (
 )
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
 
-# Lists that are never one entry per layer, however long they happen to be.
-_NOT_PER_LAYER = {"architectures", "auto_map", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id"}
+# Entries that make what a layer computes depend on its number, where it could only be judged at its old one.
+_BY_NUMBER = ("scale_attn_by_inverse_layer_idx",)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,9 @@ def load_config(directory: Path, trust_remote_code: bool) -> ModelConfig:
     num_layers = getattr(loaded.get_text_config(decoder=True), "num_hidden_layers", None)
     if type(num_layers) is not int or num_layers < 1:
         raise ModelError(f"{where}: no usable number of decoder layers (num_hidden_layers is {printable(num_layers)})")
+    for key in _BY_NUMBER:
+        if getattr(loaded.get_text_config(decoder=True), key, False):
+            raise ModelError(f"{where}: {key} is set: what a layer computes depends on its number; not supported")
     return ModelConfig(raw, loaded, num_layers)
 
 
@@ -115,21 +119,18 @@ def _refuse_quantised(where: str, raw: dict[str, Any]) -> None:
 
 
 def pruned_config(config: ModelConfig, bases: Sequence[int]) -> dict[str, Any]:
-    """The raw config with the layer count and every per-layer list cut to ``bases`` (0-based source layers).
+    """The raw config with the layer count and every entry that speaks of layers cut to ``bases`` (0-based source
+    layers).
 
-    Lists that transformers derives from the position of a layer (such as ``layer_types``) are written out where
-    the derivation would give another result for the smaller stack.
+    What transformers derives from the position of a layer (such as ``layer_types``) is written out where the derivation
+    would give another result for the smaller stack.
     """
     edited = copy.deepcopy(config.raw)
     section = _text_section(edited)
     count_key = _count_key(config, section)
     section[count_key] = len(bases)
-    loaded = config.text.to_dict()
-    wanted = {key: [v[b] for b in bases] for key, v in loaded.items() if _per_layer(key, v, config.num_layers)}
-    for key, value in section.items():
-        if _per_layer(key, value, config.num_layers):
-            section[key] = [value[b] for b in bases]
-    for key, value in wanted.items():
+    section.update(cut(section, config.num_layers, bases))
+    for key, value in cut(config.text.to_dict(), config.num_layers, bases).items():
         if key not in section and _derived(edited, section, key) != value:
             section[key] = value
     return edited
@@ -146,10 +147,6 @@ def _text_section(raw: dict[str, Any]) -> dict[str, Any]:
 def _count_key(config: ModelConfig, section: dict[str, Any]) -> str:
     alias = config.text.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     return alias if alias in section or "num_hidden_layers" not in section else "num_hidden_layers"
-
-
-def _per_layer(key: str, value: Any, num_layers: int) -> bool:
-    return isinstance(value, list) and len(value) == num_layers and key not in _NOT_PER_LAYER
 
 
 def _derived(raw: dict[str, Any], section: dict[str, Any], key: str) -> Any:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
+from streamcollapse.arch.assembly import Assembly, assemblies_of
+from streamcollapse.arch.naming import Naming, Target
+from streamcollapse.arch.refusals import refuse_integers, refuse_packed, refuse_shape
 from streamcollapse.arch.skeleton import Skeleton
 from streamcollapse.errors import ModelError, printable
 from streamcollapse.storage.source import TensorSource
-
-_PACKED = re.compile(r"\.(qweight|qzeros|g_idx|SCB|weight_packed|weight_scale|weight_scale_inv|absmax|quant_state.*)$")
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,10 @@ class Layout:
     """Where the decoder layers lie among the names of a checkpoint.
 
     ``stack`` is the prefix on disk (``model.layers``); ``layers[i]`` the suffixes of source layer i (0-based);
-    ``outside`` every other name on disk. ``norms`` are suffixes of normalisation weights; ``unmerged`` suffixes
-    of stored tensors that are not learned (masks, frequencies): both are taken from a layer's base.
-    ``stored`` maps each parameter and stored buffer of the skeleton outside the stack to its name on disk.
+    ``outside`` every other name on disk that goes into the output. ``norms`` are suffixes of normalisation weights;
+    ``unmerged`` suffixes of stored tensors that are not learned (masks, frequencies): both are taken from a layer's
+    base. ``assemblies[i]`` say how the stored tensors of layer i become the parameters of its module. ``stored`` maps
+    each parameter and stored buffer of the skeleton outside the stack to its name on disk.
     """
 
     stack: str
@@ -31,6 +33,7 @@ class Layout:
     outside: tuple[str, ...]
     norms: frozenset[str]
     unmerged: frozenset[str]
+    assemblies: tuple[tuple[Assembly, ...], ...]
     stored: Mapping[str, str]
     tied_head: bool
 
@@ -52,12 +55,73 @@ def build_layout(skeleton: Skeleton, source: TensorSource) -> Layout:
 
     Raises ModelError when a parameter has no tensor, a layer is one too many, or a weight is packed.
     """
-    names = source.names
-    _refuse_packed(source)
-    prefix = _disk_prefix(skeleton, names)
-    stack = skeleton.layers_path.removeprefix(prefix)
+    refuse_packed(source)
+    naming = Naming(skeleton.model)
+    targets = {name: naming.target(name) for name in source.names}
+    stack = _disk_stack(skeleton, targets)
+    suffixes, outside = _sorted_out(stack, len(skeleton.layers), naming, source.names)
+    norms: set[str] = set()
+    unmerged: set[str] = set()
+    unlike: Counter[str] = Counter()
+    built: list[tuple[Assembly, ...]] = []
+    for index, layer in enumerate(skeleton.layers):
+        inside = f"{skeleton.layers_path}.{index}."
+        placed = {s: t for s in suffixes[index] if (t := _within(inside, targets[f"{stack}.{index}.{s}"]))}
+        parameters = dict(layer.named_parameters())
+        for suffix, target in placed.items():
+            if target.name in parameters:
+                refuse_integers(f"{stack}.{index}.{suffix}", source)
+        infos = {suffix: source.info(f"{stack}.{index}.{suffix}") for suffix in placed}
+        assemblies = assemblies_of(naming, inside, placed, infos)
+        made = {name: shape for assembly in assemblies for name, shape in assembly.shapes.items()}
+        for name in [*parameters, *stored_buffers(layer)]:
+            if name not in made:
+                raise ModelError(
+                    f"tensor {stack}.{index}.{name} is missing; "
+                    f"the checkpoint's names do not match {type(skeleton.model).__name__}"
+                )
+            unlike[name] += name in parameters and made[name] != tuple(parameters[name].shape)
+        for assembly in assemblies:
+            learned = [name for name in assembly.shapes if name in parameters]
+            unmerged.update(() if learned else assembly.parts)
+            norms.update(assembly.parts if any(_is_norm(layer, name) for name in learned) else ())
+        unmerged.update(suffix for suffix in suffixes[index] if suffix not in placed)
+        built.append(assemblies)
+    _refuse_unlike(skeleton, stack, unlike, built[0])
+    stored, tied_head = _outside_names(skeleton, {name: targets[name] for name in outside}, source)
+    layers = tuple(map(tuple, suffixes))
+    return Layout(stack, layers, tuple(outside), frozenset(norms), frozenset(unmerged), tuple(built), stored, tied_head)
+
+
+def _disk_stack(skeleton: Skeleton, targets: Mapping[str, Target | None]) -> str:
+    """What the names of the decoder layers begin with on disk, before the number of the layer."""
+    inside = re.compile(re.escape(skeleton.layers_path) + r"\.(\d+)\.")
+    stacks: dict[str, str] = {}
+    for name, target in targets.items():
+        match = inside.match(target.name) if target else None
+        if match is not None:
+            stacks.setdefault(name.partition(f".{match[1]}.")[0], name)
+    if not stacks:
+        raise ModelError(
+            f"no tensor is named {skeleton.layers_path}.0.…; the checkpoint's names do not match "
+            f"{type(skeleton.model).__name__}"
+        )
+    if len(stacks) > 1:
+        first, second, *_ = stacks.values()
+        raise ModelError(
+            f"the decoder layers are stored under several names ({printable(first)}, {printable(second)}); "
+            "not supported"
+        )
+    return next(iter(stacks))
+
+
+def _sorted_out(stack: str, num_layers: int, naming: Naming, names: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+    """The suffixes of each layer, and the names outside the stack.
+
+    Layers above the stack are left out where the model does not load them either (heads for several tokens at once,
+    which speak of the layer below them). Raises ModelError where it would.
+    """
     pattern = re.compile(re.escape(stack) + r"\.(0|[1-9][0-9]{0,8})\.(.+)")
-    num_layers = len(skeleton.layers)
     suffixes: list[list[str]] = [[] for _ in range(num_layers)]
     outside: list[str] = []
     for name in names:
@@ -66,81 +130,67 @@ def build_layout(skeleton: Skeleton, source: TensorSource) -> Layout:
             outside.append(name)
         elif int(match[1]) < num_layers:
             suffixes[int(match[1])].append(match[2])
-        else:
+        elif not naming.ignores(name):
             raise ModelError(
                 f"tensor {printable(name)} belongs to a layer beyond the {num_layers} that the config gives"
             )
-    norms: set[str] = set()
-    unmerged: set[str] = set()
-    unlike: Counter[str] = Counter()
-    for index, layer in enumerate(skeleton.layers):
-        parameters = dict(layer.named_parameters())
-        expected = [*parameters, *_stored_buffers(layer)]
-        for suffix in expected:
-            if suffix not in suffixes[index]:
-                raise ModelError(
-                    f"tensor {stack}.{index}.{suffix} is missing; "
-                    f"the checkpoint's names do not match {type(skeleton.model).__name__}"
-                )
-            name = f"{stack}.{index}.{suffix}"
-            if suffix in parameters:
-                _refuse_integers(name, source)
-                unlike[suffix] += source.info(name).shape != tuple(parameters[suffix].shape)
-        unmerged.update(suffix for suffix in suffixes[index] if suffix not in parameters)
-        norms.update(suffix for suffix in parameters if _is_norm(layer, suffix))
-    for suffix, count in unlike.items():
-        if count == num_layers:  # a single odd layer is one that merges pass over; all of them are a wrong config
-            expected_shape = tuple(skeleton.layers[0].get_parameter(suffix).shape)
-            _refuse_shape(f"{stack}.0.{suffix}", source.info(f"{stack}.0.{suffix}").shape, expected_shape)
-    stored, tied_head = _outside_names(skeleton, set(outside), prefix, source)
-    return Layout(
-        stack, tuple(map(tuple, suffixes)), tuple(outside), frozenset(norms), frozenset(unmerged), stored, tied_head
-    )
+    return suffixes, outside
 
 
-def _disk_prefix(skeleton: Skeleton, names: Sequence[str]) -> str:
-    """The leading part of the skeleton's names that the names on disk lack: some families store the bare decoder."""
-    first = f"{skeleton.layers_path}.0."
-    for prefix in ("", f"{skeleton.model.base_model_prefix}."):
-        if any(name.startswith(first.removeprefix(prefix)) for name in names):
-            return prefix
-    raise ModelError(
-        f"no tensor is named {first}…; the checkpoint's names do not match {type(skeleton.model).__name__}"
-    )
+def _within(inside: str, target: Target | None) -> Target | None:
+    """``target`` relative to the layer whose names begin with ``inside``; None where it is none of its own."""
+    if target is None or not target.name.startswith(inside):
+        return None
+    return Target(target.name.removeprefix(inside), target.rule)
 
 
-def _is_norm(layer: torch.nn.Module, suffix: str) -> bool:
-    owner = layer.get_submodule(suffix.rpartition(".")[0])
+def _refuse_unlike(skeleton: Skeleton, stack: str, unlike: Counter[str], first: Sequence[Assembly]) -> None:
+    """A single odd layer is one that merges pass over; all of them are a wrong config."""
+    for name, count in unlike.items():
+        if count == len(skeleton.layers):
+            found = next(assembly.shapes[name] for assembly in first if name in assembly.shapes)
+            refuse_shape(f"{stack}.0.{name}", found, tuple(skeleton.layers[0].get_parameter(name).shape))
+
+
+def _is_norm(layer: torch.nn.Module, name: str) -> bool:
+    owner = layer.get_submodule(name.rpartition(".")[0])
     return "norm" in type(owner).__name__.lower()
 
 
-def _stored_buffers(module: torch.nn.Module) -> list[str]:
+def stored_buffers(module: torch.nn.Module) -> list[str]:
+    """The buffers of ``module`` that a checkpoint holds."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     return [name for name in module.state_dict(keep_vars=True) if name not in parameters]
 
 
 def _outside_names(
-    skeleton: Skeleton, disk: set[str], prefix: str, source: TensorSource
+    skeleton: Skeleton, targets: Mapping[str, Target | None], source: TensorSource
 ) -> tuple[dict[str, str], bool]:
     """Skeleton name -> disk name for everything outside the stack, and whether the head shares the embedding."""
     inside = f"{skeleton.layers_path}."
     parameters = dict(skeleton.model.named_parameters(remove_duplicate=False))
-    stored = {name: name.removeprefix(prefix) for name in [*parameters, *_stored_buffers(skeleton.model)]}
-    stored = {name: on_disk for name, on_disk in stored.items() if not name.startswith(inside)}
-    tied_head = False
-    for name, on_disk in list(stored.items()):
-        if on_disk in disk:
+    on_disk: dict[str, str] = {}
+    for name, target in targets.items():
+        if target is not None and target.rule is not None:
+            raise ModelError(f"tensor {printable(name)}, outside the decoder layers, needs a conversion; not supported")
+        if target is not None:
+            on_disk[target.name] = name
+    stored: dict[str, str] = {}
+    for name in [*parameters, *stored_buffers(skeleton.model)]:
+        if name.startswith(inside):
             continue
-        twin = next((t for t in stored if parameters.get(t) is parameters.get(name) and stored[t] in disk), None)
-        if name not in parameters or twin is None:
+        twins = (twin for twin in on_disk if parameters.get(twin) is parameters.get(name))
+        twin = name if name in on_disk else next(twins, None) if name in parameters else None
+        if twin is None:
             raise ModelError(
-                f"tensor {on_disk} is missing; the checkpoint's names do not match {type(skeleton.model).__name__}"
+                f"tensor {name} is missing; the checkpoint's names do not match {type(skeleton.model).__name__}"
             )
-        stored[name] = stored[twin]
+        stored[name] = on_disk[twin]
     _check_shapes(skeleton, stored, source)
     head, embedding = skeleton.model.get_output_embeddings(), skeleton.model.get_input_embeddings()
-    if head is not None and embedding is not None:
-        tied_head = getattr(head, "weight", None) is getattr(embedding, "weight", None)
+    tied_head = (
+        head is not None and embedding is not None and getattr(head, "weight", None) is getattr(embedding, "weight", 0)
+    )
     return stored, tied_head
 
 
@@ -148,34 +198,6 @@ def _check_shapes(skeleton: Skeleton, stored: Mapping[str, str], source: TensorS
     expected = skeleton.model.state_dict(keep_vars=True)
     for name, on_disk in stored.items():
         if expected[name].dtype.is_floating_point:
-            _refuse_integers(on_disk, source)
+            refuse_integers(on_disk, source)
         if source.info(on_disk).shape != tuple(expected[name].shape):
-            _refuse_shape(on_disk, source.info(on_disk).shape, tuple(expected[name].shape))
-
-
-def _refuse_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    raise ModelError(
-        f"tensor {printable(name)} has shape {list(found)}, the config gives {list(expected)}; "
-        "config.json and weights do not belong together"
-    )
-
-
-def _refuse_integers(name: str, source: TensorSource) -> None:
-    dtype = source.info(name).dtype
-    if not dtype.is_floating_point:
-        raise ModelError(_packed(name, dtype))
-
-
-def _packed(name: str, dtype: torch.dtype) -> str:
-    kind = str(dtype).removeprefix("torch.")
-    return (
-        f"tensor {printable(name)} is packed or quantised ({kind}); prune the original weights and quantise the result"
-    )
-
-
-def _refuse_packed(source: TensorSource) -> None:
-    for name in source.names:
-        dtype = source.info(name).dtype
-        eight_bit = dtype.is_floating_point and dtype.itemsize == 1
-        if eight_bit or _PACKED.search(name) or (dtype == torch.int8 and len(source.info(name).shape) > 1):
-            raise ModelError(_packed(name, dtype))
+            refuse_shape(on_disk, source.info(on_disk).shape, tuple(expected[name].shape))

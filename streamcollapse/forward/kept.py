@@ -57,8 +57,8 @@ class KeptLayers:
         }
 
     def offer(self, view: MergedView, position: int, weights: Mapping[str, torch.Tensor]) -> None:
-        """Store layer ``position`` of ``view`` if it is wanted; ``weights`` are its tensors by suffix, as computed
-        with."""
+        """Store layer ``position`` of ``view`` if it is wanted; ``weights`` are its stored tensors by suffix, as
+        computed with."""
         layer = view.layers[position]
         if layer.key not in self._wanted or self._full:
             return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -26,6 +27,15 @@ from streamcollapse.stream.slots import LayerSlot
 Weights = dict[str, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer in the compute dtype: ``stored`` tensors by suffix, as the checkpoint names them, and the
+    ``parameters`` that the module makes of them, by name."""
+
+    stored: Weights
+    parameters: Weights
+
+
 class StreamedModel:
     """The forward pass of ``architecture`` with weights from ``source``, placed by ``placement``."""
 
@@ -37,7 +47,6 @@ class StreamedModel:
         self.placement = placement
         self._meter = meter
         place_buffers(architecture.skeleton, placement.device)
-        self._wanted = [set(layer.state_dict(keep_vars=True)) for layer in self._skeleton.layers]
         self._slot = LayerSlot(layer_slot_bytes(source, architecture.layout, placement.dtype), placement.device)
 
     @property
@@ -52,17 +61,21 @@ class StreamedModel:
         return [self._stack.record(weights, batch.input_ids_NT.to(self.placement.device)) for batch in batches]
 
     @contextmanager
-    def onload(self, view: MergedView, position: int) -> Iterator[Weights]:
-        """The weights of 0-based layer ``position`` of ``view``, by suffix, for as long as the body runs.
+    def onload(self, view: MergedView, position: int) -> Iterator[LayerWeights]:
+        """The weights of 0-based layer ``position`` of ``view`` for as long as the body runs.
 
-        Where a tensor can be used in place, in the mapped file, it is; all others share one slot.
+        Where a tensor can be used in place, in the mapped file, it is; all others share one slot. Parameters that are
+        put together from several tensors take memory of their own.
         """
-        wanted = self._wanted[view.layers[position].base]
-        names = {suffix: name for suffix, name in view.layer_names(position).items() if suffix in wanted}
+        assemblies = self._layout.assemblies[view.layers[position].base]
+        names = view.layer_names(position)
         with self._slot.lease() as slot:
             with self._meter.loading():
-                weights = {suffix: self._load(view, name, slot) for suffix, name in names.items()}
-            yield weights
+                stored = {s: self._load(view, names[s], slot) for assembly in assemblies for s in assembly.parts}
+                parameters: Weights = {}
+                for assembly in assemblies:
+                    parameters |= assembly.make(stored)
+            yield LayerWeights(stored, parameters)
 
     def _load(self, view: MergedView, name: str, slot: LayerSlot) -> torch.Tensor:
         info, device = view.info(name), self.placement.device
@@ -73,16 +86,16 @@ class StreamedModel:
         view.read_into(weight, name)
         return weight
 
-    def check_weights(self, view: MergedView, position: int, weights: Weights) -> None:
+    def check_weights(self, view: MergedView, position: int, weights: LayerWeights) -> None:
         """Raise NonFiniteError, naming the tensor, if a weight of layer ``position`` is not finite in either dtype."""
         for suffix, name in view.layer_names(position).items():
-            if suffix in weights and not is_finite(weights[suffix]):
+            if suffix in weights.stored and not is_finite(weights.stored[suffix]):
                 check_finite(name, view.read(name, self.placement.device))
                 raise NonFiniteError(overflow(f"tensor {name}", self.placement.dtype_name))
 
-    def run(self, base: int, weights: Weights, hidden_NTD: torch.Tensor, call: LayerCall) -> torch.Tensor:
+    def run(self, base: int, weights: LayerWeights, hidden_NTD: torch.Tensor, call: LayerCall) -> torch.Tensor:
         """One decoder layer: the code of source layer ``base`` with ``weights``."""
-        return self._stack.run(base, weights, hidden_NTD, call)
+        return self._stack.run(base, weights.parameters, hidden_NTD, call)
 
     def last_hidden(self, hidden_NTD: torch.Tensor) -> torch.Tensor:
         """Last hidden states, after the final norm."""

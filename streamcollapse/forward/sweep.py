@@ -53,7 +53,7 @@ def sweep(
             base, before = visit.layer.base, meter.bytes_read
             with weights_pass.step(), model.onload(view, position) as weights, meter.computing(len(visit.candidates)):
                 if kept is not None:
-                    kept.offer(view, position, weights)
+                    kept.offer(view, position, weights.stored)
                 for number in visit.candidates:
                     entering = hidden.pop(number, None) or [
                         h.to(model.placement.device) for h in reference.boundary(stacks[number].position)

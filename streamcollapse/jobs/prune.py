@@ -177,7 +177,7 @@ def _write(job: Job, plan: Plan, given: Means, out: Path, output: Output) -> Pru
     check_space(out, sum(shard.file_bytes for shard in shards))
     with staged_directory(out, output.overwrite) as stage:
         write_config(stage, job.checkpoint.directory, job.architecture.config, plan, job.trust_remote_code)
-        check_loadable(stage, view, job.architecture.weights_dtype, job.trust_remote_code)
+        check_loadable(stage, view, job.architecture, job.trust_remote_code)
         with job.meter.phase("write"):
             job.listener(PhaseStarted("write", sum(len(shard.names) for shard in shards)))
             write_weights(view, given.stream, shards, stage, job.meter, job.listener)

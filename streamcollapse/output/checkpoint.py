@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from streamcollapse.arch.architecture import Architecture
 from streamcollapse.arch.config import CONFIG_FILE, ModelConfig, config_text, load_config, pruned_config
 from streamcollapse.arch.layout import build_layout
+from streamcollapse.arch.likeness import check_likeness
 from streamcollapse.arch.skeleton import build_skeleton
 from streamcollapse.errors import ModelError
 from streamcollapse.merge.plan import Plan
@@ -17,7 +17,6 @@ from streamcollapse.output.card import model_card
 from streamcollapse.output.files import companion_files, copy_files
 from streamcollapse.output.report import save_report
 from streamcollapse.progress import Listener, TensorWritten
-from streamcollapse.storage.source import TensorSource
 from streamcollapse.storage.writer import ShardPlan, disk_errors, write_shards
 from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.weights import WeightStream
@@ -51,14 +50,14 @@ def write_config(stage: Path, source_directory: Path, config: ModelConfig, plan:
         (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
-def check_loadable(stage: Path, view: TensorSource, dtype: torch.dtype, trust_remote_code: bool) -> None:
-    """Raise ModelError unless the model of the config in ``stage`` has the names and shapes of ``view``.
-
-    It has not where the kind of a layer follows from its position by a rule that the config cannot say otherwise.
-    """
+def check_loadable(stage: Path, view: MergedView, source: Architecture, trust_remote_code: bool) -> None:
+    """Raise ModelError unless the model of the config in ``stage`` has the names and shapes of ``view``, and layers
+    like those of ``source`` that they are made of."""
     try:
         config = load_config(stage, trust_remote_code)
-        build_layout(build_skeleton(config, dtype, trust_remote_code), view)
+        skeleton = build_skeleton(config, source.weights_dtype, trust_remote_code)
+        build_layout(skeleton, view)
+        check_likeness(source.skeleton, skeleton, [layer.base for layer in view.layers])
     except ModelError as error:
         raise ModelError(f"the pruned model could not be loaded again: {error}") from error
 

@@ -7,12 +7,14 @@ to layers that stay resident, in this order: the first two cost little, the last
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
 
+from streamcollapse.arch.assembly import Assembly
 from streamcollapse.arch.layout import Layout
 from streamcollapse.errors import BudgetError
 from streamcollapse.settings import Streaming
@@ -46,7 +48,8 @@ class Work:
     ``layer``: the largest decoder layer as stored; ``slot``: the same in the compute dtype; ``converted``: whether
     stored weights cannot be used as they are; ``state``: the hidden states of all samples at one layer boundary;
     ``boundaries``: how many of these the search starts from; ``activations``: inside one call of a layer; ``tensor``:
-    the largest tensor of a layer; ``window``: layers that a merge combines, of which all have to be there at once.
+    the largest tensor of a layer; ``window``: layers that a merge combines, of which all have to be there at once;
+    ``fused``: what ``fused_bytes`` counts.
     """
 
     num_layers: int
@@ -58,6 +61,7 @@ class Work:
     activations: int
     tensor: int
     window: int = 1
+    fused: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ def measure_work(
         activations=_activation_bytes([info.shape for info in infos], hidden_size, call, dtype.itemsize),
         tensor=max(info.num_bytes for info in infos),
         window=window,
+        fused=fused_bytes(layout, dtype),
     )
 
 
@@ -135,6 +140,17 @@ def layer_slot_bytes(source: TensorSource, layout: Layout, dtype: torch.dtype) -
     return max(sum(placed(name) for name in layout.layer_names(i)) for i in range(layout.num_layers))
 
 
+def fused_bytes(layout: Layout, dtype: torch.dtype) -> int:
+    """Bytes of the parameters that one layer's module puts together from several tensors (experts), while it does: the
+    largest of them twice."""
+
+    def of_layer(assemblies: Sequence[Assembly]) -> int:
+        made = [math.prod(shape) for each in assemblies if each.rules for shape in each.shapes.values()]
+        return (sum(made) + max(made, default=0)) * dtype.itemsize
+
+    return max(of_layer(assemblies) for assemblies in layout.assemblies)
+
+
 def needs_on_cpu(work: Work, choice: Allotment) -> list[Need]:
     """Memory of each phase on a CPU. Weights in flight and resident are file pages if the checkpoint is mapped."""
     in_flight = (1 + choice.prefetch) * work.layer
@@ -143,6 +159,11 @@ def needs_on_cpu(work: Work, choice: Allotment) -> list[Need]:
         *(Need(phase, "libraries, on first use", LIBRARIES) for phase in ("reference", "search", "write")),
         Need("reference", "weights in flight", in_flight),
         Need("reference", "one layer, converted", work.slot if work.converted else 0),
+        *(
+            Need(phase, "experts of one layer, put together", work.fused)
+            for phase in ("reference", "search")
+            if work.fused
+        ),
         Need("reference", "hidden states, going up", 2 * work.state),
         Need("reference", "activations", work.activations),
         Need("reference", _where(choice), kept),
@@ -174,6 +195,7 @@ def needs_on_device(work: Work, choice: Allotment) -> list[Need]:
             Need(phase, _where(choice), kept),
             Need(phase, "weights in flight", slots, "vram"),
             Need(phase, "one layer, mixed or converted", work.slot, "vram"),
+            *([Need(phase, "experts of one layer, put together", work.fused, "vram")] if work.fused else []),
             Need(
                 phase,
                 f"hidden states of {_counted(states - 3, 'candidate')} and the original",

@@ -178,12 +178,12 @@ def test_a_layer_s_weights_live_in_the_file_or_in_one_slot(llama_bf16: Path) -> 
         pointers = []
         for position in (0, 1):
             with model.onload(view, position) as weights:
-                assert {w.dtype for w in weights.values()} == {job.placement.dtype}
-                for suffix, weight in weights.items():
+                assert {w.dtype for w in weights.stored.values()} == {job.placement.dtype}
+                for suffix, weight in weights.stored.items():
                     stored = job.checkpoint.read(f"model.layers.{position}.{suffix}", torch.device("cpu"))
                     assert torch.equal(weight, stored.to(weight.dtype))
                     assert (weight.data_ptr() == stored.data_ptr()) == (dtype == "bfloat16")
-                pointers.append({s: w.data_ptr() for s, w in weights.items()})
+                pointers.append({s: w.data_ptr() for s, w in weights.stored.items()})
                 with pytest.raises(AssertionError, match="the slot is in use"), model.onload(view, 2):
                     pass
         assert (pointers[0] == pointers[1]) == (dtype == "float32")

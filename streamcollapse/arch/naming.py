@@ -1,0 +1,86 @@
+"""The names of a checkpoint and those of the model's modules: transformers' own mapping from one to the other.
+
+Most families store tensors under their modules' names. Some have been renamed since, or have modules that hold in one
+parameter what is stored in many (experts); transformers converts them on load by rules that it keeps for each family.
+The same rules are applied here, to one layer at a time. transformers 4 has no such rules: there, modules are as stored.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from streamcollapse.arch.config import THEIR_ERRORS, first_line
+from streamcollapse.errors import ModelError, printable
+
+try:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+except ImportError:  # transformers 4
+    get_model_conversion_mapping = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a stored tensor goes: parameter or buffer ``name`` of the model. ``rule`` names the conversion that makes
+    ``name``, and perhaps others, of this and other tensors; None where the tensor is used as it is."""
+
+    name: str
+    rule: str | None = None
+
+
+class Naming:
+    """How transformers would load the tensors of a checkpoint into ``model`` (on the meta device)."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._parameters = model.state_dict(keep_vars=True)
+        rules: list[Any] = [] if get_model_conversion_mapping is None else get_model_conversion_mapping(model)
+        self._renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        self._converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        self._by_pattern = {pattern: rule for rule in self._converters for pattern in rule.source_patterns}
+
+    def target(self, name: str) -> Target | None:
+        """Where the tensor stored as ``name`` goes; None where the model has no place for it."""
+        if self._renamings or self._converters:
+            prefix = self._model.base_model_prefix
+            found, rule = rename_source_key(name, self._renamings, self._converters, prefix, self._parameters)
+            if found in self._parameters:
+                return Target(found, rule)
+        prefix = f"{self._model.base_model_prefix}."
+        for plain in (name, prefix + name, name.removeprefix(prefix)):
+            if plain in self._parameters:
+                return Target(plain)
+        return None
+
+    def ignores(self, name: str) -> bool:
+        """Whether the model itself leaves out what is stored as ``name``."""
+        patterns = getattr(self._model, "_keys_to_ignore_on_load_unexpected", None) or ()
+        return any(re.search(pattern, name) for pattern in patterns)
+
+    def convert(self, target: str, parts: Iterable[tuple[str, str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Parameters of the model by name: what the conversion that goes to ``target`` makes of ``parts``.
+
+        Each part is a stored name, the ``rule`` of its Target, and the tensor; in natural order of their names. Nothing
+        is computed, only put together or taken apart, so tensors on the meta device do as well. Raises ModelError.
+        """
+        rule: Any = None
+        for name, pattern, tensor in parts:
+            rule = rule or copy.deepcopy(self._by_pattern[pattern])
+            rule.add_tensor(target, name, pattern, tensor)
+        try:
+            made = rule.convert(target, model=self._model, config=self._model.config)
+        except THEIR_ERRORS as error:
+            raise ModelError(f"{printable(target)} cannot be put together: {first_line(error)}") from error
+        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sorts ``experts.10`` after ``experts.9``, as the conversions expect."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,43 @@
+"""Tensors that are not what a layout needs: packed weights, wrong shapes."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from streamcollapse.errors import ModelError, printable
+from streamcollapse.storage.source import TensorSource
+
+_PACKED = re.compile(r"\.(qweight|qzeros|g_idx|SCB|weight_packed|weight_scale|weight_scale_inv|absmax|quant_state.*)$")
+
+
+def refuse_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raise ModelError for tensor ``name``, whose shape is not the one that the config gives."""
+    raise ModelError(
+        f"tensor {printable(name)} has shape {list(found)}, the config gives {list(expected)}; "
+        "config.json and weights do not belong together"
+    )
+
+
+def refuse_integers(name: str, source: TensorSource) -> None:
+    """Raise ModelError if the weight ``name`` is stored in integers."""
+    dtype = source.info(name).dtype
+    if not dtype.is_floating_point:
+        raise ModelError(_packed(name, dtype))
+
+
+def refuse_packed(source: TensorSource) -> None:
+    """Raise ModelError if a tensor's name or dtype says that it is quantised."""
+    for name in source.names:
+        dtype = source.info(name).dtype
+        eight_bit = dtype.is_floating_point and dtype.itemsize == 1
+        if eight_bit or _PACKED.search(name) or (dtype == torch.int8 and len(source.info(name).shape) > 1):
+            raise ModelError(_packed(name, dtype))
+
+
+def _packed(name: str, dtype: torch.dtype) -> str:
+    kind = str(dtype).removeprefix("torch.")
+    return (
+        f"tensor {printable(name)} is packed or quantised ({kind}); prune the original weights and quantise the result"
+    )

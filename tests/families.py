@@ -1,0 +1,81 @@
+"""A small random configuration of each family of decoder models, and what is particular about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers as hf
+
+from tests.checkpoints import VOCABULARY
+
+NUM_LAYERS = 6
+ENDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "num_hidden_layers": NUM_LAYERS,
+    "max_position_embeddings": 64,
+    **ENDS,
+}
+BARE: dict[str, Any] = {
+    key: SMALL[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+} | ENDS
+
+FAMILIES: dict[str, Any] = {
+    "llama": lambda: hf.LlamaConfig(**SMALL),
+    "mistral, sliding": lambda: hf.MistralConfig(**SMALL, sliding_window=8),
+    "qwen 2, full then sliding": lambda: hf.Qwen2Config(
+        **SMALL, use_sliding_window=True, max_window_layers=3, sliding_window=8
+    ),
+    "qwen 3, norms on q and k": lambda: hf.Qwen3Config(**SMALL, head_dim=8),
+    "gemma 2, sliding and full, softcapped": lambda: hf.Gemma2Config(**SMALL, head_dim=8, sliding_window=8),
+    "gemma 3, two rotary bases": lambda: hf.Gemma3TextConfig(
+        **SMALL, head_dim=8, sliding_window=8, sliding_window_pattern=3
+    ),
+    "phi 3, packed projections": lambda: hf.Phi3Config(**SMALL),
+    "opt, projected embedding": lambda: hf.OPTConfig(
+        **BARE, ffn_dim=48, max_position_embeddings=64, word_embed_proj_dim=16
+    ),
+    "bloom, alibi": lambda: hf.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=NUM_LAYERS, n_head=4, **ENDS),
+    "gpt 2, learned positions, tied": lambda: hf.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=NUM_LAYERS, n_head=4, n_positions=64, **ENDS
+    ),
+    "gpt neox, renamed head, parallel residual": lambda: hf.GPTNeoXConfig(
+        **BARE, intermediate_size=48, max_position_embeddings=64
+    ),
+    "falcon, rotary": lambda: hf.FalconConfig(**BARE, alibi=False),
+    "falcon, alibi": lambda: hf.FalconConfig(**BARE, alibi=True),
+    "falcon, new decoder": lambda: hf.FalconConfig(**BARE, new_decoder_architecture=True, num_kv_heads=2),
+    "mpt, alibi": lambda: hf.MptConfig(
+        vocab_size=VOCABULARY, d_model=32, n_layers=NUM_LAYERS, n_heads=4, max_seq_len=64, **ENDS
+    ),
+    "olmo 2, norms after": lambda: hf.Olmo2Config(**SMALL),
+    "starcoder 2, biases": lambda: hf.Starcoder2Config(**SMALL),
+    "cohere, parallel": lambda: hf.CohereConfig(**SMALL),
+    "granite, multipliers": lambda: hf.GraniteConfig(**SMALL, residual_multiplier=0.5, embedding_multiplier=2.0),
+    "stablelm, partial rotary": lambda: hf.StableLmConfig(**SMALL),
+    "mixtral, experts": lambda: hf.MixtralConfig(**SMALL, num_local_experts=4),
+    "qwen 3 moe, dense and sparse": lambda: hf.Qwen3MoeConfig(
+        **SMALL, head_dim=8, num_experts=12, num_experts_per_tok=2, moe_intermediate_size=16, mlp_only_layers=[1, 4]
+    ),
+    "deepseek 3, latent attention, dense first": lambda: hf.DeepseekV3Config(
+        **(SMALL | {"num_key_value_heads": 4}),
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=8,
+        n_routed_experts=8,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        moe_intermediate_size=16,
+        first_k_dense_replace=2,
+    ),
+    "gpt oss, sinks": lambda: hf.GptOssConfig(
+        **SMALL, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=8
+    ),
+}

@@ -1,0 +1,86 @@
+"""Every family end to end: streamed like the model's own forward, searched like the in-memory search, written so that
+transformers loads it whole and generates with a cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from streamcollapse import CollapseOptions, prune
+from streamcollapse.forward.batches import make_batches
+from streamcollapse.forward.reference import reference_pass
+from streamcollapse.jobs.opening import open_job
+from streamcollapse.merge.rules import RULES
+from streamcollapse.progress import silent
+from streamcollapse.settings import Calibration, Compute
+from tests.checkpoints import save_model
+from tests.families import FAMILIES
+from tests.in_memory import in_memory_search
+from tests.streams import plain_stream
+
+TEXTS = [
+    "The river rises in the hills and runs east.",
+    "A ship sailed.",
+    "In the year of the war, the old town burned.",
+]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(FAMILIES[request.param](), tmp_path_factory.mktemp("family") / "model", gain=3.0)
+
+
+def token_ids(directory: Path) -> list[list[int]]:
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    return [tokenizer(text)["input_ids"] for text in TEXTS]
+
+
+def test_the_reference_pass_equals_the_model_s_own_forward(family: Path) -> None:
+    samples = token_ids(family)
+    job = open_job(family, Compute("cpu", "float32"), False, silent)
+    batches = make_batches(samples)
+    reference = reference_pass(
+        job.model(), plain_stream(job), job.architecture.layout, batches, range(job.num_layers), job.meter, silent
+    )
+    model = AutoModelForCausalLM.from_pretrained(family, dtype=torch.float32).eval()
+    for batch, last, boundaries in zip(batches, reference.last_hidden, reference.boundaries, strict=True):
+        for row, length in enumerate(batch.lengths):
+            with torch.inference_mode():
+                ids = batch.input_ids_NT[row : row + 1, :length]
+                own = model(ids, output_hidden_states=True, use_cache=False).hidden_states
+            for index in range(job.num_layers):
+                torch.testing.assert_close(boundaries[index][row, :length], own[index][0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(last[row, :length], own[-1][0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_prune_equals_the_search_in_memory(family: Path, rule: str, tmp_path: Path) -> None:
+    calibration = tmp_path / "calibration.txt"
+    calibration.write_text("\n".join(TEXTS) + "\n")
+    for threshold in (0.999, 0.8, 0.3, -1.0):
+        expected = in_memory_search(family, TEXTS, c=3, i=1, threshold=threshold, rule=rule)
+        accepted = [decision[3] for decision in expected.decisions]
+        if any(accepted) and not all(accepted):
+            break
+    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=threshold, rule=rule)
+    out = tmp_path / "out"
+    result = prune(family, out, options, calibration=Calibration(str(calibration)), compute=Compute("cpu", "float32"))
+    assert result.plan.search is not None
+    ours = [(d.l, d.merged, d.similarity, d.accepted) for d in result.plan.search.decisions]
+    assert [d[:2] + d[3:] for d in ours] == [d[:2] + d[3:] for d in expected.decisions]
+    for mine, theirs in zip(ours, expected.decisions, strict=True):
+        assert mine[2] == (None if theirs[2] is None else pytest.approx(theirs[2], abs=1e-5))
+    pruned, info = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    own = expected.model.state_dict()
+    for name, tensor in pruned.state_dict().items():
+        torch.testing.assert_close(tensor, own[name], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    ids = torch.tensor([token_ids(family)[0]])
+    pruned.eval()
+    with_cache = pruned.generate(ids, max_new_tokens=6, do_sample=False, use_cache=True)
+    without = pruned.generate(ids, max_new_tokens=6, do_sample=False, use_cache=False)
+    assert torch.equal(with_cache, without)
+    assert with_cache.shape[1] > ids.shape[1]
