@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 import streamcollapse
 
@@ -19,7 +19,7 @@ VOCABULARY = 4096  # that of the bundled tokenizer
 
 
 def save_model(
-    config: PreTrainedConfig,
+    config: PretrainedConfig,
     out: Path,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,

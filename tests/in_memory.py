@@ -21,10 +21,10 @@ class Outcome:
 
 
 def find_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
-    decoder = model.get_decoder()
-    for name in ("layers", "h", "blocks"):
-        if hasattr(decoder, name):
-            return getattr(decoder, name)
+    for decoder in (model.get_decoder(), model.base_model):  # transformers 4 has no decoder for some families
+        for name in ("layers", "h", "blocks"):
+            if hasattr(decoder, name):
+                return getattr(decoder, name)
     raise AssertionError("no layers")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from streamcollapse.arch.positions import cut
 from streamcollapse.errors import ModelError, printable
@@ -46,11 +46,11 @@ class ModelConfig:
     """``raw`` is the JSON as stored, ``loaded`` transformers' view of it, ``num_layers`` the decoder layers."""
 
     raw: dict[str, Any]
-    loaded: PreTrainedConfig
+    loaded: PretrainedConfig
     num_layers: int
 
     @property
-    def text(self) -> PreTrainedConfig:
+    def text(self) -> PretrainedConfig:
         """The part of the config that describes the decoder."""
         return self.loaded.get_text_config(decoder=True)
 
@@ -86,7 +86,9 @@ def load_config(directory: Path, trust_remote_code: bool) -> ModelConfig:
         )
     num_layers = getattr(loaded.get_text_config(decoder=True), "num_hidden_layers", None)
     if type(num_layers) is not int or num_layers < 1:
-        raise ModelError(f"{where}: no usable number of decoder layers (num_hidden_layers is {printable(num_layers)})")
+        raise ModelError(
+            f"{where}: no usable number of decoder layers (num_hidden_layers is {printable(repr(num_layers))})"
+        )
     for key in _BY_NUMBER:
         if getattr(loaded.get_text_config(decoder=True), key, False):
             raise ModelError(f"{where}: {key} is set: what a layer computes depends on its number; not supported")

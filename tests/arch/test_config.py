@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, Gemma2Config, Gemma3TextConfig, GPT2Config, PreTrainedConfig, Qwen2Config
+from transformers import AutoConfig, Gemma2Config, Gemma3TextConfig, GPT2Config, PretrainedConfig, Qwen2Config
 
 from streamcollapse.arch.config import config_text, load_config, pruned_config
 from streamcollapse.errors import CheckpointError, ModelError
@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def _prune(config: PreTrainedConfig, tmp_path: Path, bases: list[int]) -> tuple[dict[str, Any], PreTrainedConfig]:
+def _prune(config: PretrainedConfig, tmp_path: Path, bases: list[int]) -> tuple[dict[str, Any], PretrainedConfig]:
     config.save_pretrained(tmp_path)
     edited = pruned_config(load_config(tmp_path, trust_remote_code=False), bases)
     (tmp_path / "config.json").write_text(config_text(edited))
@@ -45,7 +45,7 @@ def test_aliases_of_the_layer_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [Gemma2Config, Gemma3TextConfig])
-def test_layer_types_follow_the_kept_bases(tmp_path: Path, kind: type[PreTrainedConfig]) -> None:
+def test_layer_types_follow_the_kept_bases(tmp_path: Path, kind: type[PretrainedConfig]) -> None:
     config = kind(num_hidden_layers=6, **SMALL)
     types = list(config.layer_types)
     bases = [0, 1, 3, 5]

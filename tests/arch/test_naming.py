@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM
 
 from streamcollapse.arch.architecture import understand
 from streamcollapse.arch.naming import natural_key
@@ -64,7 +64,7 @@ def test_all_experts_missing(mixtral: Path) -> None:
             del tensors[name]
 
     edit_tensors(mixtral, drop)
-    with pytest.raises(ModelError, match=r"layers.2.mlp.experts.down_proj is missing"):
+    with pytest.raises(ModelError, match=r"layers\.2\..*experts.* is missing"):
         understand(Checkpoint(mixtral))
 
 
@@ -74,6 +74,8 @@ def test_layers_above_the_stack_that_the_model_leaves_out(tmp_path: Path) -> Non
     config = json.loads((directory / "config.json").read_text())
     assert config["num_hidden_layers"] == 6
     edit_tensors(directory, lambda tensors: tensors.update({"model.layers.61.eh_proj.weight": torch.ones(2, 2)}))
+    if not DeepseekV3ForCausalLM._keys_to_ignore_on_load_unexpected:
+        pytest.skip("this transformers does not know of them")
     layout = understand(Checkpoint(directory)).layout
     assert not any("61" in name for name in layout.outside)
     edit_tensors(directory, lambda tensors: tensors.update({"model.layers.7.eh_proj.weight": torch.ones(2, 2)}))

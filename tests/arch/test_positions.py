@@ -40,7 +40,7 @@ def test_a_period_becomes_a_list() -> None:
     assert cut(entries, 6, [0, 1, 3, 4, 5]) == {"decoder_sparse_step": 1, "mlp_only_layers": [0, 1, 3]}
 
 
-def skeletons(config: hf.PreTrainedConfig, bases: list[int], directory: Path) -> tuple:  # type: ignore[type-arg]
+def skeletons(config: hf.PretrainedConfig, bases: list[int], directory: Path) -> tuple:  # type: ignore[type-arg]
     config.save_pretrained(directory)
     loaded = load_config(directory, trust_remote_code=False)
     source = build_skeleton(loaded, torch.float32, trust_remote_code=False)

@@ -105,9 +105,9 @@ def _check_output(out: Path, plan: Plan) -> None:
     assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     model.eval()
     tokenizer = AutoTokenizer.from_pretrained(out)
-    inputs = tokenizer("The river was", return_tensors="pt")
-    with_cache = model.generate(**inputs, max_new_tokens=12, do_sample=False, use_cache=True)
-    without = model.generate(**inputs, max_new_tokens=12, do_sample=False, use_cache=False)
+    inputs = tokenizer("The river was", return_tensors="pt")["input_ids"]
+    with_cache = model.generate(inputs, max_new_tokens=12, do_sample=False, use_cache=True)
+    without = model.generate(inputs, max_new_tokens=12, do_sample=False, use_cache=False)
     assert torch.equal(with_cache, without)
     assert plan.search is not None
     accepted = [d for d in plan.search.decisions if d.accepted]
