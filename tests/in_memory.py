@@ -96,8 +96,11 @@ def in_memory_search(
     low: int = 1,
     high: int | None = None,
     norms: bool = False,
+    trust_remote_code: bool = False,
 ) -> Outcome:
-    original = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    original = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, trust_remote_code=trust_remote_code
+    ).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     token_ids = [tokenizer(sample, return_tensors="pt")["input_ids"] for sample in samples]
     outcome = Outcome(copy.deepcopy(original))
