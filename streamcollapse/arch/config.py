@@ -84,6 +84,11 @@ def load_config(directory: Path, trust_remote_code: bool) -> ModelConfig:
         raise ModelError(
             f"{where}: {printable(raw.get('model_type'))} is an encoder-decoder model; give a decoder-only one"
         )
+    if loaded.model_type in _encoder_types() and not getattr(loaded, "is_decoder", False):
+        raise ModelError(
+            f"{where}: {printable(loaded.model_type)} is an encoder, whose attention sees both ways; "
+            "give a decoder, which predicts the next token"
+        )
     num_layers = getattr(loaded.get_text_config(decoder=True), "num_hidden_layers", None)
     if type(num_layers) is not int or num_layers < 1:
         raise ModelError(
@@ -99,6 +104,13 @@ def _known_model_types() -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     return CONFIG_MAPPING
+
+
+def _encoder_types() -> set[str]:
+    """Model types made for filling in masked tokens, even where transformers lets them predict the next one."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return set(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
 
 
 def first_line(error: BaseException) -> str:

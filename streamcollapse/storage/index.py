@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -67,8 +68,12 @@ def _read_weight_map(path: Path) -> dict[str, str]:
 
 def _what_is_there(directory: Path) -> str:
     found = sorted(p.name for p in directory.iterdir())
+    if "adapter_config.json" in found:
+        return "an adapter (LoRA) and no model; merge it into its base model first (merge_and_unload in peft)"
     if any(name.endswith(".safetensors") for name in found):
         return f"safetensors files, but neither {SINGLE_FILE} nor {INDEX_FILE}; restore the index"
+    if any(fnmatch(name, "consolidated*.pth") for name in found):
+        return "Meta's own format (consolidated.*.pth); use the Hugging Face version of the model in safetensors"
     if any(name.endswith((".bin", ".pth", ".pt")) for name in found):
         return "PyTorch files, but no safetensors; convert the checkpoint to safetensors first"
     if any(name.endswith(".gguf") for name in found):

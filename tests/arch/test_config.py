@@ -84,6 +84,7 @@ def test_lists_that_only_happen_to_be_as_long_stay(tmp_path: Path) -> None:
             "runs code of its own .* pass --trust-remote-code",
         ),
         (lambda d: d.update(model_type="t5"), "encoder-decoder model"),
+        (lambda d: d.update(model_type="bert"), "bert is an encoder, whose attention sees both ways"),
         (lambda d: d.update(num_hidden_layers=0), "no usable number of decoder layers"),
     ],
 )

@@ -105,6 +105,8 @@ def test_tensor_in_two_shards(tmp_path: Path, llama_bf16: Path) -> None:
         ([], "no model.safetensors and no model.safetensors.index.json"),
         (["pytorch_model.bin"], "convert the checkpoint to safetensors"),
         (["model.gguf"], "a GGUF file"),
+        (["adapter_config.json", "adapter_model.safetensors"], r"an adapter \(LoRA\) and no model; merge it"),
+        (["consolidated.00.pth", "params.json"], "Meta's own format"),
         (["model-00001-of-00002.safetensors"], "restore the index"),
     ],
 )
