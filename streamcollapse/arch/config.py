@@ -150,6 +150,17 @@ def pruned_config(config: ModelConfig, bases: Sequence[int]) -> dict[str, Any]:
     return edited
 
 
+def as_pruned(config: ModelConfig, bases: Sequence[int]) -> ModelConfig:
+    """``pruned_config`` as transformers reads it, without a file. Raises ModelError where it does not."""
+    raw = pruned_config(config, bases)
+    try:
+        loaded = type(config.loaded).from_dict(copy.deepcopy(raw))
+    except THEIR_ERRORS as error:
+        raise ModelError(f"transformers cannot read the pruned model's config: {first_line(error)}") from error
+    loaded._name_or_path = config.loaded._name_or_path  # where its code is, if it has its own
+    return ModelConfig(raw, loaded, len(bases))
+
+
 def _text_section(raw: dict[str, Any]) -> dict[str, Any]:
     for name in TEXT_SECTIONS:
         if isinstance(raw.get(name), dict):

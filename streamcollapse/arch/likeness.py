@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from streamcollapse.arch.skeleton import Skeleton
+from streamcollapse.arch.architecture import Architecture
+from streamcollapse.arch.config import as_pruned
+from streamcollapse.arch.skeleton import Skeleton, build_skeleton
 from streamcollapse.errors import ModelError, printable
 
 _Traits = dict[str, Any]
@@ -32,6 +34,12 @@ def check_likeness(source: Skeleton, pruned: Skeleton, bases: Sequence[int]) -> 
                     f"{name} is {printable(found)}, not {printable(wanted)}; the kind of a layer follows from its "
                     "position in this architecture, and its config cannot say otherwise: not supported"
                 )
+
+
+def check_prunable(source: Architecture, bases: Sequence[int], trust_remote_code: bool) -> None:
+    """``check_likeness`` for the model of the config that is left with ``bases``, before there is one."""
+    config = as_pruned(source.config, bases)
+    check_likeness(source.skeleton, build_skeleton(config, source.weights_dtype, trust_remote_code), bases)
 
 
 def _traits(layer: nn.Module) -> _Traits:

@@ -13,7 +13,14 @@ from typing import Any
 _NOT_PER_LAYER = {"architectures", "auto_map", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id"}
 
 # Numbers of layers, 0-based, that have something the others have not.
-_NUMBERS = ("mlp_only_layers", "cross_attention_layers", "hybrid_layer_ids", "ple_layer_ids", "full_attn_idxs")
+_NUMBERS = (
+    "mlp_only_layers",
+    "moe_layers",
+    "cross_attention_layers",
+    "hybrid_layer_ids",
+    "ple_layer_ids",
+    "full_attn_idxs",
+)
 
 # How many layers, from the lowest on, are of one kind; the rest are of another.
 _LOWEST = ("first_k_dense_replace", "max_window_layers", "num_dense_layers", "moe_layer_start_index")

@@ -9,7 +9,7 @@ from typing import Any
 
 from streamcollapse.errors import OutputError, printable
 from streamcollapse.jobs.inspect import Inspection, describe
-from streamcollapse.jobs.opening import Job, calibration_samples, open_job
+from streamcollapse.jobs.opening import Job, calibration_samples, check_prunable, open_job
 from streamcollapse.jobs.streams import allotment, least_allotment
 from streamcollapse.jobs.workdir import check_work_directory
 from streamcollapse.merge.plan import Plan
@@ -52,6 +52,7 @@ def preview_search(
     if out is not None:
         check_output(Path(out), Path(source), output.overwrite)
     job = open_job(source, compute, trust_remote_code, silent)
+    check_prunable(job, options)
     samples = calibration_samples(job, calibration)
     check_work_directory(streaming, job, samples, options.merge_norms)
     smallest = smallest_output(job, options)

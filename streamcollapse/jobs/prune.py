@@ -15,7 +15,7 @@ from typing import Any
 
 from streamcollapse.errors import StreamCollapseError, printable
 from streamcollapse.jobs.candidates import Evaluator, decide
-from streamcollapse.jobs.opening import Job, Samples, calibration_samples, open_job
+from streamcollapse.jobs.opening import Job, Samples, calibration_samples, check_prunable, open_job
 from streamcollapse.jobs.preview import smallest_output
 from streamcollapse.jobs.streams import Means, allotment, means, plain_allotment, starting_layers
 from streamcollapse.jobs.workdir import work_place
@@ -131,6 +131,7 @@ def apply(
 
 
 def _planned_memory(job: Job, options: CollapseOptions, samples: Samples, streaming: Streaming) -> Allotment:
+    check_prunable(job, options)
     choice = allotment(job, samples, streaming, options)
     rows = tuple((need.phase, need.what, need.num_bytes, need.memory) for need in choice.needs)
     job.listener(MemoryPlanned(rows, choice.budgets, choice.io))

@@ -8,11 +8,16 @@ import pytest
 import torch
 import transformers as hf
 
+from streamcollapse import CollapseOptions, search
 from streamcollapse.arch.config import config_text, load_config, pruned_config
 from streamcollapse.arch.likeness import check_likeness
 from streamcollapse.arch.positions import cut
 from streamcollapse.arch.skeleton import build_skeleton
 from streamcollapse.errors import ModelError
+from streamcollapse.jobs.preview import preview_search
+from streamcollapse.progress import PhaseStarted
+from streamcollapse.settings import Calibration, Compute, Streaming
+from tests.checkpoints import save_model
 from tests.families import SMALL
 
 
@@ -78,3 +83,18 @@ def test_gpt_2_that_scales_attention_by_the_layer_s_number_is_refused(tmp_path: 
     hf.GPT2Config(n_layer=4, n_embd=32, n_head=4, scale_attn_by_inverse_layer_idx=True).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="scale_attn_by_inverse_layer_idx is set"):
         load_config(tmp_path, trust_remote_code=False)
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_such_an_architecture_is_refused_before_a_weight_is_read(tmp_path: Path, dry: bool) -> None:
+    source = save_model(hf.DiffLlamaConfig(**SMALL), tmp_path / "m")
+    options = CollapseOptions(layers_per_merge=3, interval=1)
+    with pytest.raises(ModelError, match="lambda_init"):
+        if dry:
+            preview_search(source, options, Calibration(), Compute("cpu"), Streaming(), False)
+        else:
+            search(source, options, compute=Compute("cpu"), listener=_no_phase)
+
+
+def _no_phase(event: object) -> None:
+    assert not isinstance(event, PhaseStarted)

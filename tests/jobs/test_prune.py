@@ -17,6 +17,7 @@ from streamcollapse import Calibration, CollapseOptions, Compute, Output, Plan, 
 from streamcollapse.errors import ModelError, OutputError, PlanError
 from streamcollapse.jobs import prune as module
 from streamcollapse.jobs.opening import calibration_samples, open_job
+from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.progress import DecisionMade, StackChanged, WarningRaised, silent
 from streamcollapse.strategy.calibration import load_samples
 from tests.checkpoints import VOCABULARY, edit_tensors, save_llama, save_model
@@ -377,8 +378,13 @@ def test_a_stack_whose_layers_kinds_follow_from_their_position_is_refused(tmp_pa
     )
     source = save_model(config, tmp_path / "m", gain=1.0)
     options = CollapseOptions(layers_per_merge=2, interval=1, threshold=-1.0, rule="first")
-    with pytest.raises(ModelError, match="the pruned model could not be loaded again"):
+    with pytest.raises(ModelError, match=r"^layer 4 of the pruned model would not be like layer 5 of the source"):
         prune(source, tmp_path / "out", options, compute=FLOAT32)
+    job = open_job(source, FLOAT32, False, silent)
+    layers = tuple(PlanLayer(base, {base: 1.0}) for base in (0, 2, 3, 4, 5))
+    plan = Plan("by hand", 6, job.checkpoint.fingerprint(), layers)
+    with pytest.raises(ModelError, match="the pruned model could not be loaded again"):
+        apply(source, plan, tmp_path / "out", compute=FLOAT32)
     assert not (tmp_path / "out").exists()
 
 
