@@ -9,6 +9,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -97,10 +98,9 @@ def in_memory_search(
     high: int | None = None,
     norms: bool = False,
     trust_remote_code: bool = False,
+    loader: Any = AutoModelForCausalLM,
 ) -> Outcome:
-    original = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, trust_remote_code=trust_remote_code
-    ).eval()
+    original = loader.from_pretrained(directory, dtype=torch.float32, trust_remote_code=trust_remote_code).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     token_ids = [tokenizer(sample, return_tensors="pt")["input_ids"] for sample in samples]
     outcome = Outcome(copy.deepcopy(original))

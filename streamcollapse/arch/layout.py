@@ -11,7 +11,7 @@ import torch
 
 from streamcollapse.arch.assembly import Assembly, assemblies_of
 from streamcollapse.arch.naming import Naming, Target
-from streamcollapse.arch.refusals import refuse_integers, refuse_packed, refuse_shape
+from streamcollapse.arch.refusals import refuse_different_twins, refuse_integers, refuse_packed, refuse_shape
 from streamcollapse.arch.skeleton import Skeleton
 from streamcollapse.errors import ModelError, printable
 from streamcollapse.storage.source import TensorSource
@@ -191,6 +191,9 @@ def _outside_names(
     tied_head = (
         head is not None and embedding is not None and getattr(head, "weight", None) is getattr(embedding, "weight", 0)
     )
+    if tied_head:
+        shared = [stored[name] for name, parameter in parameters.items() if parameter is embedding.weight]
+        refuse_different_twins(shared, source)
     return stored, tied_head
 
 

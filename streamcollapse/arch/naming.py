@@ -2,7 +2,8 @@
 
 Most families store tensors under their modules' names. Some have been renamed since, or have modules that hold in one
 parameter what is stored in many (experts); transformers converts them on load by rules that it keeps for each family.
-The same rules are applied here, to one layer at a time. transformers 4 has no such rules: there, modules are as stored.
+The same rules are applied here, to one layer at a time. transformers 4 has renamings of a model's own at most: there,
+modules are as stored.
 """
 
 from __future__ import annotations
@@ -54,10 +55,16 @@ class Naming:
             if found in self._parameters:
                 return Target(found, rule)
         prefix = f"{self._model.base_model_prefix}."
-        for plain in (name, prefix + name, name.removeprefix(prefix)):
+        for plain in (name, self._renamed(name), prefix + name, name.removeprefix(prefix)):
             if plain in self._parameters:
                 return Target(plain)
         return None
+
+    def _renamed(self, name: str) -> str:
+        """``name`` by the renamings that a model of transformers 4 has of its own: the first that matches."""
+        own = getattr(self._model, "_checkpoint_conversion_mapping", None) or {}
+        renamed = (re.subn(pattern, new, name) for pattern, new in own.items())
+        return next((found for found, count in renamed if count), name)
 
     def ignores(self, name: str) -> bool:
         """Whether the model itself leaves out what is stored as ``name``."""

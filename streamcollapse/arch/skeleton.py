@@ -12,7 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 
 from streamcollapse.arch.config import THEIR_ERRORS, ModelConfig, first_line
 from streamcollapse.errors import ModelError
@@ -37,11 +42,11 @@ def build_skeleton(config: ModelConfig, dtype: torch.dtype, trust_remote_code: b
 
     Raises ModelError when transformers has no causal language model for it or its stack cannot be told apart.
     """
+    wrapper = type(config.loaded) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    kind = AutoModelForImageTextToText if wrapper else AutoModelForCausalLM
     try:
         with _parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(
-                copy.deepcopy(config.loaded), dtype=dtype, trust_remote_code=trust_remote_code
-            )
+            model = kind.from_config(copy.deepcopy(config.loaded), dtype=dtype, trust_remote_code=trust_remote_code)
     except THEIR_ERRORS as error:
         raise ModelError(f"no causal language model can be built for {config.family}: {first_line(error)}") from error
     model.eval()
@@ -79,6 +84,9 @@ def _find_stack(model: PreTrainedModel, num_layers: int) -> tuple[str, nn.Module
     ]
     # Experts and heads are lists inside a layer; the stack is inside no other list of its length.
     outer = [(n, m) for n, m in found if not any(n.startswith(f"{other}.") for other, _ in found)]
+    if len(outer) > 1:  # an encoder of images may be as deep; what the model calls its decoder tells them apart
+        inside = set(model.get_decoder().modules())
+        outer = [(n, m) for n, m in outer if m in inside]
     if len(outer) != 1:
         names = ", ".join(name for name, _ in outer) or "none"
         raise ModelError(

@@ -85,6 +85,23 @@ def test_tensors_that_do_not_match_the_model(tmp_path: Path) -> None:
     )
 
 
+def test_a_tied_head_that_is_stored_must_be_the_embedding(tmp_path: Path) -> None:
+    directory = save_model(llama_config(2, tie_word_embeddings=True), tmp_path / "m")
+    embedding = load_file(directory / "model.safetensors")["model.embed_tokens.weight"]
+    assert "lm_head.weight" not in load_file(directory / "model.safetensors")
+    edit_tensors(directory, lambda tensors: tensors.update({"lm_head.weight": embedding.clone()}))
+    layout = understand(Checkpoint(directory)).layout
+    assert layout.tied_head
+    assert layout.stored["lm_head.weight"] == "lm_head.weight"
+    edit_tensors(directory, lambda tensors: tensors.update({"lm_head.weight": embedding + 1.0}))
+    with pytest.raises(
+        ModelError, match=r"are tied, but (model.embed_tokens|lm_head).weight and .* differ; set tie_word"
+    ):
+        understand(Checkpoint(directory))
+    edit_json(directory / "config.json", lambda d: d.update(tie_word_embeddings=False))
+    assert not understand(Checkpoint(directory)).layout.tied_head
+
+
 @pytest.mark.parametrize("number", ["007", "٣", "9" * 5000, "-1"])
 def test_numbers_that_are_no_layer_s_stay_outside(tmp_path: Path, number: str) -> None:
     directory = save_llama(tmp_path / "m", num_layers=2)

@@ -1,0 +1,75 @@
+"""Models of images and text: the language model's decoder stack is pruned, everything else goes through untouched."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from streamcollapse import CollapseOptions, prune
+from streamcollapse.settings import Calibration, Compute
+from tests.checkpoints import BUNDLED
+from tests.families import NUM_LAYERS, SMALL
+from tests.in_memory import in_memory_search
+
+TEXTS = [
+    "The river rises in the hills and runs east.",
+    "A ship sailed.",
+    "In the year of the war, the old town burned.",
+]
+VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "patch_size": 14}
+
+
+def gemma(depth: int) -> hf.PretrainedConfig:
+    text = {**SMALL, "head_dim": 8, "sliding_window": 8}
+    vision = {**VISION, "image_size": 28, "num_hidden_layers": depth}
+    return hf.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+
+
+def llava(depth: int) -> hf.PretrainedConfig:
+    vision = hf.CLIPVisionConfig(**VISION, image_size=28, num_hidden_layers=depth)
+    return hf.LlavaConfig(text_config=hf.LlamaConfig(**SMALL), vision_config=vision)
+
+
+@pytest.mark.parametrize("depth", [2, NUM_LAYERS])
+@pytest.mark.parametrize("wrapper", [gemma, llava])
+def test_the_language_model_alone_is_pruned(wrapper: Any, depth: int, tmp_path: Path) -> None:
+    """Also where the encoder of images has just as many layers."""
+    torch.manual_seed(0)
+    source, out = tmp_path / "source", tmp_path / "out"
+    model = AutoModelForImageTextToText.from_config(wrapper(depth))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "layers" in name:
+                parameter.mul_(1.5)
+    model.save_pretrained(source)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BUNDLED / file, source)
+    calibration = tmp_path / "calibration.txt"
+    calibration.write_text("\n".join(TEXTS) + "\n")
+    for threshold in (0.7, 0.3, -1.0):
+        expected = in_memory_search(
+            source, TEXTS, c=3, i=1, threshold=threshold, rule="mean", loader=AutoModelForImageTextToText
+        )
+        if any(accepted for *_, accepted in expected.decisions):
+            break
+    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=threshold, rule="mean")
+    result = prune(source, out, options, calibration=Calibration(str(calibration)), compute=Compute("cpu", "float32"))
+    assert result.plan.search is not None
+    for mine, theirs in zip(result.plan.search.decisions, expected.decisions, strict=True):
+        assert (mine.l, mine.merged, mine.accepted) == (theirs[0], theirs[1], theirs[3])
+        assert mine.similarity == pytest.approx(theirs[2], abs=1e-5)
+    assert result.plan.num_layers < NUM_LAYERS
+    pruned, info = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert pruned.config.get_text_config().num_hidden_layers == result.plan.num_layers
+    before, after = load_file(source / "model.safetensors"), load_file(out / "model.safetensors")
+    others = [name for name in before if "language_model" not in name]
+    assert others
+    assert all(torch.equal(before[name], after[name]) for name in others)
