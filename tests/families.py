@@ -79,3 +79,53 @@ FAMILIES: dict[str, Any] = {
         **SMALL, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=8
     ),
 }
+
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+# Streamed, and pruned with one rule: less is asked of these.
+MORE_FAMILIES: dict[str, Any] = {
+    "jamba, state space": lambda: hf.JambaConfig(
+        **SMALL,
+        attn_layer_period=3,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        num_experts=4,
+        mamba_d_state=8,
+        use_mamba_kernels=False,
+    ),
+    "qwen 3 next, linear attention": lambda: hf.Qwen3NextConfig(
+        **(SMALL | EXPERTS),
+        head_dim=8,
+        shared_expert_intermediate_size=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    ),
+    "phi moe": lambda: hf.PhimoeConfig(**SMALL, num_local_experts=4),
+    "olmoe": lambda: hf.OlmoeConfig(**SMALL, num_experts=4, num_experts_per_tok=2),
+    "granite moe": lambda: hf.GraniteMoeConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2),
+    "glm 4": lambda: hf.Glm4Config(**SMALL, head_dim=8),
+    "qwen 2 moe, a period": lambda: hf.Qwen2MoeConfig(
+        **(SMALL | EXPERTS), shared_expert_intermediate_size=16, decoder_sparse_step=2
+    ),
+    "smollm 3, without rotary now and then": lambda: hf.SmolLM3Config(**SMALL),
+    "exaone 4": lambda: hf.Exaone4Config(**SMALL, sliding_window=8),
+    "cohere 2": lambda: hf.Cohere2Config(**SMALL, sliding_window=8),
+    "llama 4, chunked": lambda: hf.Llama4TextConfig(
+        **SMALL, head_dim=8, num_local_experts=4, intermediate_size_mlp=48, attention_chunk_size=8
+    ),
+    "lfm 2, convolutions": lambda: hf.Lfm2Config(**SMALL),
+    "ernie moe": lambda: hf.Ernie4_5_MoeConfig(**SMALL, moe_num_experts=4, moe_k=2, moe_intermediate_size=16),
+    "codegen": lambda: hf.CodeGenConfig(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=NUM_LAYERS, n_head=4, rotary_dim=4, n_positions=64, **ENDS
+    ),
+    "gpt-j": lambda: hf.GPTJConfig(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=NUM_LAYERS, n_head=4, rotary_dim=4, n_positions=64, **ENDS
+    ),
+    "xglm": lambda: hf.XGLMConfig(
+        vocab_size=VOCABULARY, d_model=32, num_layers=NUM_LAYERS, attention_heads=4, ffn_dim=48, **ENDS
+    ),
+    "nemotron": lambda: hf.NemotronConfig(**SMALL),
+    "persimmon": lambda: hf.PersimmonConfig(**BARE, intermediate_size=48, max_position_embeddings=64),
+}

@@ -17,7 +17,7 @@ from streamcollapse.merge.rules import RULES
 from streamcollapse.progress import silent
 from streamcollapse.settings import Calibration, Compute
 from tests.checkpoints import save_model
-from tests.families import FAMILIES
+from tests.families import FAMILIES, MORE_FAMILIES
 from tests.in_memory import in_memory_search
 from tests.streams import plain_stream
 
@@ -39,6 +39,24 @@ def token_ids(directory: Path) -> list[list[int]]:
 
 
 def test_the_reference_pass_equals_the_model_s_own_forward(family: Path) -> None:
+    check_reference(family)
+
+
+@pytest.mark.parametrize("name", MORE_FAMILIES)
+def test_more_families_are_streamed_and_pruned(name: str, tmp_path: Path) -> None:
+    directory = save_model(MORE_FAMILIES[name](), tmp_path / "model", gain=2.0)
+    check_reference(directory)
+    options = CollapseOptions(layers_per_merge=4, interval=1, threshold=-1.0)
+    result = prune(directory, tmp_path / "out", options, compute=Compute("cpu", "float32"))
+    pruned, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert pruned.config.num_hidden_layers == result.plan.num_layers
+    assert result.plan.search is not None
+    assert any(decision.accepted or decision.reason for decision in result.plan.search.decisions)
+
+
+def check_reference(family: Path) -> None:
+    """The streamed pass against the model's own forward, at every boundary."""
     samples = token_ids(family)
     job = open_job(family, Compute("cpu", "float32"), False, silent)
     batches = make_batches(samples)
