@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers as hf
 from transformers import AutoModelForCausalLM
 
 from streamcollapse.arch.replay import DecoderStack
@@ -18,46 +17,8 @@ from streamcollapse.jobs.opening import Job, open_job
 from streamcollapse.progress import LayerDone, silent
 from streamcollapse.settings import Compute
 from tests.checkpoints import VOCABULARY, edit_tensors, save_llama, save_model
+from tests.families import FAMILIES
 from tests.streams import plain_stream
-
-N = 5
-SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": VOCABULARY,
-    "num_hidden_layers": N,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
-ENDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1}
-FAMILIES: dict[str, Any] = {
-    "llama": lambda: hf.LlamaConfig(**SMALL),
-    "mistral, sliding": lambda: hf.MistralConfig(**SMALL, sliding_window=8),
-    "gemma 2, sliding and full, softcapped": lambda: hf.Gemma2Config(**SMALL, head_dim=8, sliding_window=8),
-    "qwen 3, norms on q and k": lambda: hf.Qwen3Config(**SMALL, head_dim=8),
-    "phi 3, packed projections": lambda: hf.Phi3Config(**SMALL),
-    "gpt 2, learned positions, tied": lambda: hf.GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=N, n_head=4, n_positions=64, **ENDS
-    ),
-    "opt, projected embedding": lambda: hf.OPTConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=N,
-        ffn_dim=48,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        word_embed_proj_dim=16,
-        **ENDS,
-    ),
-    "bloom, alibi": lambda: hf.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=N, n_head=4, **ENDS),
-    "falcon": lambda: hf.FalconConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=N, num_attention_heads=4, **ENDS
-    ),
-}
 
 
 def random_samples(lengths: tuple[int, ...] = (23, 12, 7, 1)) -> list[list[int]]:
