@@ -8,13 +8,14 @@ import pytest
 import torch
 import transformers as hf
 
-from streamcollapse import CollapseOptions, search
+from streamcollapse import Checkpoint, CollapseOptions, Plan, apply, search
 from streamcollapse.arch.config import config_text, load_config, pruned_config
 from streamcollapse.arch.likeness import check_likeness
 from streamcollapse.arch.positions import cut
 from streamcollapse.arch.skeleton import build_skeleton
 from streamcollapse.errors import ModelError
 from streamcollapse.jobs.preview import preview_search
+from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.progress import PhaseStarted
 from streamcollapse.settings import Calibration, Compute, Streaming
 from tests.checkpoints import save_model
@@ -98,3 +99,17 @@ def test_such_an_architecture_is_refused_before_a_weight_is_read(tmp_path: Path,
 
 def _no_phase(event: object) -> None:
     assert not isinstance(event, PhaseStarted)
+
+
+def test_a_plan_by_hand_is_held_to_the_same(tmp_path: Path) -> None:
+    """Names and shapes fit, so nothing but the comparison of layers can tell."""
+    source = save_model(hf.DiffLlamaConfig(**SMALL), tmp_path / "m")
+    fingerprint = Checkpoint(source).fingerprint()
+    for bases, good in (((0, 1, 2), True), ((0, 1, 4), False)):
+        plan = Plan("by hand", 6, fingerprint, tuple(PlanLayer(base, {base: 1.0}) for base in bases))
+        if good:
+            assert apply(source, plan, tmp_path / "good", compute=Compute("cpu")).plan == plan
+        else:
+            with pytest.raises(ModelError, match="layer 2 of the pruned model would not be like layer 4 of the source"):
+                apply(source, plan, tmp_path / "bad", compute=Compute("cpu"))
+    assert not (tmp_path / "bad").exists()
