@@ -53,6 +53,7 @@ from measure import FailedError, Measured, chill, copy_seconds, run, warm
 from peers import APPLY, OURS, PEERS, SETTINGS, Bench, PeerError, command, environment, peer_python
 from verdict import COPY, Runs, compared_decisions, judged, medians
 
+from streamcollapse.errors import OptionError
 from streamcollapse.settings import Compute
 from streamcollapse.stream.device import resolve
 from streamcollapse.units import format_bytes, parse_bytes
@@ -196,7 +197,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--writes", type=int, default=3, help="writes in each round")
     parser.add_argument("--cold", action="store_true", help="drop the checkpoint from the page cache before every run")
     parser.add_argument("--samples", type=int, default=10, help="calibration sentences")
-    parser.add_argument("--limit", type=parse_bytes, help="run every program in a memory cgroup of this size")
+    parser.add_argument("--limit", help="run every program in a memory cgroup of this size")
     parser.add_argument("--work", type=Path, help="directory for environments and checkpoint, kept")
     parser.add_argument("--scratch", type=Path, help="directory for what is written and removed again")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
@@ -207,6 +208,10 @@ def options() -> argparse.Namespace:
     wanted = [letter for letter in given.peers.split(",") if letter]
     if unknown := [letter for letter in wanted if letter not in letters]:
         parser.error(f"--peers: {unknown[0]!r} is none of {', '.join(letters)}")
+    try:
+        given.limit = given.limit and parse_bytes(given.limit)
+    except OptionError as error:
+        parser.error(f"--limit: {error}")
     given.names = [letters[letter] for letter in wanted]
     return given
 
