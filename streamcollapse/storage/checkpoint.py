@@ -1,4 +1,4 @@
-"""A safetensors checkpoint directory as a TensorSource: memory-mapped, read in place, never materialised.
+"""A checkpoint directory as a TensorSource: memory-mapped, read in place, never materialised.
 
 Knows shards, names and bytes. Knows nothing of decoder layers, configs or devices' speed.
 """
@@ -14,10 +14,11 @@ import torch
 from streamcollapse.errors import CheckpointError, printable
 from streamcollapse.storage.extents import Location
 from streamcollapse.storage.header import ShardHeader, StoredTensor, read_header
-from streamcollapse.storage.index import INDEX_FILE, find_shards, is_file
+from streamcollapse.storage.index import SUFFIX, find_shards, is_file
 from streamcollapse.storage.mapping import MappedFile
 from streamcollapse.storage.rows import read_rows
 from streamcollapse.storage.source import TensorInfo
+from streamcollapse.storage.torchfile import read_torch_header
 
 _SAMPLES_PER_SHARD = 16
 _SAMPLE_BYTES = 4096
@@ -42,15 +43,15 @@ class Checkpoint:
         for name, shard in (weight_map or {}).items():
             if self._tensors.get(name, (None,))[0] != shard:
                 raise CheckpointError(
-                    f"{printable(self.directory / INDEX_FILE)}: tensor {printable(name)} is not in {printable(shard)}; "
-                    "the index and the shard do not belong together"
+                    f"{printable(self.directory)}: the index says that tensor {printable(name)} is in "
+                    f"{printable(shard)}, which has none of this name; index and shard do not belong together"
                 )
 
     def _add(self, shard: str) -> None:
         path = self.directory / shard
         if not is_file(path):
             raise CheckpointError(f"{printable(path)}: the shard is missing; download it again")
-        header = read_header(path)
+        header = read_header(path) if path.suffix == SUFFIX else read_torch_header(path)
         for name, tensor in header.tensors.items():
             if name in self._tensors:
                 other = self._tensors[name][0]
@@ -98,14 +99,14 @@ class Checkpoint:
         if name in self._attached:
             return self._attached[name]
         shard, tensor = self._tensors[name]
-        return Location(self._root / shard, tensor.start, tensor.info)
+        return Location(self._root / shard, tensor.start, tensor.info, tensor.strides)
 
     def read(self, name: str, device: torch.device) -> torch.Tensor:
         """``name`` on ``device``; on the CPU the tensor is a view of the mapped file, read in whole but not copied."""
         place = self.locate(name)
         mapped = self.mapped(place)
         mapped.populate(place.start, place.end)
-        tensor = mapped.tensor(place.start, place.info)
+        tensor = mapped.tensor(place)
         if device.type == "cpu":
             return tensor
         copied = tensor.to(device)

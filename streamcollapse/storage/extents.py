@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from streamcollapse.storage.source import TensorInfo
+from streamcollapse.storage.source import TensorInfo, span_elements
 
 PAGE_BYTES = 4096  # what reads past the page cache are aligned to
 _GAP_BYTES = 1 << 16  # a hole that is cheaper to read than to seek over
@@ -16,15 +16,26 @@ _GAP_BYTES = 1 << 16  # a hole that is cheaper to read than to seek over
 
 @dataclass(frozen=True)
 class Location:
-    """The bytes ``[start, end)`` of file ``path`` are a tensor of ``info``."""
+    """The bytes ``[start, end)`` of file ``path`` are a tensor of ``info``; with ``strides`` (in elements) if it is not
+    contiguous."""
 
     path: Path
     start: int
     info: TensorInfo
+    strides: tuple[int, ...] | None = None
 
     @property
     def end(self) -> int:
-        return self.start + self.info.num_bytes
+        return self.start + self.num_elements * self.info.dtype.itemsize
+
+    @property
+    def num_elements(self) -> int:
+        """From the first to the last; of a tensor that is not contiguous, others may lie between them."""
+        return self.info.num_elements if self.strides is None else span_elements(self.info.shape, self.strides)
+
+    def shaped(self, flat: torch.Tensor) -> torch.Tensor:
+        """``flat``, the ``num_elements`` elements one after the other, as the tensor that they are."""
+        return flat.view(self.info.shape) if self.strides is None else flat.as_strided(self.info.shape, self.strides)
 
 
 @dataclass(frozen=True)
@@ -74,9 +85,9 @@ def tensors_in(block: torch.Tensor, extents: Sequence[Extent]) -> dict[str, torc
     for extent in extents:
         for name, place in extent.tensors:
             start = position + place.start - extent.aligned_start
-            raw = block[start : start + place.info.num_bytes]
+            raw = block[start : start + place.end - place.start]
             if start % place.info.dtype.itemsize:
                 raw = raw.clone()
-            tensors[name] = raw.view(place.info.dtype).view(place.info.shape)
+            tensors[name] = place.shaped(raw.view(place.info.dtype))
         position += extent.aligned_bytes
     return tensors

@@ -45,16 +45,20 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a shard: ``start`` and ``end`` are byte offsets from the beginning of the file."""
+    """A tensor in a shard: ``start`` and ``end`` are byte offsets from the beginning of the file.
+
+    ``strides`` (in elements) where its elements do not lie one after the other, the last dimension fastest.
+    """
 
     info: TensorInfo
     start: int
     end: int
+    strides: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """Everything a shard says of itself: ``raw`` is the JSON as stored, ``file_bytes`` the size of the file."""
+    """Everything a shard says of itself: ``raw`` is that as stored, ``file_bytes`` the size of the file."""
 
     path: Path
     tensors: dict[str, StoredTensor]

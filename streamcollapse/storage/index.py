@@ -11,21 +11,26 @@ from streamcollapse.errors import CheckpointError, printable
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+SUFFIX = ".safetensors"
+TORCH_FILE = "pytorch_model.bin"
+TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
 
 
 def find_shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     """Shard file names of a checkpoint, sorted, and the index's ``weight_map`` (None for a single file).
 
-    Raises CheckpointError when the directory holds no safetensors checkpoint or its index is unusable.
+    Of a checkpoint in both formats, the safetensors. Raises CheckpointError when the directory holds no checkpoint or
+    its index is unusable.
     """
     if not directory.is_dir():
         what = "is a file; give the directory of the checkpoint" if directory.exists() else "does not exist"
         raise CheckpointError(f"{printable(directory)}: {what}")
-    if (directory / SINGLE_FILE).is_file():
-        return [SINGLE_FILE], None
-    if (directory / INDEX_FILE).is_file():
-        weight_map = _read_weight_map(directory / INDEX_FILE)
-        return sorted(set(weight_map.values())), weight_map
+    for single, index in ((SINGLE_FILE, INDEX_FILE), (TORCH_FILE, TORCH_INDEX_FILE)):
+        if (directory / single).is_file():
+            return [single], None
+        if (directory / index).is_file():
+            weight_map = _read_weight_map(directory / index)
+            return sorted(set(weight_map.values())), weight_map
     raise CheckpointError(f"{printable(directory)}: {_what_is_there(directory)}")
 
 
@@ -75,7 +80,7 @@ def _what_is_there(directory: Path) -> str:
     if any(fnmatch(name, "consolidated*.pth") for name in found):
         return "Meta's own format (consolidated.*.pth); use the Hugging Face version of the model in safetensors"
     if any(name.endswith((".bin", ".pth", ".pt")) for name in found):
-        return "PyTorch files, but no safetensors; convert the checkpoint to safetensors first"
+        return f"PyTorch files, but neither {TORCH_FILE} nor {TORCH_INDEX_FILE}; restore the index, or rename the file"
     if any(name.endswith(".gguf") for name in found):
         return "a GGUF file; use the original Hugging Face checkpoint in safetensors"
-    return f"no {SINGLE_FILE} and no {INDEX_FILE}; give the directory of a Hugging Face checkpoint"
+    return f"no {SINGLE_FILE}, no {TORCH_FILE} and no index of either; give the directory of a Hugging Face checkpoint"

@@ -17,7 +17,7 @@ import numpy
 import torch
 
 from streamcollapse.errors import CheckpointError, printable
-from streamcollapse.storage.source import TensorInfo
+from streamcollapse.storage.extents import Location
 
 _MADV_DONTNEED = 4
 _MADV_HUGEPAGE = 14
@@ -44,16 +44,18 @@ class MappedFile:
         if sys.platform == "linux":  # fewer and larger pages, where file system and kernel have them; advice only
             _madvise(self._address, file_bytes, _MADV_HUGEPAGE)
 
-    def tensor(self, start: int, info: TensorInfo) -> torch.Tensor:
-        """The tensor of ``info`` at byte ``start``: a view of the file, unless the file does not align it."""
+    def tensor(self, place: Location) -> torch.Tensor:
+        """The tensor at ``place`` in this file: a view of it, unless the file does not align it."""
+        info = place.info
         if info.num_elements == 0:
             return torch.empty(info.shape, dtype=info.dtype)
-        if start % info.dtype.itemsize == 0:
-            flat = torch.frombuffer(self._mapped, dtype=info.dtype, count=info.num_elements, offset=start)
+        if place.start % info.dtype.itemsize == 0:
+            flat = torch.frombuffer(self._mapped, dtype=info.dtype, count=place.num_elements, offset=place.start)
         else:  # written by a tool that does not align: one copy makes it usable
-            raw = torch.frombuffer(self._mapped, dtype=torch.uint8, count=info.num_bytes, offset=start)
+            count = place.end - place.start
+            raw = torch.frombuffer(self._mapped, dtype=torch.uint8, count=count, offset=place.start)
             flat = raw.clone().view(info.dtype)
-        return flat.view(info.shape)
+        return place.shaped(flat)
 
     @property
     def num_bytes(self) -> int:

@@ -18,6 +18,8 @@ def read_rows(place: Location, rows: torch.Tensor) -> torch.Tensor:
     Returns shape (*rows.shape, *the matrix's shape without its first dimension). Raises CheckpointError where the file
     cannot be read or ends too early.
     """
+    if place.strides is not None:
+        return _whole(place)[rows.cpu()]
     wanted, where = torch.unique(rows.cpu(), return_inverse=True)
     shape = place.info.shape[1:]
     row_bytes = place.info.num_bytes // max(place.info.shape[0], 1)
@@ -30,6 +32,17 @@ def read_rows(place: Location, rows: torch.Tensor) -> torch.Tensor:
     except OSError as error:
         raise CheckpointError(f"{printable(place.path)}: cannot be read: {error.strerror or error}") from error
     return read.view(-1).view(place.info.dtype).view(len(wanted), *shape)[where]
+
+
+def _whole(place: Location) -> torch.Tensor:
+    """The matrix, whose rows do not lie one after the other (a transposed one, in a PyTorch file)."""
+    read = torch.empty(place.end - place.start, dtype=torch.uint8)
+    try:
+        with place.path.open("rb", buffering=0) as file:
+            _fill(file.fileno(), read, place, 0)
+    except OSError as error:
+        raise CheckpointError(f"{printable(place.path)}: cannot be read: {error.strerror or error}") from error
+    return place.shaped(read.view(place.info.dtype))
 
 
 def _fill(handle: int, target: torch.Tensor, place: Location, offset: int) -> None:

@@ -30,6 +30,11 @@ class TensorInfo:
         return self.num_elements * self.dtype.itemsize
 
 
+def span_elements(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the first to the last of a tensor of ``shape`` whose dimensions are ``strides`` elements apart."""
+    return 0 if 0 in shape else 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
 class TensorSource(Protocol):
     """Named tensors that can be described without being read."""
 

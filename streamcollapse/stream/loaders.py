@@ -104,7 +104,7 @@ class MappedLoader:
                 if self._stopped.is_set():
                     raise ReadingStopped
                 mapped.populate(start, min(start + _POPULATE_BYTES, extent.end))
-            tensors |= {name: mapped.tensor(place.start, place.info) for name, place in extent.tensors}
+            tensors |= {name: mapped.tensor(place) for name, place in extent.tensors}
         release = (lambda: None) if apart else (lambda: self._give_back(extents))
         return Loaded(tensors, _file_bytes(extents), release=release)
 

@@ -11,6 +11,7 @@ import torch
 
 from streamcollapse.errors import CheckpointError
 from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.storage.extents import Location
 from streamcollapse.storage.mapping import MappedFile
 from streamcollapse.storage.probe import cached_share, forget, read_rate
 from streamcollapse.storage.source import TensorInfo
@@ -51,7 +52,9 @@ def test_pages_come_and_go(big: Path) -> None:
         pytest.skip("this file system keeps its pages")
     assert (mapped.cached_bytes() or 0) < 0.1 * SIZE
     data = big.read_bytes()
-    assert bytes(mapped.tensor(5, TensorInfo(torch.uint8, (1000,))).numpy()) == data[5:1005], "and it can be read again"
+    assert bytes(mapped.tensor(Location(big, 5, TensorInfo(torch.uint8, (1000,)))).numpy()) == data[5:1005], (
+        "and it can be read again"
+    )
 
 
 @linux
