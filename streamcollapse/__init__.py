@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamcollapse.errors import StreamCollapseError
+    from streamcollapse.jobs.convert import Conversion, convert
     from streamcollapse.jobs.inspect import inspect
     from streamcollapse.jobs.perplexity import perplexity
     from streamcollapse.jobs.prune import Pruned, apply, prune, search
@@ -27,12 +28,14 @@ _HOMES = {
     "Checkpoint": "storage.checkpoint",
     "CollapseOptions": "strategy.collapse",
     "Compute": "settings",
+    "Conversion": "jobs.convert",
     "Output": "settings",
     "Plan": "merge.plan",
     "Pruned": "jobs.prune",
     "StreamCollapseError": "errors",
     "Streaming": "settings",
     "apply": "jobs.prune",
+    "convert": "jobs.convert",
     "inspect": "jobs.inspect",
     "perplexity": "jobs.perplexity",
     "prune": "jobs.prune",
@@ -44,12 +47,14 @@ __all__ = [
     "Checkpoint",
     "CollapseOptions",
     "Compute",
+    "Conversion",
     "Output",
     "Plan",
     "Pruned",
     "StreamCollapseError",
     "Streaming",
     "apply",
+    "convert",
     "inspect",
     "perplexity",
     "prune",

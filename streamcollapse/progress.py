@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A phase (``reference``, ``search``, ``write`` or ``perplexity``) begins; ``total_steps`` are layers or
+    """A phase (``reference``, ``search``, ``write``, ``perplexity``, ``convert`` or
+    ``fetch``) begins; ``total_steps`` are layers or
     tensors where known."""
 
     name: str
@@ -37,6 +38,14 @@ class LayerDone:
 @dataclass(frozen=True)
 class TensorWritten:
     """One tensor of the output is on its way to the disk."""
+
+    name: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class FileFetched:
+    """One file of a checkpoint on the Hub is in the cache."""
 
     name: str
     num_bytes: int
@@ -81,6 +90,7 @@ Event = (
     | MemoryPlanned
     | LayerDone
     | TensorWritten
+    | FileFetched
     | CandidateStarted
     | StackChanged
     | DecisionMade

@@ -37,6 +37,8 @@ THEIR_ERRORS = (
 )
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
 
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+
 # Entries that make what a layer computes depend on its number, where it could only be judged at its old one.
 _BY_NUMBER = ("scale_attn_by_inverse_layer_idx",)
 
@@ -70,7 +72,7 @@ def load_config(directory: Path, trust_remote_code: bool) -> ModelConfig:
     where = printable(directory / CONFIG_FILE)
     if not isinstance(raw, dict):
         raise ModelError(f"{where}: not a JSON object; restore the checkpoint's config.json")
-    _refuse_quantised(where, raw)
+    refuse_quantised(where, raw)
     if not trust_remote_code and "auto_map" in raw and raw.get("model_type") not in _known_model_types():
         raise ModelError(
             f"{where}: model type {printable(raw.get('model_type'))} runs code of its own from the checkpoint; "
@@ -119,7 +121,8 @@ def first_line(error: BaseException) -> str:
     return printable(lines[0] if lines else type(error).__name__)
 
 
-def _refuse_quantised(where: str, raw: dict[str, Any]) -> None:
+def refuse_quantised(where: str, raw: dict[str, Any]) -> None:
+    """Raise ModelError where the config at ``where`` says that the weights are packed."""
     for section in (raw, *(raw.get(name) for name in TEXT_SECTIONS)):
         if not isinstance(section, dict):
             continue
@@ -181,6 +184,15 @@ def _derived(raw: dict[str, Any], section: dict[str, Any], key: str) -> Any:
     fields = {k: v for k, v in section.items() if k != "model_type"}
     model_type = section.get("model_type", raw.get("model_type"))
     return getattr(AutoConfig.for_model(model_type, **copy.deepcopy(fields)), key, None)
+
+
+def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The raw ``config`` of the same model with weights in ``dtype``, in whatever entries it says so."""
+    edited = {key: with_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
+    for key in _DTYPE_KEYS:
+        if isinstance(edited.get(key), str):
+            edited[key] = dtype
+    return edited
 
 
 def config_text(document: dict[str, Any]) -> str:

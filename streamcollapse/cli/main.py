@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from streamcollapse.cli.demo import demo
+from streamcollapse.cli.formats import convert
 from streamcollapse.cli.measuring import bench, speed
 from streamcollapse.cli.verbs import apply, inspect, perplexity, prune, search
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (prune, search, apply, inspect, perplexity, bench, speed, demo):
+for verb in (prune, search, apply, inspect, perplexity, convert, bench, speed, demo):
     app.command()(verb)
 
 

@@ -28,7 +28,7 @@ Plot = Annotated[
     typer.Option("--plot", metavar="FILE", help="Draw memory over time (needs matplotlib).", show_default="no picture"),
 ]
 Against = Annotated[
-    Path | None,
+    str | None,
     typer.Option("--against", metavar="SOURCE", help="Another checkpoint, to compare.", show_default="none"),
 ]
 NewTokens = Annotated[int, typer.Option("--new-tokens", help="Tokens to generate.")]
@@ -89,7 +89,7 @@ def bench(
 
 
 def speed(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a Hugging Face checkpoint.")],
+    directory: Annotated[str, typer.Argument(metavar="DIR", help=o.CHECKPOINT)],
     against: Against = None,
     new_tokens: NewTokens = 64,
     repeat: Repeat = 3,

@@ -18,7 +18,9 @@ _METHOD = "The method"
 _RUN = "The run"
 _OUTPUT = "The output"
 
-Source = Annotated[Path, typer.Argument(metavar="SOURCE", help="Directory of a Hugging Face checkpoint.")]
+CHECKPOINT = "Directory of a Hugging Face checkpoint, or its id on the Hub: org/name or org/name@revision."
+
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help=CHECKPOINT)]
 Out = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="New directory for the pruned checkpoint.", rich_help_panel=_OUTPUT)
 ]

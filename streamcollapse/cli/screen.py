@@ -23,6 +23,7 @@ from streamcollapse.progress import (
     CandidateStarted,
     DecisionMade,
     Event,
+    FileFetched,
     LayerDone,
     Listener,
     MemoryPlanned,
@@ -58,6 +59,7 @@ def one_line_errors() -> Iterator[None]:
     What the libraries below would print on their own (warnings, log lines) is kept off the screen.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the screen has its own
     for number in _ENDING:
         signal.signal(number, _end)
     try:
@@ -155,6 +157,9 @@ class _View:
                 self._bytes += num_bytes
                 self._layer = (index, count)
             case TensorWritten(_, num_bytes):
+                self._steps += 1
+                self._bytes += num_bytes
+            case FileFetched(_, num_bytes):
                 self._steps += 1
                 self._bytes += num_bytes
             case CandidateStarted():

@@ -15,6 +15,7 @@ from streamcollapse.cli.plots import sparkline
 from streamcollapse.cli.screen import needs_table, strip
 from streamcollapse.errors import printable
 from streamcollapse.jobs.bench import Bench
+from streamcollapse.jobs.convert import Conversion
 from streamcollapse.jobs.inspect import Inspection
 from streamcollapse.jobs.perplexity import Score
 from streamcollapse.jobs.preview import Preview
@@ -117,12 +118,6 @@ def show_pruned(pruned: Pruned) -> None:
     report = pruned.report
     before, after = report["bytes"]["before"], report["bytes"]["after"]
     usage = report["usage"]
-    anonymous = usage["peak_anonymous_rss"]
-    memory = f"peak RSS {format_bytes(usage['peak_rss'])}"
-    if anonymous is not None:
-        memory += f", of it anonymous {format_bytes(anonymous)}"
-    if usage["peak_vram"] is not None:
-        memory += f", peak VRAM {format_bytes(usage['peak_vram'])}"
     phases = ", ".join(f"{p['name']} {format_seconds(p['seconds'])}" for p in usage["phases"])
     rows: list[tuple[str, str | Text]] = [
         *_plan_rows(pruned.plan),
@@ -130,10 +125,45 @@ def show_pruned(pruned: Pruned) -> None:
         ("weights", f"{format_bytes(before)} -> {format_bytes(after)} (ratio {100 * report['ratio']:.1f} %)"),
         ("time", f"{format_seconds(usage['seconds'])} ({phases})"),
         ("read, written", f"{format_bytes(usage['bytes_read'])}, {format_bytes(usage['bytes_written'])}"),
-        ("memory", memory),
+        ("memory", _memory(usage)),
         ("pruned model", str(pruned.out)),
     ]
     _console().print(_rows(rows))
+
+
+def show_conversion(found: Conversion) -> None:
+    """The outcome of ``convert``, or what it would do."""
+    before, after = (
+        ", ".join(f"{name} {format_bytes(size)}" for name, size in sorted(sizes.items()))
+        for sizes in (found.before, found.after)
+    )
+    shards = found.shards[0] if len(found.shards) == 1 else f"{len(found.shards)} shards"
+    rows: list[tuple[str, str | Text]] = [
+        ("checkpoint", found.source),
+        ("weights", f"{found.num_tensors} tensors: {before} -> {after}"),
+        ("files", shards),
+    ]
+    if found.usage:
+        usage = found.usage
+        rows += [
+            ("time", format_seconds(usage["seconds"])),
+            ("read, written", f"{format_bytes(usage['bytes_read'])}, {format_bytes(usage['bytes_written'])}"),
+            ("memory", _memory(usage)),
+            ("converted", found.out),
+        ]
+    else:
+        rows.append(("dry run", "everything checks out; nothing was written"))
+    _console().print(_rows(rows))
+
+
+def _memory(usage: dict[str, Any]) -> str:
+    anonymous = usage["peak_anonymous_rss"]
+    text = f"peak RSS {format_bytes(usage['peak_rss'])}"
+    if anonymous is not None:
+        text += f", of it anonymous {format_bytes(anonymous)}"
+    if usage["peak_vram"] is not None:
+        text += f", peak VRAM {format_bytes(usage['peak_vram'])}"
+    return text
 
 
 def show_score(score: Score, path: str) -> None:

@@ -193,7 +193,7 @@ def inspect(
 
 
 def perplexity(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory of a Hugging Face checkpoint.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=o.CHECKPOINT)],
     text: TextFile,
     window: Window = None,
     max_tokens: TextTokens = None,
@@ -217,4 +217,4 @@ def perplexity(
                 trust_remote_code=trust_remote_code,
                 listener=listener,
             )
-        print_json(tables.score_json(score)) if as_json else tables.show_score(score, str(model))
+        print_json(tables.score_json(score)) if as_json else tables.show_score(score, model)

@@ -17,6 +17,7 @@ from streamcollapse.merge.view import NOTHING_KEPT, Kept, MergedView, mismatch
 from streamcollapse.progress import Listener
 from streamcollapse.settings import Calibration, Compute
 from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.storage.hub import local_directory
 from streamcollapse.storage.source import ObservedSource
 from streamcollapse.strategy.calibration import load_samples, load_tokenizer, samples_digest, tokenize
 from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
@@ -80,9 +81,9 @@ class Job:
 
 
 def open_job(source: str | Path, compute: Compute, trust_remote_code: bool, listener: Listener) -> Job:
-    """Open the checkpoint directory ``source``. Raises CheckpointError, ModelError, DeviceError."""
+    """Open the checkpoint ``source``: a directory or a Hub id. Raises CheckpointError, ModelError, DeviceError."""
     steady_heap()
-    checkpoint = Checkpoint(source)
+    checkpoint = Checkpoint(local_directory(source, listener))
     architecture = understand(checkpoint, trust_remote_code)
     placement = resolve(compute, architecture.weights_dtype)
     meter = Meter(placement.device)

@@ -17,6 +17,7 @@ from streamcollapse.merge.view import check_plan
 from streamcollapse.output.report import sizes
 from streamcollapse.progress import silent
 from streamcollapse.settings import Calibration, Compute, Output, Streaming
+from streamcollapse.storage.hub import local_path
 from streamcollapse.storage.staging import check_output
 from streamcollapse.storage.writer import check_space
 from streamcollapse.strategy.collapse import CollapseOptions, CollapseState, most_candidates
@@ -50,7 +51,7 @@ def preview_search(
 ) -> Preview:
     """What ``prune`` (or ``search``, without ``out``) would do. Raises what they would raise before they begin."""
     if out is not None:
-        check_output(Path(out), Path(source), output.overwrite)
+        check_output(Path(out), local_path(source), output.overwrite)
     job = open_job(source, compute, trust_remote_code, silent)
     check_prunable(job, options)
     samples = calibration_samples(job, calibration)
@@ -68,7 +69,7 @@ def preview_apply(
     source: str | Path, plan: Plan, out: str | Path, compute: Compute, output: Output, trust_remote_code: bool
 ) -> Preview:
     """What ``apply`` would do. Raises what it would raise before it begins."""
-    check_output(Path(out), Path(source), output.overwrite)
+    check_output(Path(out), local_path(source), output.overwrite)
     job = open_job(source, compute, trust_remote_code, silent)
     check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
     size = sizes(job.view(plan.layers, plan.merge_norms), plan.num_layers).bytes

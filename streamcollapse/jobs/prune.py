@@ -34,6 +34,7 @@ from streamcollapse.progress import (
     silent,
 )
 from streamcollapse.settings import Calibration, Compute, Output, Streaming
+from streamcollapse.storage.hub import local_path
 from streamcollapse.storage.staging import check_output, staged_directory
 from streamcollapse.storage.writer import check_space, plan_shards
 from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
@@ -62,12 +63,13 @@ def prune(
     trust_remote_code: bool = False,
     listener: Listener = silent,
 ) -> Pruned:
-    """Prune the checkpoint directory ``source`` into the new directory ``out``.
+    """Prune the checkpoint ``source``, a directory or a Hub id (``org/name[@revision]``), into the new directory
+    ``out``.
 
     Raises StreamCollapseError (errors.py) for anything the input or the machine is at fault for; ``out`` then does not
     exist, or is the older directory that ``output.overwrite`` would have replaced.
     """
-    check_output(Path(out), Path(source), output.overwrite)
+    check_output(Path(out), local_path(source), output.overwrite)
     job = open_job(source, compute, trust_remote_code, listener)
     return prune_job(job, Path(out), options, calibration, streaming, output)
 
@@ -123,7 +125,7 @@ def apply(
     listener: Listener = silent,
 ) -> Pruned:
     """The second half of ``prune``: write the checkpoint that ``plan`` describes. Raises StreamCollapseError."""
-    check_output(Path(out), Path(source), output.overwrite)
+    check_output(Path(out), local_path(source), output.overwrite)
     job = open_job(source, compute, trust_remote_code, listener)
     check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
     with means(job, plain_allotment(job, streaming), Path(out).resolve().parent) as given:

@@ -44,7 +44,7 @@ def write_weights(
 
 def write_config(stage: Path, source_directory: Path, config: ModelConfig, plan: Plan, with_code: bool) -> None:
     """Write the pruned config and copy tokenizer, licence and (``with_code``) Python files. Raises OutputError."""
-    copy_files(companion_files(source_directory, with_code), stage)
+    copy_files(companion_files(source_directory, with_code), source_directory, stage)
     text = config_text(pruned_config(config, [layer.base for layer in plan.layers]))
     with disk_errors(stage / CONFIG_FILE):
         (stage / CONFIG_FILE).write_text(text, encoding="utf-8")

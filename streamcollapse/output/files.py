@@ -6,6 +6,7 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
+from streamcollapse.storage.beside import TEMPLATES, is_beside
 from streamcollapse.storage.writer import disk_errors
 
 KEPT = (
@@ -27,11 +28,25 @@ KEPT = (
 def companion_files(directory: Path, with_code: bool) -> list[Path]:
     """Files of ``directory`` that the output keeps, sorted; Python files only ``with_code``."""
     patterns = (*KEPT, "*.py") if with_code else KEPT
-    return sorted(p for p in directory.iterdir() if p.is_file() and any(fnmatch(p.name, k) for k in patterns))
+    kept = [p for p in directory.iterdir() if p.is_file() and any(fnmatch(p.name, k) for k in patterns)]
+    return sorted([*kept, *_templates(directory)])
 
 
-def copy_files(files: list[Path], directory: Path) -> None:
-    """Copy ``files`` byte for byte into ``directory``. Raises OutputError."""
+def every_file_beside(directory: Path) -> list[Path]:
+    """Every file of ``directory`` that ``is_beside`` its weights, sorted. Python files too: nothing runs them."""
+    files = [*(p for p in directory.iterdir() if p.is_file()), *_templates(directory)]
+    return sorted(p for p in files if is_beside(p.relative_to(directory).as_posix()))
+
+
+def _templates(directory: Path) -> list[Path]:
+    """Chat templates beside the first one, which have a folder of their own."""
+    return [p for p in directory.glob(f"{TEMPLATES}/*.jinja") if p.is_file()]
+
+
+def copy_files(files: list[Path], source: Path, directory: Path) -> None:
+    """Copy ``files`` of ``source`` byte for byte into ``directory``. Raises OutputError."""
     for file in files:
-        with disk_errors(directory / file.name):
-            shutil.copyfile(file, directory / file.name)
+        target = directory / file.relative_to(source)
+        with disk_errors(target):
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)

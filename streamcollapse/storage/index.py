@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +15,7 @@ INDEX_FILE = "model.safetensors.index.json"
 SUFFIX = ".safetensors"
 TORCH_FILE = "pytorch_model.bin"
 TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
+FORMATS = ((SINGLE_FILE, INDEX_FILE), (TORCH_FILE, TORCH_INDEX_FILE))  # the first one found counts
 
 
 def find_shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
@@ -25,13 +27,13 @@ def find_shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     if not directory.is_dir():
         what = "is a file; give the directory of the checkpoint" if directory.exists() else "does not exist"
         raise CheckpointError(f"{printable(directory)}: {what}")
-    for single, index in ((SINGLE_FILE, INDEX_FILE), (TORCH_FILE, TORCH_INDEX_FILE)):
+    for single, index in FORMATS:
         if (directory / single).is_file():
             return [single], None
         if (directory / index).is_file():
-            weight_map = _read_weight_map(directory / index)
+            weight_map = shards_of_index(directory / index)
             return sorted(set(weight_map.values())), weight_map
-    raise CheckpointError(f"{printable(directory)}: {_what_is_there(directory)}")
+    raise CheckpointError(f"{printable(directory)}: {what_is_there([entry.name for entry in directory.iterdir()])}")
 
 
 def is_file(path: Path) -> bool:
@@ -52,7 +54,8 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{printable(path)}: not JSON: {printable(error)}") from error
 
 
-def _read_weight_map(path: Path) -> dict[str, str]:
+def shards_of_index(path: Path) -> dict[str, str]:
+    """The ``weight_map`` of the index at ``path``, from tensor names to files beside it. Raises CheckpointError."""
     document = read_json(path)
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -71,8 +74,9 @@ def _read_weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _what_is_there(directory: Path) -> str:
-    found = sorted(p.name for p in directory.iterdir())
+def what_is_there(files: Iterable[str]) -> str:
+    """Why ``files`` are no checkpoint that can be used, and what would be."""
+    found = sorted(files)
     if "adapter_config.json" in found:
         return "an adapter (LoRA) and no model; merge it into its base model first (merge_and_unload in peft)"
     if any(name.endswith(".safetensors") for name in found):

@@ -87,12 +87,13 @@ def write_shards(
     device: torch.device,
     on_written: Callable[[str, int], None],
     turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+    check: Callable[[str, torch.Tensor], None] = check_finite,
 ) -> None:
     """Write ``shards`` of ``source`` into ``directory``, fsync each, and the index last where there are several.
 
     ``device`` is where ``source`` computes what it must compute. ``on_written(name, num_bytes)`` is called
-    after each tensor, which is read and written inside of ``turn()``. Raises OutputError when the disk is full,
-    NonFiniteError for a NaN or infinite weight.
+    after each tensor, which is read and written inside of ``turn()``, and shown to ``check`` in between: by default
+    NaN and infinite weights raise NonFiniteError. Raises OutputError when the disk is full.
     """
     files = {shard.file_name: directory / shard.file_name for shard in shards}
     for shard in shards:
@@ -103,7 +104,9 @@ def write_shards(
             sink.write(memoryview(shard.header))
             for name in shard.names:
                 with turn():
-                    sink.write(_bytes_of(name, source.read(name, device)))
+                    tensor = source.read(name, device)
+                    check(name, tensor)
+                    sink.write(_bytes_of(tensor))
                 on_written(name, source.info(name).num_bytes)
             sink.finish()
     if len(shards) > 1:
@@ -129,8 +132,7 @@ def _reserve(path: Path, shard: ShardPlan) -> None:
             file.truncate(shard.file_bytes)
 
 
-def _bytes_of(name: str, tensor: torch.Tensor) -> memoryview:
-    check_finite(name, tensor)
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 

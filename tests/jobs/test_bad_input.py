@@ -74,7 +74,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "out of range": (_out_of_range, "truncated"),
     "ghost tensor": (
         lambda d: edit_json(d / INDEX, lambda j: j["weight_map"].update(ghost=_shard(d).name)),
-        "tensor ghost is not in",
+        "tensor ghost is in",
     ),
     "shard above": (
         lambda d: edit_json(d / INDEX, lambda j: j["weight_map"].update(ghost="../x")),

@@ -1,0 +1,142 @@
+"""Converted checkpoints against the tensors they were made of, and against transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from streamcollapse import Output, convert
+from streamcollapse.errors import ModelError, NonFiniteError, OptionError, OutputError
+from tests.checkpoints import edit_json, edit_tensors, save_llama
+from tests.jobs.test_formats import as_torch
+
+
+def tensors_of(directory: Path) -> dict[str, torch.Tensor]:
+    return {n: t for file in sorted(directory.glob("*.safetensors")) for n, t in load_file(file).items()}
+
+
+def assert_same_bytes(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
+        assert found[name].numpy(force=True).tobytes() == tensor.numpy(force=True).tobytes(), name
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    directory = save_llama(tmp_path / "source", num_layers=3)
+    edit_tensors(directory, lambda t: t.update(mask=torch.full((2, 2), -torch.inf), steps=torch.tensor([3, 4])))
+    return directory
+
+
+@pytest.mark.parametrize(("shards", "legacy"), [(1, False), (2, False), (1, True)], ids=["single", "sharded", "legacy"])
+def test_pytorch_files_become_safetensors(tmp_path: Path, source: Path, shards: int, legacy: bool) -> None:
+    stored = as_torch(source, tmp_path / "torch", shards, legacy)
+    found = convert(stored, tmp_path / "out")
+    assert found.shards == ["model.safetensors"]
+    assert_same_bytes(tensors_of(tmp_path / "out"), tensors_of(source))
+    assert not list((tmp_path / "out").glob("*.bin*"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    expected = AutoModelForCausalLM.from_pretrained(source)
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out")("A river is", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, expected(ids).logits)
+
+
+def test_shards_of_another_size(tmp_path: Path, source: Path) -> None:
+    found = convert(source, tmp_path / "out", output=Output("30kB"))
+    assert len(found.shards) > 3
+    assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
+    assert_same_bytes(tensors_of(tmp_path / "out"), tensors_of(source))
+    convert(tmp_path / "out", tmp_path / "back")
+    assert [p.name for p in (tmp_path / "back").glob("model*")] == ["model.safetensors"]
+    assert_same_bytes(tensors_of(tmp_path / "back"), tensors_of(source))
+
+
+def test_another_precision(tmp_path: Path, source: Path) -> None:
+    edit_json(source / "config.json", lambda c: c.update(text_config={"torch_dtype": "float32"}))
+    found = convert(source, tmp_path / "out", dtype="bfloat16")
+    expected = {n: t.bfloat16() if t.is_floating_point() else t for n, t in tensors_of(source).items()}
+    written = tensors_of(tmp_path / "out")
+    assert written.keys() == expected.keys()
+    assert all(written[n].dtype == t.dtype and torch.equal(written[n], t) for n, t in expected.items())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["text_config"]["torch_dtype"] == "bfloat16"
+    assert {config.get("dtype"), config.get("torch_dtype")} - {None} == {"bfloat16"}
+    assert found.before == {"float32": 2 * found.after["bfloat16"], "int64": 16}
+
+
+def test_numbers_too_large_for_the_precision(tmp_path: Path, source: Path) -> None:
+    edit_tensors(source, lambda t: t.update({"model.norm.weight": torch.full((32,), 1e6)}))
+    with pytest.raises(NonFiniteError, match=r"model\.norm\.weight has numbers that are too large for float16"):
+        convert(source, tmp_path / "out", dtype="float16")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+
+
+def test_packed_weights_are_copied_but_not_cast(tmp_path: Path, source: Path) -> None:
+    packed = {
+        "layer.qweight": torch.randint(0, 9, (4, 4), dtype=torch.int32),
+        "b": torch.randn(3).to(torch.float8_e5m2),
+    }
+    save_file(packed, source / "model.safetensors")
+    convert(source, tmp_path / "same")
+    again = tensors_of(tmp_path / "same")
+    assert torch.equal(again["layer.qweight"], packed["layer.qweight"])
+    assert torch.equal(again["b"].view(torch.uint8), packed["b"].view(torch.uint8))
+    with pytest.raises(ModelError, match="packed or quantised"):
+        convert(source, tmp_path / "cast", dtype="float32")
+    save_file({"a": torch.ones(2)}, source / "model.safetensors")
+    edit_json(source / "config.json", lambda c: c.update(quantization_config={"quant_method": "fp8"}))
+    with pytest.raises(ModelError, match=r"quantised \(quantization_config: fp8\)"):
+        convert(source, tmp_path / "cast", dtype="float32")
+
+
+def test_small_files_come_along_and_other_weights_do_not(tmp_path: Path, source: Path) -> None:
+    kept = ["README.md", "modeling_own.py", "chat_template.jinja", "preprocessor_config.json", "LICENSE"]
+    left = [
+        "pytorch_model.bin",
+        "model.gguf",
+        "tf_model.h5",
+        "flax_model.msgpack",
+        "training_args.bin",
+        ".gitattributes",
+    ]
+    for name in [*kept, *left]:
+        (source / name).write_text(f"this is {name}")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+    convert(source, tmp_path / "out")
+    files = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    expected = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert files == {*kept, *expected, "additional_chat_templates/tools.jinja"}
+    assert all((tmp_path / "out" / name).read_bytes() == (source / name).read_bytes() for name in kept)
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, source: Path) -> None:
+    found = convert(source, tmp_path / "out", dtype="float16", dry_run=True)
+    assert not found.usage
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+
+
+def test_bad_input(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(OptionError, match="dtype 'int8' is unknown"):
+        convert(source, tmp_path / "out", dtype="int8")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("")
+    with pytest.raises(OutputError, match="--overwrite"):
+        convert(source, tmp_path / "out")
+    convert(source, tmp_path / "out", output=Output(overwrite=True))
+    assert not (tmp_path / "out" / "precious").exists()
+
+
+def test_every_tensor_is_told(tmp_path: Path, source: Path) -> None:
+    events: list[Any] = []
+    convert(source, tmp_path / "out", listener=events.append)
+    written = [e for e in events if type(e).__name__ == "TensorWritten"]
+    assert len(written) == events[0].total_steps == len(tensors_of(source))
