@@ -39,6 +39,9 @@ TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
+# Quantisations in which models are published without any others, and what makes plain weights of them.
+_DEQUANTISED = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config", "float8": "FineGrainedFP8Config"}
+
 # Entries that make what a layer computes depend on its number, where it could only be judged at its old one.
 _BY_NUMBER = ("scale_attn_by_inverse_layer_idx",)
 
@@ -121,6 +124,15 @@ def first_line(error: BaseException) -> str:
     return printable(lines[0] if lines else type(error).__name__)
 
 
+def use_instead(method: str) -> str:
+    """What to do with weights that are quantised by ``method`` (as transformers calls it, or a dtype)."""
+    advice = "use the original 16-bit weights, and quantise the result"
+    kind = next((name for start, name in _DEQUANTISED.items() if method.startswith(start)), None)
+    if kind is None:
+        return advice
+    return f"{advice}; where there are none, load these with {kind}(dequantize=True) in transformers and save them"
+
+
 def refuse_quantised(where: str, raw: dict[str, Any]) -> None:
     """Raise ModelError where the config at ``where`` says that the weights are packed."""
     for section in (raw, *(raw.get(name) for name in TEXT_SECTIONS)):
@@ -130,8 +142,7 @@ def refuse_quantised(where: str, raw: dict[str, Any]) -> None:
             if section.get(key):
                 method = section[key].get("quant_method", "unknown") if isinstance(section[key], dict) else "unknown"
                 raise ModelError(
-                    f"{where}: the checkpoint is quantised ({key}: {printable(method)}); "
-                    "prune the original weights and quantise the result"
+                    f"{where}: the checkpoint is quantised ({key}: {printable(method)}); {use_instead(str(method))}"
                 )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from streamcollapse.arch.config import use_instead
 from streamcollapse.errors import ModelError, printable
 from streamcollapse.storage.source import TensorSource
 
@@ -53,6 +54,4 @@ def refuse_different_twins(names: Sequence[str], source: TensorSource) -> None:
 
 def _packed(name: str, dtype: torch.dtype) -> str:
     kind = str(dtype).removeprefix("torch.")
-    return (
-        f"tensor {printable(name)} is packed or quantised ({kind}); prune the original weights and quantise the result"
-    )
+    return f"tensor {printable(name)} is packed or quantised ({kind}); {use_instead(kind)}"

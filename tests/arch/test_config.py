@@ -75,7 +75,7 @@ def test_lists_that_only_happen_to_be_as_long_stay(tmp_path: Path) -> None:
     [
         (
             lambda d: d.update(quantization_config={"quant_method": "gptq", "bits": 4}),
-            r"quantised \(quantization_config: gptq\); prune the original weights",
+            r"quantised \(quantization_config: gptq\); use the original 16-bit weights",
         ),
         (lambda d: d.update(compression_config={"x": 1}), r"quantised \(compression_config: unknown\)"),
         (lambda d: d.update(model_type="nonsense"), "transformers cannot read it"),
