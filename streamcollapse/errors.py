@@ -5,6 +5,7 @@
     │   └── NonFiniteError         a weight that is NaN or infinite
     ├── ModelError                 the model: not a decoder, quantised, its code not trusted, names that do not match
     ├── PlanError                  a plan that is malformed or belongs to another source
+    ├── JobsError                  a file of jobs: malformed, an unknown setting, two jobs with one result
     ├── OptionError                a setting outside its range
     ├── CalibrationError           calibration or evaluation text that cannot be used
     ├── BudgetError                memory that does not suffice for what was asked
@@ -35,6 +36,10 @@ class ModelError(StreamCollapseError):
 
 class PlanError(StreamCollapseError):
     """The plan is malformed, or was made for another source."""
+
+
+class JobsError(StreamCollapseError):
+    """The file of jobs is malformed, or contradicts itself."""
 
 
 class OptionError(StreamCollapseError):

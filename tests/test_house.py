@@ -21,6 +21,7 @@ LAYERS = [
     ["strategy"],
     ["output"],
     ["jobs"],
+    ["batch"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

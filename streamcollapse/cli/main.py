@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from streamcollapse.cli.batch import batch
 from streamcollapse.cli.demo import demo
 from streamcollapse.cli.formats import convert
 from streamcollapse.cli.measuring import bench, speed
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (prune, search, apply, inspect, perplexity, convert, bench, speed, demo):
+for verb in (prune, search, apply, inspect, perplexity, convert, batch, bench, speed, demo):
     app.command()(verb)
 
 

@@ -14,6 +14,7 @@ from streamcollapse.arch.config import CONFIG_FILE, config_text, refuse_quantise
 from streamcollapse.arch.refusals import refuse_packed
 from streamcollapse.errors import ModelError, OptionError, printable
 from streamcollapse.output.files import copy_files, every_file_beside
+from streamcollapse.output.report import save_report, versions
 from streamcollapse.progress import Listener, PhaseStarted, TensorWritten, silent
 from streamcollapse.settings import COMPUTE_DTYPES, Output, Streaming
 from streamcollapse.storage.cast import CastSource
@@ -28,6 +29,7 @@ from streamcollapse.stream.loaders import MappedLoader
 from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.weights import WeightStream
 
+CONVERSION_FILE = "streamcollapse_conversion.json"
 CPU = torch.device("cpu")
 
 
@@ -37,6 +39,7 @@ class Conversion:
     written."""
 
     source: str
+    fingerprint: str
     out: str
     num_tensors: int
     before: dict[str, int]
@@ -46,7 +49,7 @@ class Conversion:
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON types."""
-        return {"format": "streamcollapse.conversion/1", **vars(self)}
+        return {"format": "streamcollapse.conversion/1", "versions": versions(), **vars(self)}
 
 
 def convert(
@@ -82,14 +85,29 @@ def convert(
             with meter.phase("convert"):
                 listener(PhaseStarted("convert", len(target.names)))
                 _write(checkpoint, dtype, shards, stage, meter, listener)
+            found = _described(source, out, checkpoint, target, shards, meter)
+            save_report(found.to_json(), stage / CONVERSION_FILE)
+            return found
+    return _described(source, out, checkpoint, target, shards, meter)
+
+
+def _described(
+    source: str | Path,
+    out: str | Path,
+    checkpoint: Checkpoint,
+    target: TensorSource,
+    shards: Sequence[ShardPlan],
+    meter: Meter,
+) -> Conversion:
     return Conversion(
         source=str(source),
+        fingerprint=checkpoint.fingerprint(),
         out=str(out),
         num_tensors=len(target.names),
         before=_bytes_by_dtype(checkpoint),
         after=_bytes_by_dtype(target),
         shards=[shard.file_name for shard in shards],
-        usage={} if dry_run else meter.summary(),
+        usage=meter.summary() if meter.phases else {},
     )
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 import transformers
@@ -31,14 +31,10 @@ from streamcollapse.forward.reference import Reference, reference_pass
 from streamcollapse.jobs.opening import Job, Samples
 from streamcollapse.merge.plan import StackKey
 from streamcollapse.settings import Streaming
+from streamcollapse.storage.locks import lock
 from streamcollapse.storage.rooms import InMemory, OnDisk, Room
 from streamcollapse.storage.writer import disk_errors
 from streamcollapse.stream.weights import WeightStream
-
-try:
-    import fcntl
-except ImportError:  # not a Unix: two runs on one directory are not told apart
-    fcntl = None  # type: ignore[assignment]
 
 FORMAT = "streamcollapse.work/1"
 _RUN, _EVALUATIONS, _REFERENCE, _LOCK = "run.json", "evaluations.jsonl", "reference.json", "lock"
@@ -84,7 +80,7 @@ class WorkDirectory(Memory):
         with disk_errors(self.path):
             self.path.mkdir(exist_ok=True)
             self._lock = (self.path / _LOCK).open("w")
-        if not _locked(self._lock):
+        if not lock(self._lock):
             self._lock.close()
             raise OutputError(
                 f"{printable(self.path)}: another run works here; wait for it or choose another --work-dir"
@@ -232,17 +228,6 @@ def _to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _locked(file: TextIO) -> bool:
-    """Whether ``file`` is now locked by this process; the system unlocks it when the process ends, however it ends."""
-    if fcntl is None:  # not a Unix
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def check_work_directory(streaming: Streaming, job: Job, samples: Samples, merge_norms: bool) -> None:

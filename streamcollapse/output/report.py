@@ -43,10 +43,9 @@ def build_report(
     usage: dict[str, Any],
 ) -> dict[str, Any]:
     """The report as JSON types. ``ratio`` is pruned parameters over all parameters, as in the paper's Table 1."""
-    packages = ("streamcollapse", "torch", "transformers", "safetensors", "numpy")
     return {
         "format": FORMAT,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "versions": versions(),
         "source": {"path": str(checkpoint.directory), "name": plan.source_name, "fingerprint": plan.fingerprint},
         "options": options,
         "compute": compute,
@@ -63,6 +62,12 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # run from a source tree that is not installed
         return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """The versions of this package and of those that results depend on."""
+    packages = ("streamcollapse", "torch", "transformers", "safetensors", "numpy")
+    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
 
 
 def save_report(report: dict[str, Any], path: Path) -> None:

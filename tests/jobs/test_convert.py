@@ -114,7 +114,8 @@ def test_small_files_come_along_and_other_weights_do_not(tmp_path: Path, source:
     convert(source, tmp_path / "out")
     files = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
     expected = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert files == {*kept, *expected, "additional_chat_templates/tools.jinja"}
+    added = {"additional_chat_templates/tools.jinja", "streamcollapse_conversion.json"}
+    assert files == {*kept, *expected, *added}
     assert all((tmp_path / "out" / name).read_bytes() == (source / name).read_bytes() for name in kept)
 
 

@@ -1,0 +1,62 @@
+"""What a batch would do: everything is checked, nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from streamcollapse.batch.run import Batch, batch_report, planned
+from streamcollapse.batch.tasks import Convert, Task, result_key
+from streamcollapse.batch.worker import Machine, Outcome, Place, finished, is_ours
+from streamcollapse.errors import StreamCollapseError, printable
+from streamcollapse.jobs.convert import convert
+from streamcollapse.jobs.preview import preview_search
+from streamcollapse.progress import silent
+from streamcollapse.settings import Compute, Output, Streaming
+from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.storage.hub import local_directory
+
+
+def preview(
+    jobs: str | Path, out: str | Path | None, device: str, streaming: Streaming, trust_remote_code: bool
+) -> Batch:
+    """An outcome for each task of the file ``jobs``: kept (done already), ready, or failed with what it would fail of.
+
+    Sources on the Hub are fetched into its cache. Raises what ``batch`` would raise.
+    """
+    tasks, place = planned(jobs, out, streaming)
+    machine = Machine(device, replace(streaming, work_dir=None), None, trust_remote_code)
+    outcomes = {task.name: _checked(task, place, machine) for task in tasks}
+    return Batch(place.out, list(outcomes.values()), batch_report(place, tasks, outcomes, 0.0))
+
+
+def _checked(task: Task, place: Place, machine: Machine) -> Outcome:
+    out = place.out / task.name
+    try:
+        directory = local_directory(task.source, silent)
+        known = finished(task, place, result_key(task, Checkpoint(directory).fingerprint()))
+        if known is not None:
+            return known
+        output = Output(task.max_shard_size, overwrite=is_ours(out))
+        # Where results go does not exist yet; what is asked of a place is asked of the nearest one that does.
+        stand_in = out if place.out.is_dir() else _nearest(place.out) / f".{task.name}"
+        if isinstance(task.work, Convert):
+            convert(directory, stand_in, dtype=task.work.dtype, output=output, dry_run=True)
+        else:
+            preview_search(
+                directory,
+                task.work.options,
+                task.work.calibration,
+                Compute(machine.device, task.work.compute_dtype),
+                machine.streaming,
+                machine.trust_remote_code,
+                stand_in,
+                output,
+            )
+    except StreamCollapseError as error:
+        return Outcome(task.name, "failed", str(out), printable(error))
+    return Outcome(task.name, "ready", str(out))
+
+
+def _nearest(path: Path) -> Path:
+    return next(parent for parent in path.parents if parent.is_dir())

@@ -1,0 +1,240 @@
+"""The verb batch: many checkpoints, what each worker is at, and a table in the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from streamcollapse.cli import options as o
+from streamcollapse.cli.screen import one_line_errors, print_json
+from streamcollapse.errors import printable
+from streamcollapse.progress import DecisionMade, LayerDone, PhaseStarted, TensorWritten
+from streamcollapse.settings import Streaming
+from streamcollapse.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from streamcollapse.batch.run import Batch
+    from streamcollapse.batch.worker import Message, Outcome
+
+_RUN = "The run"
+
+JobsFile = Annotated[Path, typer.Argument(metavar="JOBS", help="YAML file: sources and settings.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Directory for the results.", show_default="what JOBS says under out"),
+]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="local|ray",
+        help="Processes on this machine, or tasks of a Ray cluster.",
+        rich_help_panel=_RUN,
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="Ray cluster to run on.",
+        show_default="what RAY_ADDRESS names, else a local one",
+        rich_help_panel=_RUN,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", help="Jobs side by side.", show_default="one for each device", rich_help_panel=_RUN),
+]
+Retries = Annotated[
+    int, typer.Option("--retries", help="How often to try again where a worker was lost.", rich_help_panel=_RUN)
+]
+WorkDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--work-dir",
+        metavar="DIR",
+        help="Keep evaluated candidates and hidden states here, for another batch.",
+        show_default="in --out, until all is done",
+        rich_help_panel=_RUN,
+    ),
+]
+RamBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--ram-budget",
+        metavar="SIZE",
+        help="Memory for each worker to stay within, beyond the interpreter's own.",
+        show_default="an equal share of what is free; with Ray, a little more than the least",
+        rich_help_panel=_RUN,
+    ),
+]
+VramBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--vram-budget",
+        metavar="SIZE",
+        help="GPU memory for each worker to stay within.",
+        show_default="an equal share of what is free",
+        rich_help_panel=_RUN,
+    ),
+]
+
+
+def batch(
+    jobs: JobsFile,
+    out: Out = None,
+    engine: EngineName = "local",
+    ray_address: RayAddress = None,
+    workers: Workers = None,
+    retries: Retries = 2,
+    device: o.Device = o.COMPUTE.device,
+    prefetch: o.Prefetch = o.STREAMING.prefetch,
+    io: o.Io = o.STREAMING.io,
+    ram_budget: RamBudget = None,
+    vram_budget: VramBudget = None,
+    work_dir: WorkDir = None,
+    dry_run: o.DryRun = False,
+    as_json: o.Json = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Prune and convert many checkpoints: every source in JOBS with each of its settings. What is finished already is
+    left as it is."""
+    with one_line_errors():
+        from streamcollapse.batch import run as batches
+        from streamcollapse.batch.preview import preview
+
+        streaming = Streaming(None, prefetch, io, ram_budget, vram_budget, work_dir)
+        cluster = batches.Cluster(engine, ray_address, workers, retries)
+        if dry_run:
+            found = preview(jobs, out, device, streaming, trust_remote_code)
+        else:
+            with _progress(quiet=as_json) as listener:
+                found = batches.batch(
+                    jobs,
+                    out,
+                    cluster=cluster,
+                    device=device,
+                    streaming=streaming,
+                    trust_remote_code=trust_remote_code,
+                    listener=listener,
+                )
+        print_json(found.report) if as_json else _show(found)
+    if found.num_failed:
+        raise typer.Exit(1)
+
+
+_STYLES = {"done": "green", "kept": "dim", "ready": "green", "failed": "red"}
+
+
+def _figures(outcome: Outcome) -> str:
+    """What came out, in a few words."""
+    if outcome.error is not None:
+        return outcome.error
+    figures = outcome.figures or {}
+    parts = []
+    if "layers" in figures:
+        parts.append(f"{figures['layers']['before']} -> {figures['layers']['after']} layers")
+        parts.append(f"{100 * figures['ratio']:.1f} % of the parameters removed")
+    if "bytes" in figures:
+        parts.append(f"{format_bytes(figures['bytes']['before'])} -> {format_bytes(figures['bytes']['after'])}")
+    return ", ".join(parts)
+
+
+def _line(outcome: Outcome) -> Text:
+    line = Text(f"{outcome.status:<7}", _STYLES.get(outcome.status, ""))
+    line.append(printable(outcome.name), "bold").append(f"  {printable(_figures(outcome))}")
+    if outcome.seconds:
+        line.append(f"  {format_seconds(outcome.seconds)}", "dim")
+    if outcome.attempts > 1:
+        line.append(f"  at attempt {outcome.attempts}", "yellow")
+    return line
+
+
+def _show(found: Batch) -> None:
+    """The summary: a line for each task, and where everything is."""
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for heading, side in (
+        ("", "left"),
+        ("result", "left"),
+        ("layers", "right"),
+        ("removed", "right"),
+        ("time", "right"),
+    ):
+        table.add_column(heading, no_wrap=True, justify=side)  # type: ignore[arg-type]
+    for outcome in found.outcomes:
+        figures = outcome.figures or {}
+        layers = f"{figures['layers']['before']} -> {figures['layers']['after']}" if "layers" in figures else ""
+        removed = f"{100 * figures['ratio']:.1f} %" if "ratio" in figures else ""
+        seconds = format_seconds(outcome.seconds) if outcome.seconds else ""
+        status = Text(outcome.status, _STYLES.get(outcome.status, ""))
+        table.add_row(status, printable(outcome.name), layers, removed, seconds)
+    console.print(table)
+    for outcome in found.outcomes:
+        if outcome.error is not None:
+            console.print(
+                Text(f"\n{printable(outcome.name)}: ", "bold").append(printable(outcome.error), "not bold red")
+            )
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(found.report["counts"].items()))
+    console.print(f"\n{counts}; results in {printable(found.out)}")
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[Message], None]]:
+    """A listener that shows what each worker is at, or on no terminal a line for each result; on stderr."""
+    if quiet:
+        yield lambda message: None
+        return
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    view = _View(console)
+    if not console.is_terminal:
+        yield view.listen
+        return
+    with Live(view, console=console, refresh_per_second=8, transient=True):
+        yield view.listen
+
+
+class _View:
+    """What is running, by task: since when, which phase, how far."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._running: dict[str, tuple[float, str]] = {}
+        self._steps: dict[str, tuple[int, int | None]] = {}
+        self._ended = 0
+
+    def listen(self, message: Message) -> None:
+        from streamcollapse.batch.worker import Began, Ended, Told
+
+        match message:
+            case Began(name, _):
+                self._running[name] = (time.perf_counter(), "")
+            case Ended(outcome):
+                self._running.pop(outcome.name, None)
+                self._ended += 1
+                self._console.print(_line(outcome))
+            case Told(name, PhaseStarted(phase, total)):
+                since, _ = self._running.get(name, (time.perf_counter(), ""))
+                self._running[name], self._steps[name] = (since, phase), (0, total)
+            case Told(name, LayerDone() | TensorWritten() | DecisionMade()):
+                done, total = self._steps.get(name, (0, None))
+                self._steps[name] = (done + 1, total)
+
+    def __rich__(self) -> Group:
+        lines = []
+        for name, (since, phase) in self._running.items():
+            done, total = self._steps.get(name, (0, None))
+            far = f" {min(100 * done // total, 100)} %" if total else ""
+            elapsed = format_seconds(time.perf_counter() - since)
+            lines.append(Text("running ", "cyan").append(printable(name), "bold").append(f"  {phase}{far}  {elapsed}"))
+        return Group(*lines)
