@@ -129,3 +129,40 @@ MORE_FAMILIES: dict[str, Any] = {
     "nemotron": lambda: hf.NemotronConfig(**SMALL),
     "persimmon": lambda: hf.PersimmonConfig(**BARE, intermediate_size=48, max_position_embeddings=64),
 }
+
+# Code of the checkpoint's own, with the traits of models that bring theirs: how it places positions.
+OWN_CODE = {"baichuan 2 7b's traits, own code": "rotary", "baichuan 2 13b's traits, own code": "alibi"}
+
+VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "patch_size": 14}
+
+# Models of images and text, by the depth of what sees.
+WRAPPERS: dict[str, Any] = {
+    "gemma 3 with images": lambda depth: hf.Gemma3Config(
+        text_config={**SMALL, "head_dim": 8, "sliding_window": 8},
+        vision_config={**VISION, "image_size": 28, "num_hidden_layers": depth},
+        mm_tokens_per_image=4,
+    ),
+    "llava": lambda depth: hf.LlavaConfig(
+        text_config=hf.LlamaConfig(**SMALL),
+        vision_config=hf.CLIPVisionConfig(**VISION, image_size=28, num_hidden_layers=depth),
+    ),
+}
+
+# What the tests hold of which families: their parameters, and the table in README.
+CHECKS: dict[str, list[str]] = {
+    "streamed pass": [*FAMILIES, *MORE_FAMILIES],
+    "search, every rule": [*FAMILIES],
+    "search, some rules": [*FAMILIES, *OWN_CODE, *WRAPPERS],
+    "written, loaded again": [*FAMILIES, *MORE_FAMILIES, *OWN_CODE, *WRAPPERS],
+    "generates": [*FAMILIES, *OWN_CODE],
+    "from PyTorch files": [*FAMILIES, *MORE_FAMILIES],
+}
+
+
+def matrix() -> str:
+    """The table of families and checks, in Markdown."""
+    lines = [f"| family | {' | '.join(CHECKS)} |", "|---" * (len(CHECKS) + 1) + "|"]
+    for family in [*FAMILIES, *MORE_FAMILIES, *OWN_CODE, *WRAPPERS]:
+        held = ["yes" if family in families else "" for families in CHECKS.values()]
+        lines.append(f"| {family} | {' | '.join(held)} |")
+    return "\n".join(lines) + "\n"

@@ -19,6 +19,7 @@ from streamcollapse import CollapseOptions, inspect, perplexity, prune
 from streamcollapse.errors import ModelError
 from streamcollapse.settings import Calibration, Compute
 from tests.checkpoints import BUNDLED
+from tests.families import OWN_CODE
 from tests.in_memory import in_memory_search
 
 CODE = Path(__file__).parent / "custom_code"
@@ -30,12 +31,12 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(params=["rotary", "alibi"])
+@pytest.fixture(params=OWN_CODE)
 def packed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A checkpoint whose code is in its directory; saved without transformers, as its authors might."""
     modeling = importlib.import_module("tests.custom_code.modeling_packed")
     torch.manual_seed(0)
-    config = modeling.PackedConfig(positions=request.param, bos_token_id=0, eos_token_id=1, pad_token_id=0)
+    config = modeling.PackedConfig(positions=OWN_CODE[request.param], bos_token_id=0, eos_token_id=1, pad_token_id=0)
     model = modeling.PackedForCausalLM(config)
     with torch.no_grad():
         tensors = {n: (4.0 * p if p.dim() > 1 else p + 0.2 * torch.randn_like(p)) for n, p in model.named_parameters()}

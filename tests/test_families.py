@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from streamcollapse import CollapseOptions, prune
@@ -17,7 +18,8 @@ from streamcollapse.merge.rules import RULES
 from streamcollapse.progress import silent
 from streamcollapse.settings import Calibration, Compute
 from tests.checkpoints import save_model
-from tests.families import FAMILIES, MORE_FAMILIES
+from tests.families import CHECKS, FAMILIES, MORE_FAMILIES
+from tests.formats import as_torch
 from tests.in_memory import in_memory_search
 from tests.streams import plain_stream
 
@@ -31,6 +33,23 @@ TEXTS = [
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(FAMILIES[request.param](), tmp_path_factory.mktemp("family") / "model", gain=3.0)
+
+
+@pytest.mark.parametrize("name", CHECKS["from PyTorch files"])
+def test_pytorch_files_give_the_same(name: str, tmp_path: Path) -> None:
+    config = (FAMILIES | MORE_FAMILIES)[name]()
+    directory = save_model(config, tmp_path / "model", gain=2.0)
+    stored = as_torch(directory, tmp_path / "torch", shards=2)
+    options = CollapseOptions(layers_per_merge=4, interval=1, threshold=-1.0, rule="mean")
+    plans = [
+        prune(source, tmp_path / f"out-{source.name}", options, compute=Compute("cpu", "float32")).plan
+        for source in (directory, stored)
+    ]
+    assert plans[0].layers == plans[1].layers
+    assert plans[0].search == plans[1].search
+    one, two = (load_file(tmp_path / f"out-{d.name}" / "model.safetensors") for d in (directory, stored))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[tensor], two[tensor]) for tensor in one)
 
 
 def token_ids(directory: Path) -> list[list[int]]:

@@ -13,6 +13,7 @@ import typer
 
 import streamcollapse
 from streamcollapse.cli.main import app
+from tests.families import matrix
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -75,6 +76,11 @@ def test_its_python_compiles_and_names_what_exists() -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             assert all(hasattr(streamcollapse, alias.name) for alias in node.names)
+
+
+def test_the_table_of_families_is_what_is_tested() -> None:
+    table = README.partition("<!-- families -->\n\n")[2].partition("\n\n")[0] + "\n"
+    assert table == matrix(), "print(tests.families.matrix()) gives the new one"
 
 
 def test_links_lead_somewhere() -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import transformers as hf
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from streamcollapse import CollapseOptions, prune
 from streamcollapse.settings import Calibration, Compute
 from tests.checkpoints import BUNDLED
-from tests.families import NUM_LAYERS, SMALL
+from tests.families import NUM_LAYERS, WRAPPERS
 from tests.in_memory import in_memory_search
 
 TEXTS = [
@@ -23,27 +21,15 @@ TEXTS = [
     "A ship sailed.",
     "In the year of the war, the old town burned.",
 ]
-VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "patch_size": 14}
-
-
-def gemma(depth: int) -> hf.PretrainedConfig:
-    text = {**SMALL, "head_dim": 8, "sliding_window": 8}
-    vision = {**VISION, "image_size": 28, "num_hidden_layers": depth}
-    return hf.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
-
-
-def llava(depth: int) -> hf.PretrainedConfig:
-    vision = hf.CLIPVisionConfig(**VISION, image_size=28, num_hidden_layers=depth)
-    return hf.LlavaConfig(text_config=hf.LlamaConfig(**SMALL), vision_config=vision)
 
 
 @pytest.mark.parametrize("depth", [2, NUM_LAYERS])
-@pytest.mark.parametrize("wrapper", [gemma, llava])
-def test_the_language_model_alone_is_pruned(wrapper: Any, depth: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_the_language_model_alone_is_pruned(wrapper: str, depth: int, tmp_path: Path) -> None:
     """Also where the encoder of images has just as many layers."""
     torch.manual_seed(0)
     source, out = tmp_path / "source", tmp_path / "out"
-    model = AutoModelForImageTextToText.from_config(wrapper(depth))
+    model = AutoModelForImageTextToText.from_config(WRAPPERS[wrapper](depth))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 and "layers" in name:

@@ -7,6 +7,8 @@ processor and the memory that it needs; Ray decides where and when it runs.
 from __future__ import annotations
 
 import os
+import re
+import socket
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -17,6 +19,7 @@ from streamcollapse.batch.worker import Machine, Message, Place, run_chain
 from streamcollapse.errors import DeviceError, OptionError, printable
 
 _POLL_SECONDS = 0.3
+_CONNECT_SECONDS = 10.0
 
 
 class _Mailbox:
@@ -65,7 +68,9 @@ class RayEngine:
         if workers is not None and workers < 1:
             raise OptionError(f"workers is {workers}; there must be at least 1")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        quiet = {"include_dashboard": False} if address is None and "RAY_ADDRESS" not in os.environ else {}
+        address = address or os.environ.get("RAY_ADDRESS")
+        _check_reachable(address)
+        quiet = {"include_dashboard": False} if address is None else {}
         try:
             ray.init(address=address, logging_level="error", log_to_driver=False, **quiet)
         except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError) as error:
@@ -115,6 +120,17 @@ class RayEngine:
 
     def close(self) -> None:
         self._ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise DeviceError unless somebody listens at ``address`` (host:port); Ray itself would try for many minutes."""
+    match = re.fullmatch(r"(?:ray://)?(?P<host>[^/\s]+):(?P<port>\d{1,5})", address or "")
+    if match is None:  # none, or a word that Ray knows
+        return
+    try:
+        socket.create_connection((match["host"], int(match["port"])), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise DeviceError(f"no Ray cluster at {printable(address)}: {printable(error)}") from error
 
 
 def _import_ray() -> Any:

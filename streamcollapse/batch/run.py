@@ -129,19 +129,19 @@ def _engine(
         return LocalEngine(machines(device, cluster.workers, len(chains), streaming, trust), place)
     from streamcollapse.batch.on_ray import RayEngine
 
-    budget = streaming.ram_budget or max((_least_bytes(task, trust) for chain in chains for task in chain), default=1)
+    kinds = {(t.source, t.work.compute_dtype) for chain in chains for t in chain if isinstance(t.work, Prune)}
+    budget = streaming.ram_budget or max((_least_bytes(*kind, trust) for kind in kinds), default=1)
     machine = Machine(device, replace(streaming, ram_budget=budget), None, trust)
     ram_bytes = parse_bytes(budget) + _INTERPRETER_BYTES
     return RayEngine(machine, place, cluster.ray_address, cluster.workers, ram_bytes)
 
 
-def _least_bytes(task: Task, trust_remote_code: bool) -> int:
-    """What ``task`` needs at the least, and a quarter more; 1 where that cannot be told: its worker will say why."""
-    if not isinstance(task.work, Prune):
-        return 1
+def _least_bytes(source: str, compute_dtype: str, trust_remote_code: bool) -> int:
+    """What pruning ``source`` needs at the least, and a quarter more; 1 where that cannot be told: its worker will say
+    why."""
     try:
-        compute = Compute("cpu", task.work.compute_dtype)
-        return inspect(task.source, compute=compute, trust_remote_code=trust_remote_code).peak_bytes * 5 // 4
+        compute = Compute("cpu", compute_dtype)
+        return inspect(source, compute=compute, trust_remote_code=trust_remote_code).peak_bytes * 5 // 4
     except StreamCollapseError:
         return 1
 

@@ -105,6 +105,8 @@ def run_task(task: Task, place: Place, machine: Machine, listener: Listener) -> 
     """Do ``task``, unless it is done."""
     start, out = time.perf_counter(), place.out / task.name
     try:
+        with disk_errors(place.out):
+            place.out.mkdir(parents=True, exist_ok=True)
         directory = local_directory(task.source, listener)
         fingerprint = Checkpoint(directory).fingerprint()
         key = result_key(task, fingerprint)

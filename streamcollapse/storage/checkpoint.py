@@ -5,7 +5,6 @@ Knows shards, names and bytes. Knows nothing of decoder layers, configs or devic
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,15 +12,13 @@ import torch
 
 from streamcollapse.errors import CheckpointError, printable
 from streamcollapse.storage.extents import Location
+from streamcollapse.storage.fingerprint import fingerprint
 from streamcollapse.storage.header import ShardHeader, StoredTensor, read_header
 from streamcollapse.storage.index import SUFFIX, find_shards, is_file
 from streamcollapse.storage.mapping import MappedFile
 from streamcollapse.storage.rows import read_rows
 from streamcollapse.storage.source import TensorInfo
 from streamcollapse.storage.torchfile import read_torch_header
-
-_SAMPLES_PER_SHARD = 16
-_SAMPLE_BYTES = 4096
 
 
 class Checkpoint:
@@ -137,18 +134,5 @@ class Checkpoint:
         return [self.mapping(shard) for shard in sorted(self._headers)]
 
     def fingerprint(self) -> str:
-        """sha256 over every shard's header, size and a few samples of its data, in hexadecimal.
-
-        The samples tell a fine-tune from its base model, whose headers are equal.
-        """
-        digest = hashlib.sha256()
-        for header in self.shards:
-            digest.update(f"{header.path.name}\0{header.file_bytes}\0".encode())
-            digest.update(header.raw)
-            data_start = 8 + len(header.raw)
-            step = max((header.file_bytes - data_start) // _SAMPLES_PER_SHARD, 1)
-            with header.path.open("rb") as file:
-                for position in range(data_start, header.file_bytes, step):
-                    file.seek(position)
-                    digest.update(file.read(_SAMPLE_BYTES))
-        return digest.hexdigest()
+        """What tells this checkpoint from others, in hexadecimal; reads a few samples. Raises CheckpointError."""
+        return fingerprint(self.shards)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from streamcollapse import Output, convert
 from streamcollapse.errors import ModelError, NonFiniteError, OptionError, OutputError
 from tests.checkpoints import edit_json, edit_tensors, save_llama
-from tests.jobs.test_formats import as_torch
+from tests.formats import as_torch
 
 
 def tensors_of(directory: Path) -> dict[str, torch.Tensor]:

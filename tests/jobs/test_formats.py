@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,25 +12,10 @@ from safetensors.torch import load_file
 from streamcollapse import CollapseOptions, Compute, Output, prune
 from streamcollapse.errors import CheckpointError
 from tests.checkpoints import save_llama
+from tests.formats import as_torch
 
 OPTIONS = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.5, rule="mean")
 FLOAT32 = Compute("cpu", "float32")
-
-
-def as_torch(source: Path, out: Path, shards: int = 1, legacy: bool = False) -> Path:
-    """The single-file checkpoint ``source`` in PyTorch files."""
-    shutil.copytree(source, out, ignore=shutil.ignore_patterns("*.safetensors"))
-    tensors = load_file(source / "model.safetensors")
-    names = sorted(tensors)
-    parts = [names[i::shards] for i in range(shards)]
-    files = [f"pytorch_model-{i + 1:05d}-of-{shards:05d}.bin" for i in range(shards)]
-    files = ["pytorch_model.bin"] if shards == 1 else files
-    for file, part in zip(files, parts, strict=True):
-        torch.save({n: tensors[n] for n in part}, out / file, _use_new_zipfile_serialization=not legacy)
-    if shards > 1:
-        weight_map = {name: file for file, part in zip(files, parts, strict=True) for name in part}
-        (out / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return out
 
 
 @pytest.mark.parametrize(("shards", "legacy"), [(1, False), (3, False), (1, True)], ids=["single", "sharded", "legacy"])

@@ -62,6 +62,14 @@ def test_the_fingerprint_tells_a_fine_tune_from_its_base(tmp_path: Path) -> None
     assert Checkpoint(base).fingerprint() != Checkpoint(other).fingerprint()
 
 
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.self_attn.q_proj.weight", "lm_head.weight"])
+def test_the_fingerprint_tells_of_one_changed_tensor(tmp_path: Path, name: str) -> None:
+    source = save_llama(tmp_path / "m", num_layers=4)
+    before = Checkpoint(source).fingerprint()
+    edit_tensors(source, lambda t: t[name].mul_(1.01))
+    assert Checkpoint(source).fingerprint() != before
+
+
 def _sharded(tmp_path: Path, source: Path) -> Path:
     return shutil.copytree(source, tmp_path / "copy")
 

@@ -20,8 +20,8 @@ from streamcollapse.errors import CheckpointError
 from streamcollapse.progress import Event, FileFetched, PhaseStarted, silent
 from streamcollapse.storage.hub import is_hub_id, local_directory
 from tests.checkpoints import save_llama
+from tests.formats import as_torch
 from tests.hub import COMMIT, Hub, serve
-from tests.jobs.test_formats import as_torch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unclosed.*:ResourceWarning")  # the client keeps its connections
 

@@ -1,0 +1,186 @@
+"""Files of jobs: what they mean, and what is said of those that mean nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamcollapse.batch.spec import Jobs, read_jobs
+from streamcollapse.batch.tasks import Convert, Prune, chains_of
+from streamcollapse.errors import JobsError
+from streamcollapse.settings import Calibration
+from streamcollapse.strategy.collapse import CollapseOptions
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    for name in ("models/a", "models/b", "models/notes", "other/a"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("models/a", "models/b", "other/a"):
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "models" / "file").write_text("")
+    (tmp_path / "samples.txt").write_text("A sample.\n")
+    return tmp_path
+
+
+def jobs_of(base: Path, document: Any) -> Jobs:
+    (base / "jobs.yaml").write_text(document if isinstance(document, str) else yaml.safe_dump(document))
+    return read_jobs(base / "jobs.yaml")
+
+
+def test_sources_times_settings(base: Path) -> None:
+    found = jobs_of(
+        base,
+        """
+        out: results
+        calibration: samples.txt
+        T: 0.7
+        jobs:
+          - source: models/*
+            C: [3, 4]
+            rule: [sequential, mean]
+          - source: [org/name@main, other/a]
+            threshold: 1
+            lowest: 5
+            calibration: null
+            compute-dtype: float32
+          - source: models/a
+            verb: convert
+            dtype: [float16, null]
+            max_shard_size: 1GB
+        """,
+    )
+    assert found.out == base / "results"
+    samples = Calibration(str(base / "samples.txt"))
+    expected = [
+        (str(base / "models" / model), Prune(CollapseOptions(layers, threshold=0.7, rule=rule), samples, "auto"))
+        for model in ("a", "b")
+        for layers in (3, 4)
+        for rule in ("sequential", "mean")
+    ]
+    other = Prune(CollapseOptions(lowest=5, threshold=1.0), Calibration(), "float32")
+    expected += [("org/name@main", other), (str(base / "other" / "a"), other)]
+    assert [(t.source, t.work) for t in found.tasks if t.verb == "prune"] == expected
+    assert [(t.work, t.max_shard_size) for t in found.tasks if t.verb == "convert"] == [
+        (Convert("float16"), "1GB"),
+        (Convert(None), "1GB"),
+    ]
+    names = [t.name for t in found.tasks]
+    assert names[:2] == ["models-a-C3-I2-T0.7-sequential-samples", "models-a-C3-I2-T0.7-mean-samples"]
+    assert "org-name-main-C4-I2-T1-sequential-L5-float32" in names
+    assert "models-a-float16" in names
+    assert "models-a-safetensors" in names
+
+
+def test_names_are_short_where_that_tells_apart(base: Path) -> None:
+    found = jobs_of(base, {"jobs": [{"source": ["models/a", "models/b", "org/c"]}]})
+    assert [t.name.partition("-")[0] for t in found.tasks] == ["a", "b", "c"]
+
+
+def test_the_same_job_twice_is_one(base: Path) -> None:
+    found = jobs_of(
+        base, {"jobs": [{"source": "models/*"}, {"source": "models/a"}, {"source": "./models/../models/a"}]}
+    )
+    assert [Path(t.source).name for t in found.tasks] == ["a", "b"]
+
+
+def test_what_goes_together(base: Path) -> None:
+    found = jobs_of(
+        base,
+        {
+            "jobs": [
+                {"source": "models/*", "C": [2, 3], "merge_norms": [False, True]},
+                {"source": "models/*", "verb": "convert"},
+            ]
+        },
+    )
+    chains = [[t.name for t in chain] for chain in chains_of(found.tasks)]
+    assert chains == [
+        ["a-C2-I2-T0.65-sequential", "a-C3-I2-T0.65-sequential"],
+        ["a-C2-I2-T0.65-sequential-norms", "a-C3-I2-T0.65-sequential-norms"],
+        ["b-C2-I2-T0.65-sequential", "b-C3-I2-T0.65-sequential"],
+        ["b-C2-I2-T0.65-sequential-norms", "b-C3-I2-T0.65-sequential-norms"],
+        ["a-safetensors"],
+        ["b-safetensors"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("document", "complaint"),
+    [
+        ("jobs: [", r"not YAML at line 1"),
+        ("\x00", "not YAML"),
+        ("- 1", "needs a list of jobs"),
+        ("jobs: []", "needs a list of jobs"),
+        ("jobs: {source: a}", "needs a list of jobs"),
+        ("jobs: !!python/object/apply:os.system ['id']", "not YAML at line 1: could not determine a constructor"),
+        ("jobs: [3]", "job 1: needs a source"),
+        ("jobs: [{rule: mean}]", "job 1: needs a source"),
+        ("jobs: [{source: models/a}, {source: 3}]", "job 2: source is 3, not a path"),
+        ("jobs: [{source: nowhere}]", "nowhere: does not exist, and is no id on the Hub"),
+        ("jobs: [{source: 'nowhere/*'}]", "no directory with a config.json matches"),
+        ("jobs: [{source: models/a, treshold: 1}]", "setting treshold is unknown; choose from .*threshold"),
+        ("jobs: [{source: models/a, dtype: float32}]", "setting dtype is unknown"),
+        ("jobs: [{source: models/a, verb: convert, C: 3}]", "setting C is unknown; choose from dtype, max_shard_size"),
+        ("jobs: [{source: models/a, verb: quantise}]", "verb is quantise; choose prune or convert"),
+        ("jobs: [{source: models/a, C: 3, layers_per_merge: 4}]", "is given twice"),
+        ("jobs: [{source: models/a, C: 3.5}]", "layers_per_merge is 3.5; it needs a value like 4"),
+        ("jobs: [{source: models/a, C: yes}]", "layers_per_merge is True"),
+        ("jobs: [{source: models/a, T: high}]", "threshold is high"),
+        ("jobs: [{source: models/a, T: []}]", r"threshold is \[\]"),
+        ("jobs: [{source: models/a, T: [[0.5]]}]", "threshold is"),
+        ("jobs: [{source: models/a, merge_norms: 1}]", "merge_norms is 1"),
+        ("jobs: [{source: models/a, T: 2}]", r"job 1: threshold \(T\) is 2.0"),
+        ("jobs: [{source: models/a, rule: best}]", "rule 'best' is unknown"),
+        ("jobs: [{source: models/a, max_tokens: 0}]", "max tokens is 0"),
+        ("jobs: [{source: models/a, compute_dtype: int8}]", "compute dtype 'int8' is unknown"),
+        ("jobs: [{source: models/a, max_shard_size: big}]", "'big' is not a size"),
+        ("jobs: [{source: models/a, verb: convert, dtype: int8}]", "dtype 'int8' is unknown"),
+        ("jobs: [{source: models/a, calibration: none.txt}]", "there is no such calibration file"),
+        ("treshold: 1\njobs: [{source: models/a}]", "setting treshold is unknown"),
+        ("out: 3\njobs: [{source: models/a}]", "out is 3"),
+        ("jobs: [{source: models/a, max_shard_size: [1GB, 2GB]}]", "two jobs would write a-C4"),
+        ("jobs: [{source: models/a, T: &a [&b [*b]]}]", "threshold is"),
+    ],
+)
+def test_bad_files(base: Path, document: str, complaint: str) -> None:
+    with pytest.raises(JobsError, match=complaint) as raised:
+        jobs_of(base, document)
+    assert "\n" not in str(raised.value)
+    assert "jobs.yaml" in str(raised.value)
+
+
+def test_too_much(base: Path) -> None:
+    grid = {"C": list(range(2, 32)), "I": list(range(1, 31)), "L": list(range(1, 31))}
+    with pytest.raises(JobsError, match="more than 10000 settings; split the file"):
+        jobs_of(base, {"jobs": [{"source": "models/a", **grid}]})
+    with pytest.raises(JobsError, match="more than 10000 results; split the file"):
+        jobs_of(base, {"jobs": [{"source": "models/*", **grid, "L": list(range(1, 11))}]})
+    (base / "jobs.yaml").write_text("#" * 2_000_000)
+    with pytest.raises(JobsError, match="is larger than 1000000 bytes"):
+        read_jobs(base / "jobs.yaml")
+    with pytest.raises(JobsError, match="cannot be read: No such file"):
+        read_jobs(base / "none.yaml")
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+keys = st.sampled_from(["source", "verb", "C", "T", "rule", "calibration", "max_tokens", "dtype", "highest", "H"])
+
+
+@given(st.fixed_dictionaries({"jobs": st.lists(st.dictionaries(keys, anything), max_size=2)}) | anything)
+def test_whatever_a_file_holds_it_is_jobs_or_an_error(tmp_path_factory: pytest.TempPathFactory, document: Any) -> None:
+    path = tmp_path_factory.mktemp("spec") / "jobs.yaml"
+    path.write_text(yaml.safe_dump(document, allow_unicode=True), encoding="utf-8", errors="replace")
+    try:
+        read_jobs(path)
+    except JobsError as error:
+        assert "\n" not in str(error)  # noqa: PT017
