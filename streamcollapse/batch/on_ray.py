@@ -68,6 +68,7 @@ class RayEngine:
         if workers is not None and workers < 1:
             raise OptionError(f"workers is {workers}; there must be at least 1")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
         address = address or os.environ.get("RAY_ADDRESS")
         _check_reachable(address)
         quiet = {"include_dashboard": False} if address is None else {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import CalibrationError, printable
+from streamcollapse.output.report import versions
 from streamcollapse.settings import Calibration
 from streamcollapse.strategy.collapse import CollapseOptions
 
@@ -75,7 +76,7 @@ def result_key(task: Task, fingerprint: str) -> str:
 
 def search_key(work: Prune, fingerprint: str, device: str) -> str:
     """What tells whether two searches can share what they find out. Raises CalibrationError."""
-    shared = [fingerprint, _samples_digest(work), work.calibration.max_tokens, work.compute_dtype, device]
+    shared = [fingerprint, _samples_digest(work), work.calibration.max_tokens, work.compute_dtype, device, versions()]
     return _digest([*shared, work.options.merge_norms])[:16]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -112,6 +114,7 @@ def run_task(task: Task, place: Place, machine: Machine, listener: Listener) -> 
         key = result_key(task, fingerprint)
         if (known := finished(task, place, key)) is not None:
             return known
+        _sweep(out)
         output = Output(task.max_shard_size, overwrite=is_ours(out))
         if isinstance(task.work, Convert):
             figures = _converted(directory, out, task.work, output, listener)
@@ -134,6 +137,13 @@ def finished(task: Task, place: Place, key: str) -> Outcome | None:
         return replace(Outcome(**record["outcome"]), status="kept")
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a worker that was killed left beside ``out``: nobody else works on this task now."""
+    for pattern in (f".{glob.escape(out.name)}.partial-*", f".{glob.escape(out.name)}.replaced-*"):
+        for left in out.parent.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def is_ours(out: Path) -> bool:

@@ -157,6 +157,16 @@ def test_what_is_evaluated_once_stays_evaluated(base: Path) -> None:
     assert len(stacks) == len(set(stacks)) > 5
 
 
+def test_what_a_killed_worker_left_is_swept_away(base: Path) -> None:
+    jobs = write_jobs(base, [{"source": "models/m0", "verb": "convert"}])
+    (base / "out" / ".m0-safetensors.partial-123").mkdir(parents=True)
+    (base / "out" / ".m0-safetensors.partial-123" / "model.safetensors").write_text("half")
+    (base / "out" / ".m1-safetensors.partial-123").mkdir()
+    assert [o.status for o in here(jobs)] == ["done"]
+    left = sorted(p.name for p in (base / "out").iterdir())
+    assert left == [".m1-safetensors.partial-123", ".streamcollapse-batch", "m0-safetensors"]
+
+
 def test_a_job_that_kills_its_worker_fails_alone(base: Path) -> None:
     jobs = write_jobs(base, [GRID])
     killer = Killer("m0-C3-I1-T0.3", 99, lambda event: isinstance(event, PhaseStarted))
