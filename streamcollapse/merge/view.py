@@ -116,7 +116,7 @@ class MergedView:
 def mismatch(source: TensorSource, layout: Layout, layer: PlanLayer) -> str | None:
     """Why the source layers in ``layer``'s mix cannot be combined with its base, or None if they can."""
     for other in sorted(layer.mix):
-        for suffix in {*layout.layers[layer.base], *layout.layers[other]}:
+        for suffix in sorted({*layout.layers[layer.base], *layout.layers[other]}):
             if suffix in layout.unmerged:
                 continue
             if suffix not in layout.layers[layer.base] or suffix not in layout.layers[other]:
