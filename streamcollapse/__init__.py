@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from streamcollapse.jobs.inspect import inspect
     from streamcollapse.jobs.perplexity import perplexity
     from streamcollapse.jobs.prune import Pruned, apply, prune, search
+    from streamcollapse.jobs.resume import resume
     from streamcollapse.merge.plan import Plan
     from streamcollapse.settings import Calibration, Compute, Output, Streaming
     from streamcollapse.storage.checkpoint import Checkpoint
@@ -39,6 +40,7 @@ _HOMES = {
     "inspect": "jobs.inspect",
     "perplexity": "jobs.perplexity",
     "prune": "jobs.prune",
+    "resume": "jobs.resume",
     "search": "jobs.prune",
 }
 
@@ -58,6 +60,7 @@ __all__ = [
     "inspect",
     "perplexity",
     "prune",
+    "resume",
     "search",
 ]
 

@@ -9,7 +9,8 @@ import multiprocessing
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -100,7 +101,8 @@ class LocalEngine:
         ours, theirs = context.Pipe()
         arguments = (theirs, self._place, self._machines[index])
         process = context.Process(target=_work, args=arguments, name=f"streamcollapse-{index}", daemon=True)
-        process.start()
+        with _no_interrupts():  # it is born deaf to them, or one would end it in the midst of its imports
+            process.start()
         theirs.close()
         return _Worker(process, ours)
 
@@ -135,6 +137,19 @@ class LocalEngine:
                 worker.process.join()
             worker.pipe.close()
         self._workers.clear()
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Hold back an interrupt, from this thread and from processes that it starts, to the end of the body."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _reason(exit_code: int | None) -> str:

@@ -7,13 +7,12 @@ from pathlib import Path
 
 from streamcollapse.batch.run import Batch, batch_report, planned
 from streamcollapse.batch.tasks import Convert, Task, result_key
-from streamcollapse.batch.worker import Machine, Outcome, Place, finished, is_ours
+from streamcollapse.batch.worker import Machine, Outcome, Place, finished, is_ours, source_version
 from streamcollapse.errors import StreamCollapseError, printable
 from streamcollapse.jobs.convert import convert
 from streamcollapse.jobs.preview import preview_search
 from streamcollapse.progress import silent
 from streamcollapse.settings import Compute, Output, Streaming
-from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.hub import local_directory
 
 
@@ -34,7 +33,7 @@ def _checked(task: Task, place: Place, machine: Machine) -> Outcome:
     out = place.out / task.name
     try:
         directory = local_directory(task.source, silent)
-        known = finished(task, place, result_key(task, Checkpoint(directory).fingerprint()))
+        known = finished(task, place, result_key(task, source_version(directory)))
         if known is not None:
             return known
         output = Output(task.max_shard_size, overwrite=is_ours(out))

@@ -79,11 +79,24 @@ def read_jobs(path: Path) -> Jobs:
     return Jobs(_named(list(wanted), where), None if out is None else base / out)
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain data only, and no key twice: the second one would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+                seen.add(key.value)
+        return dict(super().construct_mapping(node, deep))
+
+
 def _load(path: Path) -> Any:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise JobsError(f"{printable(path)}: is larger than {_MOST_BYTES} bytes, no file of jobs")
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise JobsError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -69,14 +69,15 @@ def chains_of(tasks: Sequence[Task]) -> list[Chain]:
     return [tuple(group) for group in groups.values()]
 
 
-def result_key(task: Task, fingerprint: str) -> str:
-    """What tells whether a result is the one that ``task`` asks for. Raises CalibrationError."""
-    return _digest({"source": fingerprint, "samples": _samples_digest(task.work), **task.settings()})
+def result_key(task: Task, version: str) -> str:
+    """What tells whether a result is the one that ``task`` asks for of this ``version`` of its source. Raises
+    CalibrationError."""
+    return _digest({"source": version, "samples": _samples_digest(task.work), **task.settings()})
 
 
-def search_key(work: Prune, fingerprint: str, device: str) -> str:
+def search_key(work: Prune, version: str, device: str) -> str:
     """What tells whether two searches can share what they find out. Raises CalibrationError."""
-    shared = [fingerprint, _samples_digest(work), work.calibration.max_tokens, work.compute_dtype, device, versions()]
+    shared = [version, _samples_digest(work), work.calibration.max_tokens, work.compute_dtype, device, versions()]
     return _digest([*shared, work.options.merge_norms])[:16]
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +17,7 @@ from streamcollapse.errors import OutputError, StreamCollapseError, printable
 from streamcollapse.jobs.convert import CONVERSION_FILE, convert
 from streamcollapse.jobs.prune import prune
 from streamcollapse.output.checkpoint import REPORT_FILE
+from streamcollapse.output.files import every_file_beside
 from streamcollapse.progress import Event, Listener
 from streamcollapse.settings import Compute, Output, Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
@@ -110,18 +109,17 @@ def run_task(task: Task, place: Place, machine: Machine, listener: Listener) -> 
         with disk_errors(place.out):
             place.out.mkdir(parents=True, exist_ok=True)
         directory = local_directory(task.source, listener)
-        fingerprint = Checkpoint(directory).fingerprint()
-        key = result_key(task, fingerprint)
+        version = source_version(directory)
+        key = result_key(task, version)
         if (known := finished(task, place, key)) is not None:
             return known
-        _sweep(out)
         output = Output(task.max_shard_size, overwrite=is_ours(out))
         if isinstance(task.work, Convert):
             figures = _converted(directory, out, task.work, output, listener)
         else:
-            figures = _pruned(directory, out, task.work, output, place, machine, fingerprint, listener)
+            figures = _pruned(directory, out, task.work, output, place, machine, version, listener)
         outcome = Outcome(task.name, "done", str(out), seconds=time.perf_counter() - start, figures=figures)
-        _keep(place.record(task), key, outcome)
+        _keep(place.record(task), key, outcome, _files(out))
     except (StreamCollapseError, OSError) as error:
         said = str(error) if isinstance(error, StreamCollapseError) else f"{error.filename}: {error.strerror}"
         return Outcome(task.name, "failed", str(out), printable(said), time.perf_counter() - start)
@@ -132,18 +130,11 @@ def finished(task: Task, place: Place, key: str) -> Outcome | None:
     """What an earlier batch made of ``task``, if it is still there."""
     try:
         record = json.loads(place.record(task).read_text(encoding="utf-8"))
-        if record["key"] != key or not (place.out / task.name).is_dir():
+        if record["key"] != key or record["files"] != _files(place.out / task.name):
             return None
         return replace(Outcome(**record["outcome"]), status="kept")
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _sweep(out: Path) -> None:
-    """Remove what a worker that was killed left beside ``out``: nobody else works on this task now."""
-    for pattern in (f".{glob.escape(out.name)}.partial-*", f".{glob.escape(out.name)}.replaced-*"):
-        for left in out.parent.glob(pattern):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def is_ours(out: Path) -> bool:
@@ -171,11 +162,11 @@ def _pruned(
     output: Output,
     place: Place,
     machine: Machine,
-    fingerprint: str,
+    version: str,
     listener: Listener,
 ) -> dict[str, Any]:
     kind = torch.device(machine.device).type
-    work_dir = place.work / search_key(work, fingerprint, kind)
+    work_dir = place.work / search_key(work, version, kind)
     with disk_errors(place.work):
         place.work.mkdir(parents=True, exist_ok=True)
     pruned = prune(
@@ -204,9 +195,24 @@ def _pruned(
     }
 
 
-def _keep(path: Path, key: str, outcome: Outcome) -> None:
+def source_version(directory: Path) -> str:
+    """What changes when the source in ``directory`` does, or is another one. Raises CheckpointError."""
+    checkpoint = Checkpoint(directory)
+    files = [path.relative_to(directory).as_posix() for path in every_file_beside(directory)]
+    return f"{directory.resolve()} {checkpoint.fingerprint()} {checkpoint.state(*files)}"
+
+
+def _files(out: Path) -> dict[str, list[int]]:
+    """Size and time of modification of every file of a result."""
+    found = (path for path in sorted(out.rglob("*")) if path.is_file())
+    return {path.relative_to(out).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in found}
+
+
+def _keep(path: Path, key: str, outcome: Outcome, files: dict[str, list[int]]) -> None:
     partial = path.with_name(f"{path.name}.partial")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"key": key, "outcome": asdict(outcome)}) + "\n", encoding="utf-8")
+        partial.write_text(
+            json.dumps({"key": key, "files": files, "outcome": asdict(outcome)}) + "\n", encoding="utf-8"
+        )
         partial.replace(path)

@@ -162,8 +162,10 @@ def _line(outcome: Outcome) -> Text:
 
 def _show(found: Batch) -> None:
     """The summary: a line for each task, and where everything is."""
-    console = Console(highlight=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    table = Table(
+        box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=any(one.figures for one in found.outcomes)
+    )
     for heading, side in (
         ("", "left"),
         ("result", "left"),
@@ -172,6 +174,7 @@ def _show(found: Batch) -> None:
         ("time", "right"),
     ):
         table.add_column(heading, no_wrap=True, justify=side)  # type: ignore[arg-type]
+    failed: dict[str, list[str]] = {}
     for outcome in found.outcomes:
         figures = outcome.figures or {}
         layers = f"{figures['layers']['before']} -> {figures['layers']['after']}" if "layers" in figures else ""
@@ -179,12 +182,12 @@ def _show(found: Batch) -> None:
         seconds = format_seconds(outcome.seconds) if outcome.seconds else ""
         status = Text(outcome.status, _STYLES.get(outcome.status, ""))
         table.add_row(status, printable(outcome.name), layers, removed, seconds)
-    console.print(table)
-    for outcome in found.outcomes:
         if outcome.error is not None:
-            console.print(
-                Text(f"\n{printable(outcome.name)}: ", "bold").append(printable(outcome.error), "not bold red")
-            )
+            failed.setdefault(outcome.error, []).append(outcome.name)
+    console.print(table)
+    for error, names in failed.items():  # a source that cannot be used fails with each of its settings
+        which = printable(names[0]) if len(names) == 1 else f"{printable(names[0])} and {len(names) - 1} more"
+        console.print(Text(f"\n{which}: ", "bold").append(printable(error), "not bold red"))
     counts = ", ".join(f"{count} {status}" for status, count in sorted(found.report["counts"].items()))
     console.print(f"\n{counts}; results in {printable(found.out)}")
 
@@ -195,7 +198,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[Message], None]]:
     if quiet:
         yield lambda message: None
         return
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     view = _View(console)
     if not console.is_terminal:
         yield view.listen

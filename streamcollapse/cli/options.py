@@ -148,8 +148,9 @@ WorkDir = Annotated[
     typer.Option(
         "--work-dir",
         metavar="DIR",
-        help="Keep evaluated candidates and hidden states here, for another search on the same source and samples.",
-        show_default="keep nothing",
+        help="Keep what is found out here: after a crash to go on, and for another search on the same source and "
+        "samples.",
+        show_default="prune: beside DIR, until it is done; search: keep nothing",
         rich_help_panel=_RUN,
     ),
 ]

@@ -118,7 +118,7 @@ def needs_table(needs: Sequence[tuple[str, str, int, str]], budgets: dict[str, i
 @contextmanager
 def live_progress(quiet: bool) -> Iterator[Listener]:
     """A listener that draws on stderr while the body runs; a silent one when ``quiet`` or stderr is no terminal."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     if quiet or not console.is_terminal:
         yield silent
         return

@@ -26,7 +26,7 @@ from streamcollapse.units import format_bytes, format_seconds
 
 
 def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def _unicode() -> bool:

@@ -176,6 +176,21 @@ def apply(
         print_json({"out": str(pruned.out), **pruned.report}) if as_json else tables.show_pruned(pruned)
 
 
+def resume(
+    work_dir: Annotated[Path, typer.Argument(metavar="WORK_DIR", help="Work directory of a run that was broken off.")],
+    as_json: o.Json = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Go on with the prune or apply that was broken off, from what WORK_DIR holds."""
+    with one_line_errors():
+        from streamcollapse.cli import tables
+        from streamcollapse.jobs.resume import resume as run
+
+        with live_progress(quiet=as_json) as listener:
+            pruned = run(work_dir, trust_remote_code=trust_remote_code, listener=listener)
+        print_json({"out": str(pruned.out), **pruned.report}) if as_json else tables.show_pruned(pruned)
+
+
 def inspect(
     source: o.Source,
     device: o.Device = o.COMPUTE.device,

@@ -6,9 +6,9 @@ from streamcollapse.forward.model import StreamedModel
 from streamcollapse.forward.reference import Reference
 from streamcollapse.forward.schedule import Stack
 from streamcollapse.forward.sweep import sweep
+from streamcollapse.jobs.evaluations import Evaluation, Memory
 from streamcollapse.jobs.opening import Job
 from streamcollapse.jobs.streams import Means
-from streamcollapse.jobs.workdir import Evaluation, Memory
 from streamcollapse.merge.plan import Decision, stack_key
 from streamcollapse.merge.view import mismatch
 from streamcollapse.settings import Streaming

@@ -21,8 +21,9 @@ from streamcollapse.storage.cast import CastSource
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.hub import local_directory, local_path
 from streamcollapse.storage.index import is_file, read_json
+from streamcollapse.storage.locks import claimed
 from streamcollapse.storage.source import TensorInfo, TensorSource
-from streamcollapse.storage.staging import check_output, staged_directory
+from streamcollapse.storage.staging import check_output, lock_of, staged_directory
 from streamcollapse.storage.writer import ShardPlan, check_space, disk_errors, plan_shards, write_shards
 from streamcollapse.stream.budget import free_ram
 from streamcollapse.stream.loaders import MappedLoader
@@ -77,7 +78,7 @@ def convert(
     check_space(Path(out), sum(shard.file_bytes for shard in shards))
     meter = Meter(CPU)
     if not dry_run:
-        with staged_directory(Path(out), output.overwrite) as stage:
+        with claimed(lock_of(Path(out)), printable(out)), staged_directory(Path(out), output.overwrite) as stage:
             copy_files(every_file_beside(checkpoint.directory), checkpoint.directory, stage)
             if config is not None:
                 with disk_errors(stage / CONFIG_FILE):

@@ -11,7 +11,7 @@ from streamcollapse.errors import OutputError, printable
 from streamcollapse.jobs.inspect import Inspection, describe
 from streamcollapse.jobs.opening import Job, calibration_samples, check_prunable, open_job
 from streamcollapse.jobs.streams import allotment, least_allotment
-from streamcollapse.jobs.workdir import check_work_directory
+from streamcollapse.jobs.workplace import check_work_directory
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
 from streamcollapse.output.report import sizes

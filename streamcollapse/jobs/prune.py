@@ -7,22 +7,28 @@ write       stream the merged tensors into a new checkpoint
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict, dataclass
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.errors import StreamCollapseError, printable
+from streamcollapse.jobs.asked import Asked
 from streamcollapse.jobs.candidates import Evaluator, decide
 from streamcollapse.jobs.opening import Job, Samples, calibration_samples, check_prunable, open_job
 from streamcollapse.jobs.preview import smallest_output
 from streamcollapse.jobs.streams import Means, allotment, means, plain_allotment, starting_layers
-from streamcollapse.jobs.workdir import work_place
+from streamcollapse.jobs.workdir import was_renamed
+from streamcollapse.jobs.workplace import WorkPlace, kept_place, search_place, work_key
 from streamcollapse.merge.plan import Decision, Plan, SearchRecord
 from streamcollapse.merge.view import check_plan
-from streamcollapse.output.checkpoint import check_loadable, write_companions, write_config, write_weights
-from streamcollapse.output.report import build_report, sizes
+from streamcollapse.output.checkpoint import (
+    PLAN_FILE,
+    REPORT_FILE,
+    check_loadable,
+    write_companions,
+    write_config,
+    write_weights,
+)
+from streamcollapse.output.report import build_report, load_report, sizes
 from streamcollapse.progress import (
     CandidateStarted,
     DecisionMade,
@@ -35,7 +41,7 @@ from streamcollapse.progress import (
 )
 from streamcollapse.settings import Calibration, Compute, Output, Streaming
 from streamcollapse.storage.hub import local_path
-from streamcollapse.storage.staging import check_output, staged_directory
+from streamcollapse.storage.staging import check_output, staged_directory, tidy_up
 from streamcollapse.storage.writer import check_space, plan_shards
 from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
 from streamcollapse.strategy.odds import Odds
@@ -69,7 +75,7 @@ def prune(
     Raises StreamCollapseError (errors.py) for anything the input or the machine is at fault for; ``out`` then does not
     exist, or is the older directory that ``output.overwrite`` would have replaced.
     """
-    check_output(Path(out), local_path(source), output.overwrite)
+    check_output(Path(out), local_path(source), was_renamed(Path(out), streaming) or output.overwrite)
     job = open_job(source, compute, trust_remote_code, listener)
     return prune_job(job, Path(out), options, calibration, streaming, output)
 
@@ -80,19 +86,14 @@ def prune_job(
     """``prune`` of a checkpoint that is open, into an ``out`` that was checked."""
     samples = calibration_samples(job, calibration)
     check_space(out, smallest_output(job, options))
-    choice, scratch = _planned_memory(job, options, samples, streaming), out.resolve().parent
-    with means(job, choice, scratch) as given:
-        plan = _search(job, options, samples, streaming, given, scratch)
-        try:
-            return _write(job, plan, given, out, output)
-        except (StreamCollapseError, OSError, KeyboardInterrupt) as error:
-            kept = _free_path(Path(f"{out.resolve()}.plan.json"))
-            plan.save(kept)
-            again = (
-                f"the search is kept in {printable(kept)}; continue with: streamcollapse apply SOURCE PLAN --out DIR"
-            )
-            error.args = (f"{error}; {again}" if str(error) else again,)
-            raise
+    choice = _planned_memory(job, options, samples, streaming)
+    asked = Asked(job, out, streaming, output, options=options, calibration=calibration)
+    with kept_place(asked, work_key(job, samples, options.merge_norms)) as place:
+        if place.has_finished(out):
+            return _finished(out)
+        with means(job, choice, place.scratch) as given:
+            plan = _search(job, options, samples, streaming, given, place)
+            return _write(job, plan, given, out, output, place)
 
 
 def search(
@@ -108,9 +109,12 @@ def search(
     """The first half of ``prune``: find the plan, write nothing. Raises StreamCollapseError."""
     job = open_job(source, compute, trust_remote_code, listener)
     samples = calibration_samples(job, calibration)
-    choice, scratch = _planned_memory(job, options, samples, streaming), Path(tempfile.gettempdir())
-    with means(job, choice, scratch) as given:
-        return _search(job, options, samples, streaming, given, scratch)
+    choice = _planned_memory(job, options, samples, streaming)
+    with (
+        search_place(job, samples, options, streaming, choice.spill) as place,
+        means(job, choice, place.scratch) as given,
+    ):
+        return _search(job, options, samples, streaming, given, place)
 
 
 def apply(
@@ -125,11 +129,15 @@ def apply(
     listener: Listener = silent,
 ) -> Pruned:
     """The second half of ``prune``: write the checkpoint that ``plan`` describes. Raises StreamCollapseError."""
-    check_output(Path(out), local_path(source), output.overwrite)
+    check_output(Path(out), local_path(source), was_renamed(Path(out), streaming) or output.overwrite)
     job = open_job(source, compute, trust_remote_code, listener)
     check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
-    with means(job, plain_allotment(job, streaming), Path(out).resolve().parent) as given:
-        return _write(job, plan, given, Path(out), output)
+    asked = Asked(job, Path(out), streaming, output, plan=plan)
+    with kept_place(asked, work_key(job, None, plan.merge_norms, plan.digest)) as place:
+        if place.has_finished(Path(out)):
+            return _finished(Path(out))
+        with means(job, plain_allotment(job, streaming), place.scratch) as given:
+            return _write(job, plan, given, Path(out), output, place)
 
 
 def _planned_memory(job: Job, options: CollapseOptions, samples: Samples, streaming: Streaming) -> Allotment:
@@ -141,22 +149,20 @@ def _planned_memory(job: Job, options: CollapseOptions, samples: Samples, stream
 
 
 def _search(
-    job: Job, options: CollapseOptions, samples: Samples, streaming: Streaming, given: Means, scratch: Path
+    job: Job, options: CollapseOptions, samples: Samples, streaming: Streaming, given: Means, place: WorkPlace
 ) -> Plan:
-    state = CollapseState.start(job.num_layers, options)
-    model, spill = job.model(), scratch if given.choice.spill else None
-    with work_place(job, samples, streaming, options.merge_norms, spill) as place:
-        with job.meter.phase("reference"):
-            job.listener(PhaseStarted("reference", job.num_layers))
-            reference = place.reference(model, given.stream, starting_layers(state))
-        state, odds = _collapse(job, state, Evaluator(job, model, given, reference, place.memory, streaming))
-
+    state, model = CollapseState.start(job.num_layers, options), job.model()
+    with job.meter.phase("reference"):
+        job.listener(PhaseStarted("reference", job.num_layers))
+        reference = place.reference(job, samples, model, given.stream, starting_layers(state))
+    evaluator = Evaluator(job, model, given, reference, place.memory, streaming)
+    state, odds = _collapse(job, state, evaluator, place)
     record = _record(state.options, samples, job, odds.decisions)
     fingerprint = job.checkpoint.fingerprint()
     return Plan(job.name, job.num_layers, fingerprint, state.layers, options.merge_norms, record)
 
 
-def _collapse(job: Job, state: CollapseState, evaluator: Evaluator) -> tuple[CollapseState, Odds]:
+def _collapse(job: Job, state: CollapseState, evaluator: Evaluator, place: WorkPlace) -> tuple[CollapseState, Odds]:
     odds = Odds(state.options.threshold)
     with job.meter.phase("search"):
         job.listener(PhaseStarted("search"))
@@ -165,6 +171,7 @@ def _collapse(job: Job, state: CollapseState, evaluator: Evaluator) -> tuple[Col
             job.listener(CandidateStarted(candidate.pointer, candidate.merged, odds.threshold))
             evaluation = evaluator.evaluation(state, odds)
             decision = decide(evaluation, candidate.pointer, candidate.merged, odds.threshold)
+            place.decided(len(odds.decisions), decision)
             odds.learn(decision)
             state = state.after(decision.accepted)
             _tell(job.listener, decision, state, job.num_layers)
@@ -173,17 +180,18 @@ def _collapse(job: Job, state: CollapseState, evaluator: Evaluator) -> tuple[Col
     return state, odds
 
 
-def _write(job: Job, plan: Plan, given: Means, out: Path, output: Output) -> Pruned:
+def _write(job: Job, plan: Plan, given: Means, out: Path, output: Output, place: WorkPlace) -> Pruned:
     given.kept.want(plan.layers)
     view = job.view(plan.layers, plan.merge_norms, given.kept.names)
     shards = plan_shards(view, output.max_shard_bytes)
-    check_space(out, sum(shard.file_bytes for shard in shards))
-    with staged_directory(out, output.overwrite) as stage:
+    with staged_directory(out, output.overwrite, keep=True) as stage:
+        finished = place.take_up(stage)
+        check_space(out, sum(shard.file_bytes for shard in shards if shard.file_name not in finished))
         write_config(stage, job.checkpoint.directory, job.architecture.config, plan, job.trust_remote_code)
         check_loadable(stage, view, job.architecture, job.trust_remote_code)
         with job.meter.phase("write"):
             job.listener(PhaseStarted("write", sum(len(shard.names) for shard in shards)))
-            write_weights(view, given.stream, shards, stage, job.meter, job.listener)
+            write_weights(view, given.stream, shards, stage, job.meter, job.listener, finished, place.shard_done)
         report = build_report(
             job.checkpoint,
             plan,
@@ -194,13 +202,14 @@ def _write(job: Job, plan: Plan, given: Means, out: Path, output: Output) -> Pru
             {**job.meter.summary(), "memory": given.choice.to_json()},
         )
         write_companions(stage, job.checkpoint.directory, plan, report)
+        place.mark("renaming")
     return Pruned(out, plan, report)
 
 
-def _free_path(path: Path) -> Path:
-    """``path``, or the first free one like it: what is there already is somebody's."""
-    candidates = chain([path], (path.with_suffix(f".{number}.json") for number in count(1)))
-    return next(candidate for candidate in candidates if not candidate.exists())
+def _finished(out: Path) -> Pruned:
+    """What a run that was killed right after the renaming had made."""
+    tidy_up(out)
+    return Pruned(out, Plan.load(out / PLAN_FILE), load_report(out / REPORT_FILE))
 
 
 def _tell(listener: Listener, decision: Decision, state: CollapseState, num_layers: int) -> None:

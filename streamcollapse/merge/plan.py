@@ -5,6 +5,7 @@ The file format is ``streamcollapse.plan/1`` (docs/plan_format.md). Pure: knows 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -114,6 +115,11 @@ class Plan:
     def from_json(cls, document: Any) -> Plan:
         """Parse a document. Raises PlanError, naming the entry at fault."""
         return _parse_plan(document)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the document, in hexadecimal."""
+        return hashlib.sha256(_laid_out(self.to_json()).encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Write the document to ``path``. Raises OutputError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,30 @@ REPORT_FILE = "streamcollapse_report.json"
 
 
 def write_weights(
-    view: MergedView, stream: WeightStream, shards: list[ShardPlan], stage: Path, meter: Meter, listener: Listener
+    view: MergedView,
+    stream: WeightStream,
+    shards: list[ShardPlan],
+    stage: Path,
+    meter: Meter,
+    listener: Listener,
+    skip: Collection[str] = (),
+    on_shard: Callable[[str, str], None] = lambda name, sha256: None,
 ) -> None:
     """Write ``shards`` of ``view`` into ``stage`` with weights from ``stream``, counting bytes.
 
-    Raises OutputError, NonFiniteError, CheckpointError.
+    Those in ``skip`` are there already; ``on_shard`` is told each that has been finished, and its sha256. Raises
+    OutputError, NonFiniteError, CheckpointError.
     """
 
     def written(name: str, num_bytes: int) -> None:
         meter.written(num_bytes)
         listener(TensorWritten(name, num_bytes))
 
-    steps = [view.sources_of(name) for shard in shards for name in shard.names]
-    with stream.run(steps) as weights_pass:
-        write_shards(view.over(weights_pass), shards, stage, stream.device, written, weights_pass.step)
+    left = [shard for shard in shards if shard.file_name not in skip]
+    with stream.run([view.sources_of(name) for shard in left for name in shard.names]) as weights_pass:
+        source = view.over(weights_pass)
+        turn = weights_pass.step
+        write_shards(source, shards, stage, stream.device, written, turn, skip=skip, on_shard=on_shard)
 
 
 def write_config(stage: Path, source_directory: Path, config: ModelConfig, plan: Plan, with_code: bool) -> None:

@@ -9,8 +9,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from streamcollapse.errors import CheckpointError, printable
 from streamcollapse.merge.plan import Plan
 from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.storage.index import read_json
 from streamcollapse.storage.source import TensorSource
 from streamcollapse.storage.writer import disk_errors
 
@@ -68,6 +70,14 @@ def versions() -> dict[str, str]:
     """The versions of this package and of those that results depend on."""
     packages = ("streamcollapse", "torch", "transformers", "safetensors", "numpy")
     return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
+
+
+def load_report(path: Path) -> dict[str, Any]:
+    """The report at ``path``. Raises CheckpointError."""
+    report = read_json(path)
+    if not isinstance(report, dict):
+        raise CheckpointError(f"{printable(path)}: is no report")
+    return report
 
 
 def save_report(report: dict[str, Any], path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from streamcollapse.errors import CheckpointError, printable
 from streamcollapse.storage.extents import Location
-from streamcollapse.storage.fingerprint import fingerprint
+from streamcollapse.storage.fingerprint import fingerprint, state
 from streamcollapse.storage.header import ShardHeader, StoredTensor, read_header
 from streamcollapse.storage.index import SUFFIX, find_shards, is_file
 from streamcollapse.storage.mapping import MappedFile
@@ -136,3 +136,8 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """What tells this checkpoint from others, in hexadecimal; reads a few samples. Raises CheckpointError."""
         return fingerprint(self.shards)
+
+    def state(self, *beside: str) -> str:
+        """What changes when the weights' files do, or the files ``beside`` them, in hexadecimal. Raises
+        CheckpointError."""
+        return state(self.shards, [self._root / name for name in beside])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from streamcollapse.errors import CheckpointError, printable
 from streamcollapse.storage.header import ShardHeader
+from streamcollapse.storage.index import is_file
 
 _PAGES_PER_SHARD = 16
 _PAGE_BYTES = 4096
@@ -32,6 +34,22 @@ def fingerprint(shards: Sequence[ShardHeader]) -> str:
                 os.close(handle)
         except OSError as error:
             raise CheckpointError(f"{printable(header.path)}: cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def state(shards: Sequence[ShardHeader], beside: Sequence[Path] = ()) -> str:
+    """sha256 over what changes when files do: size and time of modification of every shard, and the contents of the
+    files ``beside`` them, in hexadecimal. Raises CheckpointError."""
+    digest = hashlib.sha256()
+    for header in shards:
+        try:
+            digest.update(f"{header.path.name}\0{header.file_bytes}\0{header.path.stat().st_mtime_ns}\0".encode())
+        except OSError as error:
+            raise CheckpointError(f"{printable(header.path)}: cannot be read: {error.strerror or error}") from error
+    for path in beside:
+        if is_file(path):
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -19,6 +19,7 @@ import torch
 from streamcollapse.errors import CheckpointError, printable
 from streamcollapse.storage.source import TensorInfo
 
+POINTER = b"version https://git-lfs"  # what stands in a repository for a file that was not fetched
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 
 DTYPES: dict[str, torch.dtype] = {
@@ -79,6 +80,8 @@ def read_header(path: Path) -> ShardHeader:
                 raise _bad(
                     path, f"the file has {file_bytes} bytes, too few for a safetensors header; download it again"
                 )
+            if prefix == POINTER[:8]:
+                raise _bad(path, "a pointer of git-lfs and not the file itself; run git lfs pull")
             (header_bytes,) = struct.unpack("<Q", prefix)
             if header_bytes > MAX_HEADER_BYTES:
                 raise _bad(path, f"a header of {header_bytes} bytes is over the limit of {MAX_HEADER_BYTES}")

@@ -81,6 +81,8 @@ def what_is_there(files: Iterable[str]) -> str:
     found = sorted(files)
     if "adapter_config.json" in found:
         return "an adapter (LoRA) and no model; merge it into its base model first (merge_and_unload in peft)"
+    if special := [name for pair in FORMATS for name in pair if name in found]:
+        return f"{special[0]} is no file that can be read, or a link that leads nowhere; restore it"
     if any(name.endswith(".safetensors") for name in found):
         return f"safetensors files, but neither {SINGLE_FILE} nor {INDEX_FILE}; restore the index"
     if any(fnmatch(name, "consolidated*.pth") for name in found):

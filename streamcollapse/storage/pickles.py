@@ -165,7 +165,10 @@ class _Machine:
 
     def _name(self, name: str) -> None:
         if name != _ORDERED_DICT and not self._may_name(name):
-            raise PickleError(f"the pickle wants {name}, which weights do not need and which could run any code")
+            advice = "use another copy of the checkpoint, or one that holds a state_dict() of plain tensors"
+            raise PickleError(
+                f"the pickle wants {name}, which weights do not need and which could run any code; {advice}"
+            )
         self._stack.append(Global(name))
 
     def reduce(self, _: Any) -> None:

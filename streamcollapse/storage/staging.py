@@ -42,31 +42,67 @@ def check_output(out: Path, source: Path | None, overwrite: bool) -> None:
         raise OutputError(f"{printable(target.parent)}: is not writable; choose another --out")
 
 
-@contextmanager
-def staged_directory(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield an empty directory beside ``out``; rename it to ``out`` at the end, remove it on any exception.
+def lock_of(out: Path) -> Path:
+    """The file that a run holds locked while it makes ``out``."""
+    return _beside(out, "lock")
 
-    With ``overwrite`` an older ``out`` stays in place until the new one is complete.
-    """
+
+def partial_of(out: Path) -> Path:
+    """The directory that is filled before it becomes ``out``."""
+    return _beside(out, "partial")
+
+
+def work_of(out: Path) -> Path:
+    """The directory for what a run finds out while it makes ``out``, unless the user names another."""
+    return _beside(out, "work")
+
+
+def gone_of(work: Path) -> Path:
+    """The name under which the work directory ``work`` is removed."""
+    return work.with_name(f"{work.name}.gone")
+
+
+def _beside(out: Path, kind: str) -> Path:
     target = out.resolve()
-    stage = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    retired = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+    return target.with_name(f".{target.name}.{kind}")
+
+
+@contextmanager
+def staged_directory(out: Path, overwrite: bool, keep: bool = False) -> Iterator[Path]:
+    """Yield the directory ``partial_of(out)``; rename it to ``out`` at the end.
+
+    It is empty and removed on any exception; with ``keep`` it holds what an earlier run left there, and is left there
+    for another run. With ``overwrite`` an older ``out`` stays in place until the new one is complete. Whoever calls
+    this holds ``lock_of(out)``.
+    """
+    target, stage, retired = out.resolve(), partial_of(out), _beside(out, "replaced")
     with disk_errors(stage):
-        stage.mkdir()
+        if retired.exists() and not target.exists() and not keep:  # a run was killed between two renames
+            retired.rename(target)
+        if not keep:
+            shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(exist_ok=keep)
     try:
         yield stage
         with disk_errors(target):
             _fsync_directory(stage)
             if overwrite and target.exists():
+                shutil.rmtree(retired, ignore_errors=True)
                 target.rename(retired)
             stage.rename(target)
             _fsync_directory(target.parent)
     except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(stage, ignore_errors=True)
         if retired.exists() and not target.exists():
             retired.rename(target)
         raise
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def tidy_up(out: Path) -> None:
+    """Remove what a run that was killed right after the renaming left beside ``out``."""
+    shutil.rmtree(_beside(out, "replaced"), ignore_errors=True)
 
 
 def _fsync_directory(directory: Path) -> None:

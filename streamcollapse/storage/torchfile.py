@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 
 from streamcollapse.errors import CheckpointError, printable
-from streamcollapse.storage.header import DTYPES, ShardHeader, StoredTensor
+from streamcollapse.storage.header import DTYPES, POINTER, ShardHeader, StoredTensor
 from streamcollapse.storage.pickles import Call, Global, PickleError, Reference, read_pickle
 from streamcollapse.storage.source import TensorInfo, span_elements
 
@@ -77,6 +77,8 @@ def read_torch_header(path: Path) -> ShardHeader:
 
 
 def _may_name(name: str) -> bool:
+    if name == "torch._utils._rebuild_qtensor" or name.startswith("torch.QInt"):
+        raise PickleError("holds quantised tensors; use the original weights, and quantise the result")
     return name in _WRAPPERS | _TYPED | _UNTYPED or name in _DTYPE_NAMES or _STORAGE_NAME.fullmatch(name) is not None
 
 
@@ -129,8 +131,11 @@ def _member(file: BinaryIO, member: zipfile.ZipInfo, file_bytes: int) -> _Storag
 
 def _read_legacy(file: BinaryIO, file_bytes: int) -> tuple[bytes, Any, dict[str, _Storage]]:
     """As ``_read_zip``, from the older format: magic number, protocol, machine, contents, keys, then the storages."""
-    if file.read(2) != b"\x80\x02":
-        raise PickleError("neither a zip archive nor a pickle, so no PyTorch file; download it again")
+    opening = file.read(len(POINTER))
+    if opening == POINTER:
+        raise PickleError("a pointer of git-lfs and not the file itself; run git lfs pull")
+    if not re.match(rb"\x80[\x02-\x05]", opening):
+        raise PickleError("neither a zip archive nor a pickle of torch.save, so no PyTorch file; download it again")
     file.seek(0)
     head = io.BytesIO(file.read(min(file_bytes, MAX_PICKLE_BYTES)))
     if read_pickle(head, _may_name) != _LEGACY_MAGIC or read_pickle(head, _may_name) != _LEGACY_PROTOCOL:

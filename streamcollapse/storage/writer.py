@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from streamcollapse.errors import OutputError, printable
+from streamcollapse.storage.digests import Digest
 from streamcollapse.storage.finite import check_finite
 from streamcollapse.storage.header import DTYPE_NAMES
 from streamcollapse.storage.index import INDEX_FILE, SINGLE_FILE
@@ -88,27 +89,36 @@ def write_shards(
     on_written: Callable[[str, int], None],
     turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     check: Callable[[str, torch.Tensor], None] = check_finite,
+    skip: Collection[str] = (),
+    on_shard: Callable[[str, str], None] = lambda name, sha256: None,
 ) -> None:
     """Write ``shards`` of ``source`` into ``directory``, fsync each, and the index last where there are several.
+
+    The shards in ``skip`` are there already. ``on_shard(file_name, sha256)`` is called once a shard is on the disk.
 
     ``device`` is where ``source`` computes what it must compute. ``on_written(name, num_bytes)`` is called
     after each tensor, which is read and written inside of ``turn()``, and shown to ``check`` in between: by default
     NaN and infinite weights raise NonFiniteError. Raises OutputError when the disk is full.
     """
-    files = {shard.file_name: directory / shard.file_name for shard in shards}
-    for shard in shards:
-        _reserve(files[shard.file_name], shard)
-    for shard in shards:
-        path = files[shard.file_name]
-        with disk_errors(path), closing(open_sink(path, shard.file_bytes)) as sink:
+    left = [shard for shard in shards if shard.file_name not in skip]
+    for shard in left:
+        _reserve(directory / shard.file_name, shard)
+    for shard in left:
+        path, digest = directory / shard.file_name, Digest()
+        with closing(digest), disk_errors(path), closing(open_sink(path, shard.file_bytes)) as sink:
+            digest.update(memoryview(shard.header))
             sink.write(memoryview(shard.header))
             for name in shard.names:
                 with turn():
                     tensor = source.read(name, device)
                     check(name, tensor)
-                    sink.write(_bytes_of(tensor))
+                    data = _bytes_of(tensor)
+                    hashed = digest.update(data)
+                    sink.write(data)
+                    hashed.result()
                 on_written(name, source.info(name).num_bytes)
             sink.finish()
+        on_shard(shard.file_name, digest.close())
     if len(shards) > 1:
         total = sum(shard.data_bytes for shard in shards)
         weight_map = {name: shard.file_name for shard in shards for name in shard.names}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from streamcollapse.errors import DeviceError, JobsError, OptionError, OutputErr
 from streamcollapse.progress import DecisionMade, LayerDone, PhaseStarted
 from streamcollapse.settings import Streaming
 from tests.batch.conftest import write_jobs
-from tests.checkpoints import edit_tensors
+from tests.checkpoints import edit_json, edit_tensors
 
 GRID: dict[str, object] = {"source": "models/m*", "C": 3, "I": 1, "T": [0.3, 0.6]}
 
@@ -123,6 +124,51 @@ def test_a_changed_source_is_done_anew(base: Path) -> None:
     assert [o.status for o in here(jobs)] == ["kept"]
 
 
+def test_a_changed_config_is_done_anew(base: Path) -> None:
+    jobs = write_jobs(base, [{**GRID, "source": "models/m0", "T": 0.5}])
+    (first,) = here(jobs)
+    edit_json(base / "models" / "m0" / "config.json", lambda config: config.update(rms_norm_eps=0.1))
+    (second,) = here(jobs)
+    assert (first.status, second.status) == ("done", "done")
+    config = json.loads((Path(second.out) / "config.json").read_text())
+    assert config["rms_norm_eps"] == 0.1
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "another byte", "one too many"])
+def test_a_damaged_result_is_made_anew(base: Path, damage: str) -> None:
+    jobs = write_jobs(base, [{"source": "models/m0", "verb": "convert"}])
+    (first,) = here(jobs)
+    file = Path(first.out) / "model.safetensors"
+    whole = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    elif damage == "one too many":
+        (Path(first.out) / "model-00009.safetensors").write_text("")
+    else:
+        file.write_bytes(whole[:1000] if damage == "short" else whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert [o.status for o in here(jobs)] == ["done"]
+    assert file.read_bytes() == whole
+    assert not (Path(first.out) / "model-00009.safetensors").exists()
+
+
+def test_what_took_a_result_s_place_is_left_alone(base: Path) -> None:
+    jobs = write_jobs(base, [{"source": "models/m0", "verb": "convert"}])
+    (first,) = here(jobs)
+    shutil.rmtree(first.out)
+    Path(first.out).mkdir()
+    (Path(first.out) / "notes.txt").write_text("mine")
+    (second,) = here(jobs)
+    assert second.status == "failed"
+    assert (Path(first.out) / "notes.txt").read_text() == "mine"
+
+
+def test_two_copies_of_one_model_do_not_hinder_each_other(base: Path) -> None:
+    shutil.rmtree(base / "models" / "m1")
+    shutil.copytree(base / "models" / "m0", base / "models" / "m1")
+    found = batch(write_jobs(base, [GRID]), cluster=Cluster(workers=2))
+    assert set(statuses(found).values()) == {"done"}
+
+
 def test_changed_samples_are_done_anew(base: Path) -> None:
     jobs = write_jobs(base, [{**GRID, "source": "models/m0", "T": 0.5}])
     assert [o.status for o in here(jobs)] == ["done"]
@@ -152,19 +198,19 @@ def test_what_is_evaluated_once_stays_evaluated(base: Path) -> None:
     killer = Killer("m0", 2, lambda event: isinstance(event, DecisionMade))
     found = batch(jobs, cluster=Cluster(retries=5), listener=killer, streaming=Streaming(work_dir=base / "work"))
     assert set(statuses(found).values()) == {"done"}
-    (journal,) = (base / "work").glob("*/evaluations.jsonl")
-    stacks = [json.loads(line)["stack"] for line in journal.read_text().splitlines()]
+    (journal,) = (base / "work").glob("*/journal.jsonl")
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    stacks = [record["stack"] for record in records if record["kind"] == "evaluated"]
     assert len(stacks) == len(set(stacks)) > 5
 
 
 def test_what_a_killed_worker_left_is_swept_away(base: Path) -> None:
     jobs = write_jobs(base, [{"source": "models/m0", "verb": "convert"}])
-    (base / "out" / ".m0-safetensors.partial-123").mkdir(parents=True)
-    (base / "out" / ".m0-safetensors.partial-123" / "model.safetensors").write_text("half")
-    (base / "out" / ".m1-safetensors.partial-123").mkdir()
+    (base / "out" / ".m0-safetensors.partial").mkdir(parents=True)
+    (base / "out" / ".m0-safetensors.partial" / "model.safetensors").write_text("half")
+    (base / "out" / ".m0-safetensors.lock").write_text("")
     assert [o.status for o in here(jobs)] == ["done"]
-    left = sorted(p.name for p in (base / "out").iterdir())
-    assert left == [".m1-safetensors.partial-123", ".streamcollapse-batch", "m0-safetensors"]
+    assert sorted(p.name for p in (base / "out").iterdir()) == [".streamcollapse-batch", "m0-safetensors"]
 
 
 def test_a_job_that_kills_its_worker_fails_alone(base: Path) -> None:
@@ -218,6 +264,16 @@ def test_the_command_line(base: Path) -> None:
     assert "kept   m0-safetensors" in again.stderr
 
 
+def test_names_are_shown_as_they_are(base: Path) -> None:
+    (base / "models" / "m0").rename(base / "models" / "be ta [b] :smile:")
+    jobs = write_jobs(base, [{"source": "models/be*", "verb": "convert"}], out="re[/b]")
+    run = CliRunner().invoke(app, ["batch", str(jobs)])
+    assert run.exit_code == 0, run.output
+    assert "be ta [b] :smile:-safetensors" in run.stdout
+    assert "results in " + str(base / "re[/b]") in run.stdout
+    assert "be ta [b] :smile:-safetensors" in run.stderr
+
+
 def test_bad_input_writes_nothing(base: Path) -> None:
     jobs = write_jobs(base, [GRID])
     for arguments, complaint in {
@@ -254,7 +310,7 @@ def test_an_interrupt_leaves_no_half_results(base: Path, number: signal.Signals,
     assert "Traceback" not in rest
     assert time.monotonic() - start < 10
     assert first.startswith("done")
-    assert not list((base / "out").glob(".*partial*"))
+    assert not (base / "out" / "m1-C3-I1-T0.6-sequential-samples-float32").exists()
     assert {o.status for o in here(jobs)} == {"done", "kept"}
     assert_like_single_runs(base, base / "out")
 

@@ -116,6 +116,7 @@ def test_what_goes_together(base: Path) -> None:
         ("jobs: [", r"not YAML at line 1"),
         ("\x00", "not YAML"),
         ("- 1", "needs a list of jobs"),
+        ("jobs: [{source: models/a, T: 0.5, T: 0.6}]", "not YAML at line 1: T is there twice"),
         ("jobs: []", "needs a list of jobs"),
         ("jobs: {source: a}", "needs a list of jobs"),
         ("jobs: !!python/object/apply:os.system ['id']", "not YAML at line 1: could not determine a constructor"),

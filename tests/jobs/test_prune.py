@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, GPT2Config, JambaConfig
 
-from streamcollapse import Calibration, CollapseOptions, Compute, Output, Plan, apply, prune, search
+from streamcollapse import Calibration, CollapseOptions, Compute, Output, Plan, apply, prune, resume, search
 from streamcollapse.errors import ModelError, OutputError, PlanError
 from streamcollapse.jobs import prune as module
 from streamcollapse.jobs.opening import calibration_samples, open_job
@@ -332,27 +332,18 @@ def test_a_write_that_fails_keeps_the_search(llama: Path, tmp_path: Path, monkey
     def full(*args: object) -> None:
         raise OutputError("no space")
 
+    options = CollapseOptions(threshold=0.9)
+    expected = prune(llama, tmp_path / "expected", options, compute=FLOAT32)
     monkeypatch.setattr(module, "write_weights", full)
-    with pytest.raises(OutputError, match="no space; the search is kept in") as caught:
-        prune(llama, tmp_path / "out", CollapseOptions(threshold=0.9), compute=FLOAT32)
-    kept = tmp_path / "out.plan.json"
-    assert str(kept) in str(caught.value)
-    assert [p.name for p in tmp_path.iterdir()] == ["out.plan.json"]
+    work = tmp_path / ".out.work"
+    with pytest.raises(OutputError, match=rf"no space; .* go on with: streamcollapse resume {work}$"):
+        prune(llama, tmp_path / "out", options, compute=FLOAT32)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.partial", ".out.work", "expected"]
     monkeypatch.undo()
-    apply(llama, Plan.load(kept), tmp_path / "out", compute=FLOAT32)
-
-
-def test_a_kept_search_replaces_nobody_s_file(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "out.plan.json").write_text("precious")
-
-    def full(*args: object) -> None:
-        raise OutputError("no space")
-
-    monkeypatch.setattr(module, "write_weights", full)
-    with pytest.raises(OutputError, match=r"out\.plan\.1\.json"):
-        prune(llama, tmp_path / "out", compute=FLOAT32)
-    assert (tmp_path / "out.plan.json").read_text() == "precious"
-    assert Plan.load(tmp_path / "out.plan.1.json").num_source_layers == 8
+    again = resume(work)
+    assert again.plan == expected.plan
+    assert {p["name"]: p["bytes_read"] for p in again.report["usage"]["phases"]}["search"] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["expected", "out"]
 
 
 def test_a_stack_whose_layers_kinds_follow_from_their_position_is_refused(tmp_path: Path) -> None:
@@ -413,7 +404,7 @@ def test_an_older_output_survives_a_failed_overwrite(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "write_companions", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="the search is kept in"):
+    with pytest.raises(KeyboardInterrupt, match="go on with: streamcollapse resume"):
         prune(llama, tmp_path / "out", compute=FLOAT32, output=Output(overwrite=True))
     assert (tmp_path / "out" / "old").read_text() == "old"
 

@@ -52,9 +52,9 @@ def test_what_is_no_work_directory_is_refused(llama: Path, tmp_path: Path) -> No
 def test_torn_and_damaged_records_are_evaluated_again(llama: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     plan = _search(llama, work)
-    log = work / "evaluations.jsonl"
-    lines = log.read_text().splitlines()
-    assert all(set(json.loads(line)) == {"stack", "similarity", "reason"} for line in lines)
+    log = work / "journal.jsonl"
+    lines = [line for line in log.read_text().splitlines() if json.loads(line)["kind"] == "evaluated"]
+    assert all(set(json.loads(line)) == {"kind", "stack", "similarity", "reason"} for line in lines)
     assert len(lines) > 2
     log.write_text("not json\n" + lines[0] + "\n" + lines[1][:20])
     (work / "reference.json").unlink()
@@ -69,7 +69,7 @@ def test_hidden_states_that_are_not_what_was_written_are_computed_again(
 ) -> None:
     work = tmp_path / "work"
     plan = _search(llama, work)
-    (work / "evaluations.jsonl").unlink()
+    (work / "journal.jsonl").unlink()
     states = work / "boundaries-0"
     size = states.stat().st_size
     if damage == "gone":
@@ -79,16 +79,18 @@ def test_hidden_states_that_are_not_what_was_written_are_computed_again(
     else:
         (work / "reference.json").write_text("[]" if damage == "not described" else '{"first": 0, "tensors": {}}')
     assert _search(llama, work) == plan
-    assert len((work / "evaluations.jsonl").read_text().splitlines()) > 1
+    assert len((work / "journal.jsonl").read_text().splitlines()) > 1
 
 
 @pytest.mark.parametrize("value", ['"abc"', "NaN", "2.0", "true", "null"])
 def test_values_that_no_similarity_has_are_evaluated_again(llama: Path, tmp_path: Path, value: str) -> None:
     work = tmp_path / "work"
     plan = _search(llama, work)
-    log = work / "evaluations.jsonl"
-    keys = [json.loads(line)["stack"] for line in log.read_text().splitlines()]
-    log.write_text("".join(f'{{"stack": "{key}", "similarity": {value}, "reason": null}}\n' for key in keys))
+    log = work / "journal.jsonl"
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    keys = [record["stack"] for record in records if record["kind"] == "evaluated"]
+    line = '{{"kind": "evaluated", "stack": "{}", "similarity": {}, "reason": null}}\n'
+    log.write_text("".join(line.format(key, value) for key in keys))
     assert _search(llama, work) == plan
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -156,6 +157,34 @@ def test_a_whole_module_is_refused_by_name(tmp_path: Path) -> None:
 def test_what_is_no_state_dict(tmp_path: Path, contents: Any, complaint: str) -> None:
     with pytest.raises(CheckpointError, match=complaint):
         Checkpoint(save(tmp_path / "m", contents))
+
+
+def test_quantised_tensors_are_called_so(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        packed = torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8)
+        source = save(tmp_path / "m", {"a": packed})
+    with pytest.raises(CheckpointError, match="holds quantised tensors; use the original weights"):
+        Checkpoint(source)
+
+
+def test_legacy_files_of_later_pickle_protocols(tmp_path: Path) -> None:
+    contents = {"a": torch.randn(4, 3), "b": torch.ones(2)}
+    source = save(tmp_path / "m", contents, _use_new_zipfile_serialization=False, pickle_protocol=4)
+    checkpoint = Checkpoint(source)
+    assert all(torch.equal(checkpoint.read(name, CPU), tensor) for name, tensor in contents.items())
+
+
+def test_files_that_only_point_somewhere(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        (tmp_path / name).write_text(pointer)
+        with pytest.raises(CheckpointError, match=rf"{name}: a pointer of git-lfs .*; run git lfs pull"):
+            Checkpoint(tmp_path)
+        (tmp_path / name).unlink()
+    (tmp_path / "pytorch_model.bin").symlink_to(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is no file .*, or a link that leads nowhere"):
+        Checkpoint(tmp_path)
 
 
 def rewrite(path: Path, **changes: bytes) -> None:

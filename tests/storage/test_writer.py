@@ -205,7 +205,7 @@ def test_a_rename_that_fails_puts_the_old_back(tmp_path: Path, monkeypatch: pyte
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
-        if ".partial-" in self.name:
+        if self.name.endswith(".partial"):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return rename(self, target)
 

@@ -1,0 +1,93 @@
+"""A job as it was asked for: what of it makes a difference to the result, and how to ask for it again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from streamcollapse.errors import OptionError, OutputError, PlanError, printable
+from streamcollapse.jobs.opening import Job
+from streamcollapse.jobs.workdir import JOB, read_document
+from streamcollapse.merge.plan import Plan
+from streamcollapse.settings import Calibration, Compute, Output, Streaming
+from streamcollapse.storage.staging import work_of
+from streamcollapse.strategy.collapse import CollapseOptions
+
+
+@dataclass(frozen=True)
+class Asked:
+    """``prune`` by ``options`` on ``calibration``, or ``apply`` of ``plan``, of the open ``job`` into ``out``."""
+
+    job: Job
+    out: Path
+    streaming: Streaming
+    output: Output
+    options: CollapseOptions | None = None
+    calibration: Calibration | None = None
+    plan: Plan | None = None
+
+    @property
+    def work_dir(self) -> Path:
+        """Where the run keeps what it finds out."""
+        return work_of(self.out) if self.streaming.work_dir is None else Path(self.streaming.work_dir)
+
+    def run(self) -> dict[str, Any]:
+        """What tells two runs on the same source and samples apart."""
+        options = None if self.options is None else asdict(self.options)
+        return {"out": str(self.out.resolve()), "options": options, "max_shard_bytes": self.output.max_shard_bytes}
+
+    def document(self) -> dict[str, Any]:
+        """Everything that ``resume`` needs, as JSON types."""
+        file = self.calibration.file if self.calibration else None
+        return {
+            "source": str(self.job.checkpoint.directory.absolute()),
+            **self.run(),
+            "calibration": None if file is None else str(Path(file).absolute()),
+            "max_tokens": self.calibration.max_tokens if self.calibration else None,
+            "plan": None if self.plan is None else self.plan.to_json(),
+            "device": str(self.job.placement.device),
+            "compute_dtype": self.job.placement.dtype_name,
+            "overwrite": self.output.overwrite,
+            "streaming": {**asdict(self.streaming), "work_dir": self._given_work_dir()},
+        }
+
+    def _given_work_dir(self) -> str | None:
+        return None if self.streaming.work_dir is None else str(Path(self.streaming.work_dir).absolute())
+
+
+@dataclass(frozen=True)
+class Again:
+    """What a work directory says of its job: the arguments of ``prune``, or of ``apply`` where there is a ``plan``."""
+
+    source: str
+    out: str
+    options: CollapseOptions
+    calibration: Calibration
+    plan: Plan | None
+    compute: Compute
+    streaming: Streaming
+    output: Output
+
+
+def asked_before(work_dir: Path) -> Again:
+    """The job of the directory ``work_dir``. Raises OutputError where it is none, or says what no job can."""
+    if not (work_dir / JOB).is_file():
+        raise OutputError(f"{printable(work_dir)}: is no work directory of a run; give the one that its error named")
+    found = read_document(work_dir / JOB)
+    try:
+        plan = found["plan"]
+        return Again(
+            source=str(found["source"]),
+            out=str(found["out"]),
+            options=CollapseOptions(**found["options"] or {}),
+            calibration=Calibration(found["calibration"], found["max_tokens"] or Calibration().max_tokens),
+            plan=None if plan is None else Plan.from_json(plan),
+            compute=Compute(found["device"], found["compute_dtype"]),
+            streaming=Streaming(**found["streaming"]),
+            output=Output(found["max_shard_bytes"], bool(found["overwrite"])),
+        )
+    except (KeyError, TypeError, AttributeError, OptionError, PlanError) as error:
+        raise OutputError(
+            f"{printable(work_dir / JOB)}: is not what a run wrote ({printable(error)}); start the run again"
+        ) from error

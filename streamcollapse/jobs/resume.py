@@ -1,0 +1,39 @@
+"""Goes on with a run that was broken off, from what its work directory holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from streamcollapse.jobs.asked import asked_before
+from streamcollapse.jobs.prune import Pruned, apply, prune
+from streamcollapse.progress import Listener, silent
+
+
+def resume(work_dir: str | Path, *, trust_remote_code: bool = False, listener: Listener = silent) -> Pruned:
+    """Go on with the ``prune`` or ``apply`` whose work directory is ``work_dir``, to its end.
+
+    No candidate is evaluated twice, and no finished shard is written again. Raises StreamCollapseError.
+    """
+    again = asked_before(Path(work_dir))
+    if again.plan is not None:
+        return apply(
+            again.source,
+            again.plan,
+            again.out,
+            compute=again.compute,
+            streaming=again.streaming,
+            output=again.output,
+            trust_remote_code=trust_remote_code,
+            listener=listener,
+        )
+    return prune(
+        again.source,
+        again.out,
+        again.options,
+        calibration=again.calibration,
+        compute=again.compute,
+        streaming=again.streaming,
+        output=again.output,
+        trust_remote_code=trust_remote_code,
+        listener=listener,
+    )

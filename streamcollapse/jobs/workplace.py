@@ -1,0 +1,209 @@
+"""Where a job keeps what it finds out: a work directory, or nowhere beyond its end."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from streamcollapse.arch.config import CONFIG_FILE
+from streamcollapse.errors import OutputError, StreamCollapseError, printable
+from streamcollapse.forward.batches import Batch
+from streamcollapse.forward.model import StreamedModel
+from streamcollapse.forward.reference import Reference, reference_pass
+from streamcollapse.jobs.asked import Asked
+from streamcollapse.jobs.evaluations import Memory
+from streamcollapse.jobs.opening import Job, Samples
+from streamcollapse.jobs.workdir import (
+    FORMAT,
+    REFERENCE,
+    WorkDirectory,
+    check_directory,
+    read_document,
+    to_disk,
+    write_whole,
+)
+from streamcollapse.merge.plan import Decision
+from streamcollapse.settings import Streaming
+from streamcollapse.storage.digests import is_intact
+from streamcollapse.storage.locks import claimed
+from streamcollapse.storage.rooms import InMemory, OnDisk, Room
+from streamcollapse.storage.staging import lock_of, partial_of
+from streamcollapse.storage.writer import disk_errors
+from streamcollapse.strategy.collapse import CollapseOptions
+from streamcollapse.stream.weights import WeightStream
+
+
+@dataclass(frozen=True)
+class WorkPlace:
+    """``memory`` of candidates, ``room`` for hidden states, ``scratch`` for what goes at the end of the run; and the
+    ``directory`` that outlives a crash, if there is one."""
+
+    memory: Memory
+    room: Room
+    scratch: Path
+    directory: WorkDirectory | None
+
+    def reference(
+        self, job: Job, samples: Samples, model: StreamedModel, stream: WeightStream, starts: range
+    ) -> Reference:
+        """The reference pass: of an earlier run, or now, with the boundaries in ``starts``."""
+        batches = samples.batches
+        if self.directory is not None and (found := _found(self.directory, model, batches)) is not None:
+            return found
+        kept = starts if self.directory is None else range(job.num_layers)  # another search may start elsewhere
+        layout = job.architecture.layout
+        reference = reference_pass(model, stream, layout, batches, kept, job.meter, job.listener, self.room)
+        if self.directory is not None:
+            _keep(self.directory, reference)
+        return reference
+
+    def decided(self, number: int, decision: Decision) -> None:
+        """Decision ``number`` of the search has been taken."""
+        if self.directory is not None:
+            self.directory.decided(number, decision)
+
+    def has_finished(self, out: Path) -> bool:
+        """Whether an earlier run was broken off when ``out`` had got its name already."""
+        return self.directory is not None and self.directory.was_renaming() and not partial_of(out).exists()
+
+    def take_up(self, stage: Path) -> set[str]:
+        """The shards in ``stage`` that an earlier run has finished; whatever else is there is removed."""
+        known = {} if self.directory is None else self.directory.shards()
+        finished = {name for name, sha256 in known.items() if is_intact(stage / name, sha256)}
+        for entry in stage.iterdir():
+            if entry.name not in finished:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        return finished
+
+    def shard_done(self, name: str, sha256: str) -> None:
+        """A shard of the output is on the disk."""
+        if self.directory is not None:
+            self.directory.shard_done(name, sha256)
+
+    def mark(self, kind: str) -> None:
+        """The output is about to get its name (``renaming``)."""
+        if self.directory is not None:
+            self.directory.mark(kind)
+
+
+def work_key(job: Job, samples: Samples | None, merge_norms: bool, plan_digest: str | None = None) -> dict[str, Any]:
+    """Everything besides the mixes that a similarity depends on; of a job without a search, its plan."""
+    return {
+        "format": FORMAT,
+        "source": job.checkpoint.fingerprint(),
+        "source_files": job.checkpoint.state(CONFIG_FILE),
+        "calibration": None if samples is None else samples.digest,
+        "plan": plan_digest,
+        "compute_device": job.placement.device.type,
+        "compute_dtype": job.placement.dtype_name,
+        "merge_norms": merge_norms,
+        "torch_version": str(torch.__version__),
+        "transformers_version": str(transformers.__version__),
+    }
+
+
+def check_work_directory(streaming: Streaming, job: Job, samples: Samples, merge_norms: bool) -> None:
+    """Raise OutputError unless a search may work in the directory that ``streaming`` names; changes nothing."""
+    if streaming.work_dir is not None:
+        check_directory(Path(streaming.work_dir), work_key(job, samples, merge_norms))
+
+
+@contextmanager
+def kept_place(asked: Asked, key: Mapping[str, Any]) -> Iterator[WorkPlace]:
+    """The work directory of the job ``asked`` for, which alone now makes its output.
+
+    A directory that the user did not name is removed at the end of the run. A run that fails leaves it, if anything was
+    found out, and its error says how to go on. Raises OutputError.
+    """
+    directory, for_good = WorkDirectory(asked.work_dir, key), asked.streaming.work_dir is not None
+    with closing(directory):
+        try:
+            with claimed(lock_of(asked.out), printable(asked.out)):
+                directory.begin(asked.run(), asked.document())
+                try:
+                    yield WorkPlace(directory.memory, directory.room, directory.path, directory)
+                except BaseException:
+                    if not directory.is_worth_keeping():
+                        shutil.rmtree(partial_of(asked.out), ignore_errors=True)
+                    raise
+            if for_good:
+                directory.mark("complete")
+        except (StreamCollapseError, OSError, KeyboardInterrupt) as error:
+            if directory.is_worth_keeping():
+                again = f"what was found out is kept; go on with: streamcollapse resume {printable(directory.path)}"
+                error.args = (f"{error}; {again}" if str(error) else again,)
+            elif not for_good:
+                directory.remove()
+            raise
+        if not for_good:  # last of all: while it is there, a run that was killed knows how far it had come
+            directory.remove()
+
+
+@contextmanager
+def search_place(
+    job: Job, samples: Samples, options: CollapseOptions, streaming: Streaming, spill: bool
+) -> Iterator[WorkPlace]:
+    """The place of a search: the work directory that ``streaming`` names, or one that goes with the run."""
+    scratch = Path(tempfile.gettempdir())
+    if streaming.work_dir is not None:
+        directory = WorkDirectory(Path(streaming.work_dir), work_key(job, samples, options.merge_norms))
+        with closing(directory):
+            directory.begin({"search": asdict(options)}, {})
+            yield WorkPlace(directory.memory, directory.room, directory.path, directory)
+            directory.mark("complete")
+    elif not spill:
+        yield WorkPlace(Memory(), InMemory(), scratch, None)
+    else:
+        with tempfile.TemporaryDirectory(prefix=".streamcollapse-", dir=scratch) as temporary:
+            yield WorkPlace(Memory(), OnDisk(Path(temporary)), scratch, None)
+
+
+def _keep(directory: WorkDirectory, reference: Reference) -> None:
+    """Keep what the boundaries in the directory still lack to be used again."""
+    tensors: dict[str, Any] = {}
+    for b, (states, last) in enumerate(zip(reference.boundaries, reference.last_hidden, strict=True)):
+        kept = directory.room.make(f"last_hidden-{b}", tuple(last.shape), last.dtype)
+        kept.copy_(last)
+        tensors |= {f"boundaries-{b}": _described(states), f"last_hidden-{b}": _described(kept)}
+    with disk_errors(directory.path):
+        for name in tensors:
+            to_disk(directory.path / name)
+        write_whole(directory.path / REFERENCE, {"first": reference.first, "tensors": tensors})
+
+
+def _found(directory: WorkDirectory, model: StreamedModel, batches: Sequence[Batch]) -> Reference | None:
+    """The reference pass of an earlier run, if it is there, whole and as it was written. No layer is read."""
+    try:
+        found = read_document(directory.path / REFERENCE)
+        boundaries = [_tensor(directory.room, found, f"boundaries-{b}") for b in range(len(batches))]
+        device = model.placement.device
+        last = [_tensor(directory.room, found, f"last_hidden-{b}").to(device) for b in range(len(batches))]
+        first = int(found["first"])
+    except (OutputError, KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+        (directory.path / REFERENCE).unlink(missing_ok=True)
+        return None
+    calls = [recording.calls for recording in model.record(batches)]
+    return Reference(batches, calls, first, boundaries, last)
+
+
+def _tensor(room: OnDisk, found: Mapping[str, Any], name: str) -> torch.Tensor:
+    entry = found["tensors"][name]
+    tensor = room.find(name, tuple(entry["shape"]), getattr(torch, entry["dtype"]))
+    if _described(tensor) != entry:
+        raise ValueError(name)
+    return tensor
+
+
+def _described(tensor: torch.Tensor) -> dict[str, Any]:
+    """What tells whether a tensor in a file is still the one that was written."""
+    checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch."), "crc32": checksum}

@@ -1,0 +1,158 @@
+"""Runs jobs in forked children that are killed at counted points. A program of its own, so that nothing in the parent
+has started threads, which a fork does not take along.
+
+    python -m tests.jobs.killed SOURCE DIRECTORY POINTS SEED
+
+A point is anything that touches the disk (an open, a write, a flush, a rename, a removal) or that the job says. Prints
+one JSON document: how many points there are, which were tried, in which phase each was, and what went wrong.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamcollapse import Calibration, CollapseOptions, Compute, Output, prune
+from streamcollapse.progress import Event, PhaseStarted
+
+OPTIONS = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.6, rule="mean")
+OUTPUT = Output(max_shard_size="30kB")
+WATCHED = ("fsync", "pwrite", "preadv", "posix_fallocate", "rename", "replace", "mkdir", "unlink", "rmdir", "truncate")
+
+
+class Points:
+    """Counts points, and ends the process without a word at number ``deadly``."""
+
+    def __init__(self, deadly: int | None) -> None:
+        self.deadly, self.count, self.phase = deadly, 0, "start"
+        self.phases: list[str] = []
+
+    def point(self) -> None:
+        if self.count == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.count += 1
+        self.phases.append(self.phase)
+
+    def listen(self, event: Event) -> None:
+        if isinstance(event, PhaseStarted):
+            self.phase = event.name
+        self.point()
+
+    def watch(self) -> None:
+        for name in WATCHED:
+            setattr(os, name, self._counted(getattr(os, name)))
+        builtins.open = self._counted(builtins.open)  # type: ignore[assignment]
+        io_open = Path.open
+        Path.open = self._counted(io_open)  # type: ignore[method-assign]
+
+    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.point()
+            return function(*arguments, **options)
+
+        return counted
+
+
+def run(source: Path, out: Path, samples: Path, overwrite: bool, deadly: int | None, told: Path | None = None) -> int:
+    """Prune in a child; returns its exit status as ``waitpid`` gives it."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    code = 1
+    try:
+        torch.set_num_threads(1)
+        points = Points(deadly)
+        points.watch()
+        output = Output(OUTPUT.max_shard_size, overwrite)
+        compute = Compute("cpu", "float32")
+        calibration = Calibration(samples)
+        prune(source, out, OPTIONS, calibration=calibration, compute=compute, output=output, listener=points.listen)
+        if told is not None:
+            told.write_text(json.dumps(points.phases))
+        code = 0
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the parent shall hear of it
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def contents(directory: Path) -> dict[str, Any]:
+    """Every file's bytes; of the report, what is not time, bytes or memory of the run."""
+    found: dict[str, Any] = {}
+    for path in sorted(directory.rglob("*")):
+        if path.name == "streamcollapse_report.json":
+            report = json.loads(path.read_text())
+            del report["usage"]
+            found[path.name] = report
+        elif path.is_file():
+            found[str(path.relative_to(directory))] = path.read_bytes()
+    return found
+
+
+def main(source: Path, directory: Path, points: int, seed: int) -> None:
+    samples = directory / "samples.txt"
+    samples.write_text("A river runs.\nThe old town burned in the war.\n")
+    expected, told = directory / "expected", directory / "told.json"
+    assert run(source, expected, samples, False, None, told) == 0
+    phases: list[str] = json.loads(told.read_text())
+    chosen = sorted(random.Random(seed).sample(range(len(phases)), min(points, len(phases))))
+    right = contents(expected)
+    halves = []
+    for half in range(2):  # one for each core of a small machine
+        place = directory / f"half-{half}"
+        place.mkdir()
+        if not (child := os.fork()):
+            wrong = [said for number in chosen[half::2] for said in tried(source, place, samples, number, right)]
+            (directory / f"wrong-{half}.json").write_text(json.dumps(wrong))
+            os._exit(0)
+        halves.append(child)
+    for child in halves:
+        os.waitpid(child, 0)
+    wrong = [said for half in range(2) for said in json.loads((directory / f"wrong-{half}.json").read_text())]
+    killed = len(chosen) - wrong.count("not reached")
+    wrong = [said for said in wrong if said != "not reached"]
+    by_phase = Counter(phases[number] for number in chosen)
+    print(json.dumps({"points": len(phases), "killed": killed, "phases": by_phase, "wrong": wrong}))
+
+
+def tried(source: Path, parent: Path, samples: Path, number: int, right: dict[str, Any]) -> list[str]:
+    """What went wrong when a run was killed at point ``number`` and then started again."""
+    wrong: list[str] = []
+    place = parent / str(number)
+    place.mkdir()
+    out, overwrite = place / "out", random.Random(number).random() < 0.3
+    if overwrite:
+        out.mkdir()
+        (out / "old").write_text("old")
+    if run(source, out, samples, overwrite, number) != signal.SIGKILL:
+        return ["not reached"]
+    there = sorted(p.name for p in out.iterdir()) if out.exists() else None
+    if there not in (None, ["old"], sorted(right)):
+        wrong.append(f"{number}: half an output: {there}")
+    if overwrite and there is None and not (place / ".out.replaced" / "old").exists():
+        wrong.append(f"{number}: the old output is lost")
+    complete = there == sorted(right) and not (place / ".out.work").exists()
+    if run(source, out, samples, overwrite, None) != 0 and not complete:  # else it says that the output exists
+        wrong.append(f"{number}: the second run failed")
+    elif contents(out) != right:
+        wrong.append(f"{number}: another result")
+    if sorted(p.name for p in place.iterdir()) != ["out"]:
+        wrong.append(f"{number}: left behind: {sorted(p.name for p in place.iterdir())}")
+    shutil.rmtree(place)
+    return wrong
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
