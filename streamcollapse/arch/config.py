@@ -6,7 +6,6 @@ Knows which entries speak of layers. Knows nothing of weights.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 
 from streamcollapse.arch.positions import cut
+from streamcollapse.arch.stored import CONFIG_FILE, TEXT_SECTIONS, refuse_quantised
 from streamcollapse.errors import ModelError, printable
 from streamcollapse.storage.index import read_json
-
-CONFIG_FILE = "config.json"
 
 # What transformers and its validators raise for a config that they cannot use. Programming errors of ours do not pass
 # through the calls that this guards.
@@ -35,12 +33,7 @@ THEIR_ERRORS = (
     TypeError,
     ValueError,
 )
-TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
 
-_DTYPE_KEYS = ("dtype", "torch_dtype")
-
-# Quantisations in which models are published without any others, and what makes plain weights of them.
-_DEQUANTISED = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config", "float8": "FineGrainedFP8Config"}
 
 # Entries that make what a layer computes depend on its number, where it could only be judged at its old one.
 _BY_NUMBER = ("scale_attn_by_inverse_layer_idx",)
@@ -124,28 +117,6 @@ def first_line(error: BaseException) -> str:
     return printable(lines[0] if lines else type(error).__name__)
 
 
-def use_instead(method: str) -> str:
-    """What to do with weights that are quantised by ``method`` (as transformers calls it, or a dtype)."""
-    advice = "use the original 16-bit weights, and quantise the result"
-    kind = next((name for start, name in _DEQUANTISED.items() if method.startswith(start)), None)
-    if kind is None:
-        return advice
-    return f"{advice}; where there are none, load these with {kind}(dequantize=True) in transformers and save them"
-
-
-def refuse_quantised(where: str, raw: dict[str, Any]) -> None:
-    """Raise ModelError where the config at ``where`` says that the weights are packed."""
-    for section in (raw, *(raw.get(name) for name in TEXT_SECTIONS)):
-        if not isinstance(section, dict):
-            continue
-        for key in ("quantization_config", "compression_config"):
-            if section.get(key):
-                method = section[key].get("quant_method", "unknown") if isinstance(section[key], dict) else "unknown"
-                raise ModelError(
-                    f"{where}: the checkpoint is quantised ({key}: {printable(method)}); {use_instead(str(method))}"
-                )
-
-
 def pruned_config(config: ModelConfig, bases: Sequence[int]) -> dict[str, Any]:
     """The raw config with the layer count and every entry that speaks of layers cut to ``bases`` (0-based source
     layers).
@@ -195,17 +166,3 @@ def _derived(raw: dict[str, Any], section: dict[str, Any], key: str) -> Any:
     fields = {k: v for k, v in section.items() if k != "model_type"}
     model_type = section.get("model_type", raw.get("model_type"))
     return getattr(AutoConfig.for_model(model_type, **copy.deepcopy(fields)), key, None)
-
-
-def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """The raw ``config`` of the same model with weights in ``dtype``, in whatever entries it says so."""
-    edited = {key: with_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
-    for key in _DTYPE_KEYS:
-        if isinstance(edited.get(key), str):
-            edited[key] = dtype
-    return edited
-
-
-def config_text(document: dict[str, Any]) -> str:
-    """``document`` as transformers would lay it out in ``config.json``."""
-    return json.dumps(document, indent=2, sort_keys=True) + "\n"

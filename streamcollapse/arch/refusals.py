@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from streamcollapse.arch.config import use_instead
+from streamcollapse.arch.stored import use_instead
 from streamcollapse.errors import ModelError, printable
 from streamcollapse.storage.source import TensorSource
 

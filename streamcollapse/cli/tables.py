@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,15 +14,17 @@ from rich.text import Text
 from streamcollapse.cli.plots import sparkline
 from streamcollapse.cli.screen import needs_table, strip
 from streamcollapse.errors import printable
-from streamcollapse.jobs.bench import Bench
-from streamcollapse.jobs.convert import Conversion
-from streamcollapse.jobs.inspect import Inspection
-from streamcollapse.jobs.perplexity import Score
-from streamcollapse.jobs.preview import Preview
-from streamcollapse.jobs.prune import Pruned
-from streamcollapse.jobs.speed import Speed
-from streamcollapse.merge.plan import Decision, Plan
 from streamcollapse.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:  # for their names alone: importing them takes seconds
+    from streamcollapse.jobs.bench import Bench
+    from streamcollapse.jobs.convert import Conversion
+    from streamcollapse.jobs.inspect import Inspection
+    from streamcollapse.jobs.perplexity import Score
+    from streamcollapse.jobs.preview import Preview
+    from streamcollapse.jobs.prune import Pruned
+    from streamcollapse.jobs.speed import Speed
+    from streamcollapse.merge.plan import Decision, Plan
 
 
 def _console() -> Console:

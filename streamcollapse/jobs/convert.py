@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from streamcollapse.arch.config import CONFIG_FILE, config_text, refuse_quantised, with_dtype
 from streamcollapse.arch.refusals import refuse_packed
+from streamcollapse.arch.stored import CONFIG_FILE, config_text, refuse_quantised, with_dtype
 from streamcollapse.errors import ModelError, OptionError, printable
 from streamcollapse.output.files import copy_files, every_file_beside
 from streamcollapse.output.report import save_report, versions

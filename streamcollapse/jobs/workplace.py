@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from streamcollapse.arch.config import CONFIG_FILE
+from streamcollapse.arch.stored import CONFIG_FILE
 from streamcollapse.errors import OutputError, StreamCollapseError, printable
 from streamcollapse.forward.batches import Batch
 from streamcollapse.forward.model import StreamedModel

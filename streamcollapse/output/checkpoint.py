@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.arch.architecture import Architecture
-from streamcollapse.arch.config import CONFIG_FILE, ModelConfig, config_text, load_config, pruned_config
+from streamcollapse.arch.config import ModelConfig, load_config, pruned_config
 from streamcollapse.arch.layout import build_layout
 from streamcollapse.arch.likeness import check_likeness
 from streamcollapse.arch.skeleton import build_skeleton
+from streamcollapse.arch.stored import CONFIG_FILE, config_text
 from streamcollapse.errors import ModelError
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import MergedView

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, Gemma2Config, Gemma3TextConfig, GPT2Config, PretrainedConfig, Qwen2Config
 
-from streamcollapse.arch.config import config_text, load_config, pruned_config
+from streamcollapse.arch.config import load_config, pruned_config
+from streamcollapse.arch.stored import config_text
 from streamcollapse.errors import CheckpointError, ModelError
 from tests.checkpoints import edit_json, llama_config
 

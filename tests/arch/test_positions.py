@@ -9,10 +9,11 @@ import torch
 import transformers as hf
 
 from streamcollapse import Checkpoint, CollapseOptions, Plan, apply, search
-from streamcollapse.arch.config import config_text, load_config, pruned_config
+from streamcollapse.arch.config import load_config, pruned_config
 from streamcollapse.arch.likeness import check_likeness
 from streamcollapse.arch.positions import cut
 from streamcollapse.arch.skeleton import build_skeleton
+from streamcollapse.arch.stored import config_text
 from streamcollapse.errors import ModelError
 from streamcollapse.jobs.preview import preview_search
 from streamcollapse.merge.plan import PlanLayer

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,12 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, source: Path) -> None:
     found = convert(source, tmp_path / "out", dtype="float16", dry_run=True)
     assert not found.usage
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+
+
+def test_transformers_is_not_needed() -> None:
+    """It takes seconds to import, and a conversion looks at no model."""
+    code = "import sys, streamcollapse.jobs.convert; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_bad_input(tmp_path: Path, source: Path) -> None:
