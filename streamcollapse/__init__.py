@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from streamcollapse.jobs.perplexity import perplexity
     from streamcollapse.jobs.prune import Pruned, apply, prune, search
     from streamcollapse.jobs.resume import resume
+    from streamcollapse.jobs.verify import Verification, verify
     from streamcollapse.merge.plan import Plan
     from streamcollapse.settings import Calibration, Compute, Output, Streaming
     from streamcollapse.storage.checkpoint import Checkpoint
@@ -35,6 +36,7 @@ _HOMES = {
     "Pruned": "jobs.prune",
     "StreamCollapseError": "errors",
     "Streaming": "settings",
+    "Verification": "jobs.verify",
     "apply": "jobs.prune",
     "convert": "jobs.convert",
     "inspect": "jobs.inspect",
@@ -42,6 +44,7 @@ _HOMES = {
     "prune": "jobs.prune",
     "resume": "jobs.resume",
     "search": "jobs.prune",
+    "verify": "jobs.verify",
 }
 
 __all__ = [
@@ -55,6 +58,7 @@ __all__ = [
     "Pruned",
     "StreamCollapseError",
     "Streaming",
+    "Verification",
     "apply",
     "convert",
     "inspect",
@@ -62,6 +66,7 @@ __all__ = [
     "prune",
     "resume",
     "search",
+    "verify",
 ]
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A phase (``reference``, ``search``, ``write``, ``perplexity``, ``convert`` or
-    ``fetch``) begins; ``total_steps`` are layers or
+    """A phase (``reference``, ``search``, ``write``, ``perplexity``, ``convert``, ``verify``,
+    ``recompute`` or ``fetch``) begins; ``total_steps`` are layers or
     tensors where known."""
 
     name: str
@@ -38,6 +38,14 @@ class LayerDone:
 @dataclass(frozen=True)
 class TensorWritten:
     """One tensor of the output is on its way to the disk."""
+
+    name: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class TensorChecked:
+    """One tensor of a checkpoint was looked at and found right."""
 
     name: str
     num_bytes: int
@@ -90,6 +98,7 @@ Event = (
     | MemoryPlanned
     | LayerDone
     | TensorWritten
+    | TensorChecked
     | FileFetched
     | CandidateStarted
     | StackChanged

@@ -1,4 +1,4 @@
-"""The verb that changes what a checkpoint is stored as: convert."""
+"""The verbs that look at what a checkpoint is stored as, whatever the model: convert and verify."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def convert(
     """Write SOURCE as safetensors into the new directory DIR: from PyTorch files, in another precision or shard
     size."""
     with one_line_errors():
-        from streamcollapse.cli import tables
+        from streamcollapse.cli import stored
         from streamcollapse.jobs.convert import convert as run
 
         with live_progress(quiet=as_json or dry_run) as listener:
@@ -47,4 +47,24 @@ def convert(
                 dry_run=dry_run,
                 listener=listener,
             )
-        print_json(found.to_json()) if as_json else tables.show_conversion(found)
+        print_json(found.to_json()) if as_json else stored.show_conversion(found)
+
+
+def verify(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help=o.CHECKPOINT)],
+    source: Annotated[
+        str | None,
+        typer.Option("--source", metavar="SOURCE", help="What DIR was pruned from.", show_default="not compared"),
+    ] = None,
+    as_json: o.Json = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Check the files of DIR: index, shapes, digests, every weight; with --source, that it is what its plan makes of
+    it, bit by bit."""
+    with one_line_errors():
+        from streamcollapse.cli import stored
+        from streamcollapse.jobs.verify import verify as run
+
+        with live_progress(quiet=as_json) as listener:
+            found = run(directory, source, trust_remote_code=trust_remote_code, listener=listener)
+        print_json(found.to_json()) if as_json else stored.show_verification(found)

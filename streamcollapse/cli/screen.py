@@ -29,6 +29,7 @@ from streamcollapse.progress import (
     MemoryPlanned,
     PhaseStarted,
     StackChanged,
+    TensorChecked,
     TensorWritten,
     WarningRaised,
     silent,
@@ -159,7 +160,7 @@ class _View:
             case TensorWritten(_, num_bytes):
                 self._steps += 1
                 self._bytes += num_bytes
-            case FileFetched(_, num_bytes):
+            case TensorChecked(_, num_bytes) | FileFetched(_, num_bytes):
                 self._steps += 1
                 self._bytes += num_bytes
             case CandidateStarted():

@@ -18,7 +18,6 @@ from streamcollapse.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:  # for their names alone: importing them takes seconds
     from streamcollapse.jobs.bench import Bench
-    from streamcollapse.jobs.convert import Conversion
     from streamcollapse.jobs.inspect import Inspection
     from streamcollapse.jobs.perplexity import Score
     from streamcollapse.jobs.preview import Preview
@@ -27,7 +26,8 @@ if TYPE_CHECKING:  # for their names alone: importing them takes seconds
     from streamcollapse.merge.plan import Decision, Plan
 
 
-def _console() -> Console:
+def plain_console() -> Console:
+    """Standard output, as it is: nothing in a name is acted on, no line is wrapped."""
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
@@ -35,7 +35,7 @@ def _unicode() -> bool:
     return "utf" in (sys.stdout.encoding or "").lower()
 
 
-def _rows(rows: list[tuple[str, str | Text]]) -> Text:
+def lines_of(rows: list[tuple[str, str | Text]]) -> Text:
     """A line per row, never wrapped, so that paths can be copied from any terminal."""
     width = max(len(key) for key, _ in rows) + 2
     lines = []
@@ -63,8 +63,8 @@ def show_inspection(found: Inspection) -> None:
         ("embeddings", "tied" if found.tied_embeddings else "not tied"),
         ("would compute on", f"{found.compute_device} in {found.compute_dtype}"),
     ]
-    console = _console()
-    console.print(_rows(rows))
+    console = plain_console()
+    console.print(lines_of(rows))
     least = "" if found.budgets else ", at the least"
     console.print(f"\nmemory that pruning needs, beyond the interpreter's own{least}:")
     show_needs(console, found)
@@ -112,7 +112,7 @@ def _plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
 
 def show_plan(plan: Plan, path: Path) -> None:
     """The outcome of a search, and where the plan is."""
-    _console().print(_rows([*_plan_rows(plan), ("plan", str(path))]))
+    plain_console().print(lines_of([*_plan_rows(plan), ("plan", str(path))]))
 
 
 def show_pruned(pruned: Pruned) -> None:
@@ -127,38 +127,14 @@ def show_pruned(pruned: Pruned) -> None:
         ("weights", f"{format_bytes(before)} -> {format_bytes(after)} (ratio {100 * report['ratio']:.1f} %)"),
         ("time", f"{format_seconds(usage['seconds'])} ({phases})"),
         ("read, written", f"{format_bytes(usage['bytes_read'])}, {format_bytes(usage['bytes_written'])}"),
-        ("memory", _memory(usage)),
+        ("memory", memory_line(usage)),
         ("pruned model", str(pruned.out)),
     ]
-    _console().print(_rows(rows))
+    plain_console().print(lines_of(rows))
 
 
-def show_conversion(found: Conversion) -> None:
-    """The outcome of ``convert``, or what it would do."""
-    before, after = (
-        ", ".join(f"{name} {format_bytes(size)}" for name, size in sorted(sizes.items()))
-        for sizes in (found.before, found.after)
-    )
-    shards = found.shards[0] if len(found.shards) == 1 else f"{len(found.shards)} shards"
-    rows: list[tuple[str, str | Text]] = [
-        ("checkpoint", found.source),
-        ("weights", f"{found.num_tensors} tensors: {before} -> {after}"),
-        ("files", shards),
-    ]
-    if found.usage:
-        usage = found.usage
-        rows += [
-            ("time", format_seconds(usage["seconds"])),
-            ("read, written", f"{format_bytes(usage['bytes_read'])}, {format_bytes(usage['bytes_written'])}"),
-            ("memory", _memory(usage)),
-            ("converted", found.out),
-        ]
-    else:
-        rows.append(("dry run", "everything checks out; nothing was written"))
-    _console().print(_rows(rows))
-
-
-def _memory(usage: dict[str, Any]) -> str:
+def memory_line(usage: dict[str, Any]) -> str:
+    """Peaks of a run in words."""
     anonymous = usage["peak_anonymous_rss"]
     text = f"peak RSS {format_bytes(usage['peak_rss'])}"
     if anonymous is not None:
@@ -177,7 +153,7 @@ def show_score(score: Score, path: str) -> None:
         ("tokens", f"{score.tokens:,} predicted, in windows of {score.window}"),
         ("time", format_seconds(score.usage["seconds"])),
     ]
-    _console().print(_rows(rows))
+    plain_console().print(lines_of(rows))
 
 
 def show_preview(preview: Preview) -> None:
@@ -190,8 +166,8 @@ def show_preview(preview: Preview) -> None:
     low, high = preview.smallest_output, preview.largest_output
     size = format_bytes(low) if low == high else f"{format_bytes(low)} to {format_bytes(high)}"
     rows += [("output", size), ("dry run", "everything checks out; nothing was written")]
-    _console().print()
-    _console().print(_rows(rows))
+    plain_console().print()
+    plain_console().print(lines_of(rows))
 
 
 _PEAKS = {
@@ -207,7 +183,7 @@ _PEAKS = {
 
 def show_bench(found: Bench) -> None:
     """What each phase took, against what the disk can do, and memory over time."""
-    report, console = found.report, _console()
+    report, console = found.report, plain_console()
     usage = report["usage"]
     phases = usage["phases"]
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
@@ -241,7 +217,7 @@ def show_bench(found: Bench) -> None:
         ("resident memory", f"{sparkline(points, 60, _unicode())}  up to {format_bytes(usage['peak_rss'])}"),
     ]
     console.print()
-    console.print(_rows(rows))
+    console.print(lines_of(rows))
 
 
 def _rate(rate: float | None) -> str:
@@ -270,7 +246,7 @@ def show_speed(found: Sequence[Speed]) -> None:
             f"{first.memory / max(last.memory, 1):.2f}",
             f"{faster:.2f}",
         )
-    console = _console()
+    console = plain_console()
     console.print(table)
     console.print(f"{first.new_tokens} tokens, greedy, on {first.device} in {first.dtype}", style="dim", markup=False)
 
@@ -288,7 +264,7 @@ def score_json(score: Score) -> dict[str, Any]:
 
 def show_demo(pruned: Pruned, before: Score, after: Score) -> None:
     """The demo's outcome: every decision, and before against after."""
-    console = _console()
+    console = plain_console()
     assert pruned.plan.search is not None
     for decision in pruned.plan.search.decisions:
         console.print(

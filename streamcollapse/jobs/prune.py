@@ -200,6 +200,7 @@ def _write(job: Job, plan: Plan, given: Means, out: Path, output: Output, place:
             job.compute(),
             {"max_shard_bytes": output.max_shard_bytes, "search": plan.to_json().get("search")},
             {**job.meter.summary(), "memory": given.choice.to_json()},
+            place.shards(),
         )
         write_companions(stage, job.checkpoint.directory, plan, report)
         place.mark("renaming")

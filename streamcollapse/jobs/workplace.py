@@ -84,6 +84,10 @@ class WorkPlace:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         return finished
 
+    def shards(self) -> dict[str, str]:
+        """sha256 of the shards of the output, by file name."""
+        return {} if self.directory is None else self.directory.shards()
+
     def shard_done(self, name: str, sha256: str) -> None:
         """A shard of the output is on the disk."""
         if self.directory is not None:

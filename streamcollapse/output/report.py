@@ -43,8 +43,10 @@ def build_report(
     compute: dict[str, str],
     options: dict[str, Any],
     usage: dict[str, Any],
+    shards: dict[str, str],
 ) -> dict[str, Any]:
-    """The report as JSON types. ``ratio`` is pruned parameters over all parameters, as in the paper's Table 1."""
+    """The report as JSON types. ``shards`` maps file names to sha256. ``ratio`` is pruned parameters over all
+    parameters, as in the paper's Table 1."""
     return {
         "format": FORMAT,
         "versions": versions(),
@@ -55,6 +57,7 @@ def build_report(
         "parameters": {"before": before.parameters, "after": after.parameters},
         "bytes": {"before": before.bytes, "after": after.bytes},
         "ratio": 1.0 - after.parameters / before.parameters,
+        "shards": shards,
         "usage": usage,
     }
 

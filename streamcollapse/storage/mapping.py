@@ -57,6 +57,10 @@ class MappedFile:
             flat = raw.clone().view(info.dtype)
         return place.shaped(flat)
 
+    def raw(self, start: int, end: int) -> memoryview:
+        """Bytes ``[start, end)`` of the file, in place."""
+        return memoryview(self._mapped)[start:end]
+
     @property
     def num_bytes(self) -> int:
         return len(self._mapped)
