@@ -79,6 +79,7 @@ class Evaluator:
             self._job.listener,
             self._given.kept,
         )
+        self._job.checkpoint.check_unchanged()  # before anything is believed that was computed from it
         found = {}
         for candidate, similarity in zip(candidates, similarities, strict=True):
             reason = None if similarity is not None else "its hidden states are not finite"

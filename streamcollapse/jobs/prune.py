@@ -203,6 +203,7 @@ def _write(job: Job, plan: Plan, given: Means, out: Path, output: Output, place:
             place.shards(),
         )
         write_companions(stage, job.checkpoint.directory, plan, report)
+        job.checkpoint.check_unchanged()
         place.mark("renaming")
     return Pruned(out, plan, report)
 

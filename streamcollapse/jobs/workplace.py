@@ -62,6 +62,7 @@ class WorkPlace:
         kept = starts if self.directory is None else range(job.num_layers)  # another search may start elsewhere
         layout = job.architecture.layout
         reference = reference_pass(model, stream, layout, batches, kept, job.meter, job.listener, self.room)
+        job.checkpoint.check_unchanged()
         if self.directory is not None:
             _keep(self.directory, reference)
         return reference

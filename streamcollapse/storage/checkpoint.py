@@ -137,7 +137,16 @@ class Checkpoint:
         """What tells this checkpoint from others, in hexadecimal; reads a few samples. Raises CheckpointError."""
         return fingerprint(self.shards)
 
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if a shard is not the file any more that was opened."""
+        for header in self.shards:
+            try:
+                about = header.path.stat()
+            except OSError as error:
+                raise CheckpointError(f"{printable(header.path)}: is gone; start again once it is back") from error
+            if (about.st_size, about.st_mtime_ns) != (header.file_bytes, header.mtime_ns):
+                raise CheckpointError(f"{printable(header.path)}: was changed while it was in use; start again")
+
     def state(self, *beside: str) -> str:
-        """What changes when the weights' files do, or the files ``beside`` them, in hexadecimal. Raises
-        CheckpointError."""
+        """What changes when the weights' files do, or the files ``beside`` them, in hexadecimal."""
         return state(self.shards, [self._root / name for name in beside])

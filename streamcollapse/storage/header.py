@@ -59,12 +59,14 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """Everything a shard says of itself: ``raw`` is that as stored, ``file_bytes`` the size of the file."""
+    """Everything a shard says of itself: ``raw`` is that as stored. ``file_bytes`` and ``mtime_ns`` are the size of the
+    file and when it was last changed, as it was opened."""
 
     path: Path
     tensors: dict[str, StoredTensor]
     raw: bytes
     file_bytes: int
+    mtime_ns: int
 
 
 def read_header(path: Path) -> ShardHeader:
@@ -73,7 +75,8 @@ def read_header(path: Path) -> ShardHeader:
     Raises CheckpointError when the file is missing, truncated, or its header contradicts itself or the file.
     """
     try:
-        file_bytes = path.stat().st_size
+        about = path.stat()
+        file_bytes = about.st_size
         with path.open("rb") as file:
             prefix = file.read(8)
             if len(prefix) < 8:
@@ -91,7 +94,7 @@ def read_header(path: Path) -> ShardHeader:
     except OSError as error:
         raise CheckpointError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
     tensors = _parse(path, raw, data_start=8 + header_bytes, file_bytes=file_bytes)
-    return ShardHeader(path, tensors, raw, file_bytes)
+    return ShardHeader(path, tensors, raw, file_bytes, about.st_mtime_ns)
 
 
 def _parse(path: Path, raw: bytes, data_start: int, file_bytes: int) -> dict[str, StoredTensor]:

@@ -22,6 +22,7 @@ from streamcollapse.storage.extents import Location
 _MADV_DONTNEED = 4
 _MADV_HUGEPAGE = 14
 _MADV_POPULATE_READ = 22  # linux/mman.h; since Linux 5.14
+_ATTEMPTS = 3  # at pages that a disk or a network fails to bring
 _CALL_BYTES = 1 << 25  # populated in one call: short enough to stop a thread between two of them
 
 
@@ -81,7 +82,7 @@ class MappedFile:
 
         Raises CheckpointError where the disk fails or the file was cut short, which an access would die of.
         """
-        position = start // mmap.PAGESIZE * mmap.PAGESIZE
+        position, failed = start // mmap.PAGESIZE * mmap.PAGESIZE, 0
         while position < end and sys.platform == "linux":
             step = min(end - position, _CALL_BYTES)
             failure = _madvise(self._address + position, step, _MADV_POPULATE_READ)
@@ -89,9 +90,11 @@ class MappedFile:
                 return
             if failure == errno.EFAULT and self.path.stat().st_size != len(self._mapped):
                 raise changed_size(self.path)
-            if failure not in (0, errno.EAGAIN, errno.EINTR):
+            failed = 0 if failure == 0 else failed + 1
+            if failure not in (0, errno.EAGAIN, errno.EINTR) and failed == _ATTEMPTS:
                 raise CheckpointError(
-                    f"{printable(self.path)}: byte {position}: cannot be read: {os.strerror(failure)}"
+                    f"{printable(self.path)}: byte {position}: cannot be read, {_ATTEMPTS} times over: "
+                    f"{os.strerror(failure)}"
                 )
             position += step if failure == 0 else 0
 

@@ -8,6 +8,7 @@ import errno
 import mmap
 import os
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -19,6 +20,9 @@ from streamcollapse.storage.extents import PAGE_BYTES, Extent
 from streamcollapse.storage.mapping import changed_size
 
 REQUEST_BYTES = 1 << 24  # larger requests are split, so that several are in flight
+ATTEMPTS = 3  # of a read that fails for a reason that may pass
+MAY_PASS = (errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT)
+_PAUSE_SECONDS = 0.1
 IN_FLIGHT = 4  # not tuned: other numbers have not been compared
 
 
@@ -84,12 +88,13 @@ class FileReader:
             if self._stopped.is_set():
                 raise ReadingStopped
             try:
-                count = os.preadv(handle, [target[done:]], offset + done)
+                count = read_into(handle, target[done:], offset + done)
             except OSError as error:
                 if self._direct and error.errno == errno.EINVAL:
                     raise _no_direct_reads(path) from error
+                often = f", {ATTEMPTS} times over" if error.errno in MAY_PASS else ""
                 raise CheckpointError(
-                    f"{printable(path)}: byte {offset + done}: cannot be read: {error.strerror or error}"
+                    f"{printable(path)}: byte {offset + done}: cannot be read{often}: {error.strerror or error}"
                 ) from error
             reached = done + count
             if self._direct and reached < needed:  # past the page cache only whole pages are read
@@ -121,6 +126,21 @@ class FileReader:
         for handle in self._files.values():
             os.close(handle)
         self._files.clear()
+
+
+def read_into(handle: int, target: memoryview, offset: int) -> int:
+    """Read from ``offset`` of an open file into ``target``; returns how many bytes, which may be fewer.
+
+    A disk or a network that fails for a moment is asked again. Raises OSError after ``ATTEMPTS``.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return os.preadv(handle, [target], offset)
+        except OSError as error:
+            if error.errno not in MAY_PASS or attempt == ATTEMPTS:
+                raise
+            time.sleep(_PAUSE_SECONDS * attempt)
+    raise AssertionError
 
 
 def page_aligned(num_bytes: int) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from streamcollapse.errors import CheckpointError, printable
 from streamcollapse.storage.extents import Location
 from streamcollapse.storage.mapping import changed_size
+from streamcollapse.storage.reader import read_into
 
 
 def read_rows(place: Location, rows: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ def _fill(handle: int, target: torch.Tensor, place: Location, offset: int) -> No
     """``target`` from ``offset`` within the tensor on."""
     view, done = target.view(-1).numpy().data, 0
     while done < len(view):
-        count = os.preadv(handle, [view[done:]], place.start + offset + done)
+        count = read_into(handle, view[done:], place.start + offset + done)
         if count <= 0:
             raise changed_size(place.path)
         done += count

@@ -63,13 +63,14 @@ def read_torch_header(path: Path) -> ShardHeader:
     Raises CheckpointError when the file is damaged, in no format of weights, or wants code of its own to be run.
     """
     try:
-        file_bytes = path.stat().st_size
+        about = path.stat()
+        file_bytes = about.st_size
         with path.open("rb") as file:
             magic = file.read(4)
             file.seek(0)
             read = _read_zip if magic == _ZIP_MAGIC else _read_legacy
             raw, contents, storages = read(file, file_bytes)
-        return ShardHeader(path, _tensors(contents, storages), raw, file_bytes)
+        return ShardHeader(path, _tensors(contents, storages), raw, file_bytes, about.st_mtime_ns)
     except PickleError as error:
         raise CheckpointError(f"{printable(path)}: {printable(error)}") from error
     except OSError as error:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from streamcollapse import CollapseOptions, Compute, search
-from streamcollapse.errors import OutputError
+from streamcollapse import CollapseOptions, Compute, prune, search
+from streamcollapse.errors import CheckpointError, OutputError
 from streamcollapse.jobs.preview import preview_search
+from streamcollapse.progress import Event, PhaseStarted
 from streamcollapse.settings import Calibration, Streaming
+from tests.checkpoints import edit_tensors
 
 OPTIONS = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.6)
 FLOAT32 = Compute("cpu", "float32")
@@ -116,3 +119,26 @@ def test_a_dry_run_looks_at_the_directory_and_changes_nothing(llama: Path, llama
         dry(llama_bf16, tmp_path / "work")
     with pytest.raises(OutputError, match=r"deep: does not exist|nowhere: does not exist"):
         dry(llama, tmp_path / "nowhere" / "deep")
+
+
+def test_a_source_that_changes_under_the_run_is_noticed(llama: Path, tmp_path: Path) -> None:
+    """Whatever was computed after the change is not believed, and nothing of it is kept."""
+    source = shutil.copytree(llama, tmp_path / "source")
+    changed: list[Event] = []
+
+    def meddle(event: Event) -> None:
+        if isinstance(event, PhaseStarted) and event.name == phase:
+            edit_tensors(source, lambda t: t["model.norm.weight"].add_(1))
+            changed.append(event)
+
+    for phase, kept in (("reference", False), ("search", True), ("write", True)):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: was changed while it was in use; start again"):
+            prune(source, tmp_path / "out", OPTIONS, compute=FLOAT32, listener=meddle)
+        assert not (tmp_path / "out").exists()
+        assert (tmp_path / ".out.work").exists() == kept
+        if phase == "search":
+            records = (tmp_path / ".out.work" / "journal.jsonl").read_text()
+            assert "evaluated" not in records
+        shutil.rmtree(tmp_path / ".out.work", ignore_errors=True)
+        shutil.rmtree(tmp_path / ".out.partial", ignore_errors=True)
+    assert len(changed) == 3

@@ -93,8 +93,33 @@ def test_errors_name_file_and_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", broken)
-    with pytest.raises(CheckpointError, match="data: byte 4096: cannot be read: Input/output error"):
+    with pytest.raises(CheckpointError, match="data: byte 4096: cannot be read, 3 times over: Input/output error"):
         read(coalesce({"t": _at(path, 5_000, 100)}))
+
+
+def test_a_disk_that_fails_for_a_moment_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(bytes(range(256)) * 40)
+    original, failures = os.preadv, [5, 110]
+
+    def flaky(handle: int, buffers: list[memoryview], offset: int) -> int:
+        if failures:
+            number = failures.pop()
+            raise OSError(number, os.strerror(number))
+        return original(handle, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", flaky)
+    extents = coalesce({"t": _at(path, 5_000, 100)})
+    block = page_aligned(needed_bytes(extents))
+    reader = FileReader(False)
+    reader.read(extents, block)
+    reader.close()
+    assert tensors_in(block, extents)["t"].numpy().tobytes() == path.read_bytes()[5_000:5_100]
+    assert not failures
+    failures += [13]
+    with pytest.raises(CheckpointError, match="byte 4096: cannot be read: Permission denied"):
+        FileReader(False).read(extents, block)
+    assert not failures, "what will not pass is not asked again"
 
 
 def test_a_file_system_that_refuses_direct_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
