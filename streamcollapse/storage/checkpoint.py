@@ -15,6 +15,7 @@ from streamcollapse.storage.extents import Location
 from streamcollapse.storage.fingerprint import fingerprint, state
 from streamcollapse.storage.header import ShardHeader, StoredTensor, read_header
 from streamcollapse.storage.index import SUFFIX, find_shards, is_file
+from streamcollapse.storage.links import refuse_links_that_leave
 from streamcollapse.storage.mapping import MappedFile
 from streamcollapse.storage.rows import read_rows
 from streamcollapse.storage.source import TensorInfo
@@ -31,6 +32,7 @@ class Checkpoint:
         self.directory = Path(directory)
         self._root = self.directory.absolute()  # files are opened when they are needed, wherever the program then is
         shards, weight_map = find_shards(self.directory)
+        refuse_links_that_leave(self.directory)
         self._headers: dict[str, ShardHeader] = {}
         self._tensors: dict[str, tuple[str, StoredTensor]] = {}
         self._attached: dict[str, Location] = {}

@@ -13,6 +13,7 @@ from streamcollapse.errors import CheckpointError, printable
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SUFFIX = ".safetensors"
+MAX_JSON_BYTES = 100_000_000  # of a config or an index
 TORCH_FILE = "pytorch_model.bin"
 TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
 FORMATS = ((SINGLE_FILE, INDEX_FILE), (TORCH_FILE, TORCH_INDEX_FILE))  # the first one found counts
@@ -49,6 +50,12 @@ def is_file(path: Path) -> bool:
 def read_json(path: Path) -> Any:
     """The JSON document at ``path``. Raises CheckpointError when it cannot be read or parsed."""
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{printable(path)}: is not a file")
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(
+                f"{printable(path)}: has {path.stat().st_size} bytes, over the limit of {MAX_JSON_BYTES}"
+            )
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from streamcollapse.errors import CheckpointError
 from streamcollapse.storage.checkpoint import Checkpoint
-from streamcollapse.storage.index import INDEX_FILE
+from streamcollapse.storage.index import INDEX_FILE, read_json
 from tests.checkpoints import edit_json, edit_tensors, save_llama, write_raw
 
 CPU = torch.device("cpu")
@@ -142,3 +143,45 @@ def test_file_that_shrinks_after_opening(tmp_path: Path) -> None:
     edit_tensors(copy, lambda tensors: tensors.pop("lm_head.weight"))
     with pytest.raises(CheckpointError, match="changed size while it was in use"):
         checkpoint.read("model.norm.weight", CPU)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "deep/file.jinja"])
+def test_links_that_leave_the_directory_are_refused(tmp_path: Path, llama: Path, name: str) -> None:
+    source = shutil.copytree(llama, tmp_path / "source")
+    secret = tmp_path / "secret"
+    (source / name).parent.mkdir(exist_ok=True)
+    if (source / name).exists():
+        (source / name).rename(secret)
+    else:
+        secret.write_text("secret")
+    (source / name).symlink_to(secret)
+    with pytest.raises(CheckpointError, match=rf"{Path(name).name}: is a link to {secret}, outside the checkpoint's"):
+        Checkpoint(source)
+
+
+def test_links_inside_and_those_of_the_hub_s_cache_are_followed(tmp_path: Path, llama: Path) -> None:
+    repository = tmp_path / "models--org--name"
+    (repository / "blobs").mkdir(parents=True)
+    snapshot = repository / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(llama.iterdir()):
+        shutil.copy(file, repository / "blobs" / str(number))
+        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", str(number)))
+    assert Checkpoint(snapshot).names
+    (tmp_path / "linked").symlink_to(snapshot)
+    assert Checkpoint(tmp_path / "linked").names, "the directory itself may be reached by a link"
+    source = shutil.copytree(llama, tmp_path / "source")
+    (source / "copy.json").symlink_to("config.json")
+    assert Checkpoint(source).names
+
+
+def test_documents_that_are_no_files_or_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="pipe: is not a file"):
+        read_json(tmp_path / "pipe")
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match="not JSON"):
+        read_json(tmp_path / "deep.json")
+    monkeypatch.setattr("streamcollapse.storage.index.MAX_JSON_BYTES", 1000)
+    with pytest.raises(CheckpointError, match="has 200000 bytes, over the limit of 1000"):
+        read_json(tmp_path / "deep.json")
