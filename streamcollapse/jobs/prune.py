@@ -41,7 +41,7 @@ from streamcollapse.progress import (
 )
 from streamcollapse.settings import Calibration, Compute, Output, Streaming
 from streamcollapse.storage.hub import local_path
-from streamcollapse.storage.staging import check_output, staged_directory, tidy_up
+from streamcollapse.storage.staging import check_output, staged_bytes, staged_directory, tidy_up
 from streamcollapse.storage.writer import check_space, plan_shards
 from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
 from streamcollapse.strategy.odds import Odds
@@ -85,7 +85,7 @@ def prune_job(
 ) -> Pruned:
     """``prune`` of a checkpoint that is open, into an ``out`` that was checked."""
     samples = calibration_samples(job, calibration)
-    check_space(out, smallest_output(job, options))
+    check_space(out, smallest_output(job, options) - staged_bytes(out))
     choice = _planned_memory(job, options, samples, streaming)
     asked = Asked(job, out, streaming, output, options=options, calibration=calibration)
     with kept_place(asked, work_key(job, samples, options.merge_norms)) as place:

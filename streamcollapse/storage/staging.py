@@ -52,6 +52,12 @@ def partial_of(out: Path) -> Path:
     return _beside(out, "partial")
 
 
+def staged_bytes(out: Path) -> int:
+    """Bytes that ``partial_of(out)`` takes on the disk already: what an earlier run had written or reserved."""
+    stage = partial_of(out)
+    return sum(path.stat().st_size for path in stage.iterdir() if path.is_file()) if stage.is_dir() else 0
+
+
 def work_of(out: Path) -> Path:
     """The directory for what a run finds out while it makes ``out``, unless the user names another."""
     return _beside(out, "work")

@@ -13,7 +13,7 @@ import pytest
 
 from streamcollapse import CollapseOptions, Compute, Output, prune, resume
 from streamcollapse.errors import OutputError
-from streamcollapse.progress import DecisionMade, Event, PhaseStarted
+from streamcollapse.progress import DecisionMade, Event, PhaseStarted, TensorWritten
 from streamcollapse.settings import Streaming
 from tests.checkpoints import save_llama
 
@@ -80,6 +80,23 @@ def test_a_disk_that_fills_up_under_the_run(source: Path, small_disk: Path, tmp_
         resume(small_disk / ".out.work")
     assert files(out) == files(tmp_path / "expected")
     assert [p.name for p in small_disk.iterdir()] == ["out"]
+
+
+def test_what_is_reserved_already_does_not_count_twice(source: Path, small_disk: Path, tmp_path: Path) -> None:
+    prune(source, tmp_path / "expected", OPTIONS, compute=FLOAT32, output=OUTPUT)
+    out = small_disk / "out"
+
+    def meddle(event: Event) -> None:
+        if isinstance(event, TensorWritten) and not (small_disk / "filler").exists():
+            fill(small_disk, 0)
+
+    with pytest.raises(OutputError, match="no space on the disk"):
+        prune(source, out, OPTIONS, compute=FLOAT32, output=OUTPUT, listener=meddle)
+    assert sum(p.stat().st_size for p in (small_disk / ".out.partial").iterdir()) > 800_000
+    (small_disk / "filler").unlink()
+    fill(small_disk, 200_000)
+    resume(small_disk / ".out.work")
+    assert files(out) == files(tmp_path / "expected")
 
 
 def test_a_journal_that_cannot_grow(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
