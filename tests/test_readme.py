@@ -65,7 +65,7 @@ def test_the_table_of_options_is_complete_and_right() -> None:
             "all layers": None,
             "ten sentences": None,
             "what is free, less a tenth": None,
-            "beside `DIR`, until it is done": None,
+            "beside the output, until it is done": None,
         }.get(default, default)
         assert str(actual) == str(expected), name
 

@@ -150,7 +150,7 @@ WorkDir = Annotated[
         metavar="DIR",
         help="Keep what is found out here: after a crash to go on, and for another search on the same source and "
         "samples.",
-        show_default="prune: beside DIR, until it is done; search: keep nothing",
+        show_default="beside the output, until it is done",
         rich_help_panel=_RUN,
     ),
 ]

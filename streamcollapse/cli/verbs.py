@@ -135,8 +135,8 @@ def search(
                 streaming=streaming,
                 trust_remote_code=trust_remote_code,
                 listener=listener,
+                save_as=plan,
             )
-        found.save(plan)
         print_json(found.to_json()) if as_json else tables.show_plan(found, plan)
 
 

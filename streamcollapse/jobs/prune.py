@@ -105,16 +105,25 @@ def search(
     streaming: Streaming = Streaming(),  # noqa: B008
     trust_remote_code: bool = False,
     listener: Listener = silent,
+    save_as: str | Path | None = None,
 ) -> Plan:
-    """The first half of ``prune``: find the plan, write nothing. Raises StreamCollapseError."""
+    """The first half of ``prune``: find the plan, write no weights.
+
+    With ``save_as`` the plan is written there, and what is found out is kept beside it until it is: the same search
+    goes on after a crash. Raises StreamCollapseError.
+    """
+    target = None if save_as is None else Path(save_as)
     job = open_job(source, compute, trust_remote_code, listener)
     samples = calibration_samples(job, calibration)
     choice = _planned_memory(job, options, samples, streaming)
     with (
-        search_place(job, samples, options, streaming, choice.spill) as place,
+        search_place(job, samples, options, streaming, choice.spill, target) as place,
         means(job, choice, place.scratch) as given,
     ):
-        return _search(job, options, samples, streaming, given, place)
+        plan = _search(job, options, samples, streaming, given, place)
+        if target is not None:
+            plan.save(target)
+        return plan
 
 
 def apply(

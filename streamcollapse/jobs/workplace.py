@@ -36,7 +36,7 @@ from streamcollapse.settings import Streaming
 from streamcollapse.storage.digests import is_intact
 from streamcollapse.storage.locks import claimed
 from streamcollapse.storage.rooms import InMemory, OnDisk, Room
-from streamcollapse.storage.staging import lock_of, partial_of
+from streamcollapse.storage.staging import lock_of, partial_of, work_of
 from streamcollapse.storage.writer import disk_errors
 from streamcollapse.strategy.collapse import CollapseOptions
 from streamcollapse.stream.weights import WeightStream
@@ -155,21 +155,39 @@ def kept_place(asked: Asked, key: Mapping[str, Any]) -> Iterator[WorkPlace]:
 
 @contextmanager
 def search_place(
-    job: Job, samples: Samples, options: CollapseOptions, streaming: Streaming, spill: bool
+    job: Job, samples: Samples, options: CollapseOptions, streaming: Streaming, spill: bool, save_as: Path | None
 ) -> Iterator[WorkPlace]:
-    """The place of a search: the work directory that ``streaming`` names, or one that goes with the run."""
-    scratch = Path(tempfile.gettempdir())
-    if streaming.work_dir is not None:
-        directory = WorkDirectory(Path(streaming.work_dir), work_key(job, samples, options.merge_norms))
-        with closing(directory):
+    """The place of a search: the work directory that ``streaming`` names, or one beside ``save_as``, where its plan
+    will be, until it is there; without either, one that goes with the run."""
+    if streaming.work_dir is None and save_as is None:
+        with passing_place(Path(tempfile.gettempdir()), spill) as place:
+            yield place
+        return
+    for_good = streaming.work_dir is not None
+    path = Path(streaming.work_dir) if streaming.work_dir is not None else work_of(save_as or Path())
+    directory = WorkDirectory(path, work_key(job, samples, options.merge_norms))
+    with closing(directory):
+        try:
             directory.begin({"search": asdict(options)}, {})
-            yield WorkPlace(directory.memory, directory.room, directory.path, directory)
-            directory.mark("complete")
-    elif not spill:
+            yield WorkPlace(directory.memory, directory.room, path, directory)
+        except (StreamCollapseError, OSError, KeyboardInterrupt) as error:
+            if directory.is_worth_keeping():
+                again = f"what was found out is kept in {printable(path)}; the same command goes on from there"
+                error.args = (f"{error}; {again}" if str(error) else again,)
+            elif not for_good:
+                directory.remove()
+            raise
+        directory.mark("complete") if for_good else directory.remove()
+
+
+@contextmanager
+def passing_place(scratch: Path, spill: bool) -> Iterator[WorkPlace]:
+    """A place that goes with the run: hidden states in memory, or with ``spill`` in files in ``scratch``."""
+    if not spill:
         yield WorkPlace(Memory(), InMemory(), scratch, None)
-    else:
-        with tempfile.TemporaryDirectory(prefix=".streamcollapse-", dir=scratch) as temporary:
-            yield WorkPlace(Memory(), OnDisk(Path(temporary)), scratch, None)
+        return
+    with tempfile.TemporaryDirectory(prefix=".streamcollapse-", dir=scratch) as temporary:
+        yield WorkPlace(Memory(), OnDisk(Path(temporary)), scratch, None)
 
 
 def _keep(directory: WorkDirectory, reference: Reference) -> None:

@@ -122,9 +122,11 @@ class Plan:
         return hashlib.sha256(_laid_out(self.to_json()).encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write the document to ``path``. Raises OutputError."""
+        """Write the document to ``path``, whole or not at all. Raises OutputError."""
+        partial = Path(path).with_name(f".{Path(path).name}.partial")
         try:
-            Path(path).write_text(_laid_out(self.to_json()), encoding="utf-8")
+            partial.write_text(_laid_out(self.to_json()), encoding="utf-8")
+            partial.replace(path)
         except OSError as error:
             raise OutputError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
 

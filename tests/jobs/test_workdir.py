@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from streamcollapse import CollapseOptions, Compute, prune, search
+from streamcollapse import CollapseOptions, Compute, Plan, prune, search
 from streamcollapse.errors import CheckpointError, OutputError
 from streamcollapse.jobs.preview import preview_search
-from streamcollapse.progress import Event, PhaseStarted
+from streamcollapse.progress import DecisionMade, Event, LayerDone, PhaseStarted
 from streamcollapse.settings import Calibration, Streaming
 from tests.checkpoints import edit_tensors
 
@@ -142,3 +142,24 @@ def test_a_source_that_changes_under_the_run_is_noticed(llama: Path, tmp_path: P
         shutil.rmtree(tmp_path / ".out.work", ignore_errors=True)
         shutil.rmtree(tmp_path / ".out.partial", ignore_errors=True)
     assert len(changed) == 3
+
+
+def test_a_search_that_is_broken_off_goes_on(llama: Path, tmp_path: Path) -> None:
+    expected = search(llama, OPTIONS, compute=FLOAT32)
+    plan, work = tmp_path / "plan.json", tmp_path / ".plan.json.work"
+    evaluated: list[int] = []
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, DecisionMade) and not evaluated:
+            evaluated.append((work / "journal.jsonl").read_text().count("evaluated"))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=rf"kept in {work}; the same command goes on from there"):
+        search(llama, OPTIONS, compute=FLOAT32, listener=interrupt, save_as=plan)
+    assert not plan.exists()
+    events: list[Event] = []
+    assert search(llama, OPTIONS, compute=FLOAT32, listener=events.append, save_as=plan) == expected
+    layers = [type(event).__name__ for event in events].index("DecisionMade")
+    assert not any(isinstance(event, LayerDone) for event in events[:layers]), "the first decision was known"
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+    assert Plan.load(plan) == expected
