@@ -118,6 +118,8 @@ def _expand(job: Any, common: Mapping[str, Any], base: Path) -> Iterator[tuple[s
     shared = {k: v for k, v in _settings(common, _DEFAULTS.keys()).items() if k in known}
     grid = {**shared, **own}
     sources = [found for given in _listed(job["source"]) for found in _sources(given, base)]
+    if not sources:
+        raise JobsError("needs a source")
     works = []
     for values in itertools.product(*grid.values()):
         chosen = {name: _DEFAULTS[name] for name in known} | dict(zip(grid, values, strict=True))

@@ -99,7 +99,7 @@ def read_header(path: Path) -> ShardHeader:
 
 def _parse(path: Path, raw: bytes, data_start: int, file_bytes: int) -> dict[str, StoredTensor]:
     try:
-        document = json.loads(raw, object_pairs_hook=_unique_keys)
+        document = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys)  # bytes could be UTF-16 as well
     except (ValueError, RecursionError) as error:
         raise _bad(path, f"the header is not JSON: {printable(error)}") from error
     if not isinstance(document, dict):

@@ -107,13 +107,15 @@ def _read_zip(file: BinaryIO, file_bytes: int) -> tuple[bytes, Any, dict[str, _S
         order = members.get(f"{prefix}byteorder")
         if order is not None and (order.file_size > 16 or archive.read(order).strip() != b"little"):
             raise PickleError("its numbers are not little-endian; save it again on a little-endian machine")
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, OverflowError, UnicodeError) as error:
+        storages = {
+            name.removeprefix(f"{prefix}data/"): _member(file, member, file_bytes)
+            for name, member in members.items()
+            if name.startswith(f"{prefix}data/")
+        }
+    except PickleError:
+        raise
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, OverflowError, ValueError) as error:
         raise PickleError(f"the zip archive is damaged or cut off ({error}); download it again") from error
-    storages = {
-        name.removeprefix(f"{prefix}data/"): _member(file, member, file_bytes)
-        for name, member in members.items()
-        if name.startswith(f"{prefix}data/")
-    }
     return raw, read_pickle(io.BytesIO(raw), _may_name), storages
 
 

@@ -121,6 +121,7 @@ def test_what_goes_together(base: Path) -> None:
         ("jobs: {source: a}", "needs a list of jobs"),
         ("jobs: !!python/object/apply:os.system ['id']", "not YAML at line 1: could not determine a constructor"),
         ("jobs: [3]", "job 1: needs a source"),
+        ("jobs: [{source: []}]", "job 1: needs a source"),
         ("jobs: [{rule: mean}]", "job 1: needs a source"),
         ("jobs: [{source: models/a}, {source: 3}]", "job 2: source is 3, not a path"),
         ("jobs: [{source: nowhere}]", "nowhere: does not exist, and is no id on the Hub"),

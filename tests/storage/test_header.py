@@ -147,3 +147,10 @@ def test_arbitrary_bytes_end_in_the_error_tree(
     except CheckpointError:
         return
     assert json.loads(raw).keys() - {"__metadata__"} == header.tensors.keys()
+
+
+def test_a_header_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    """Found by fuzzing: Python's JSON reader takes UTF-16 as well, the format does not."""
+    path = write_raw(tmp_path / "x.safetensors", json.dumps({}).encode("utf-16-le"))
+    with pytest.raises(CheckpointError, match="the header is not JSON"):
+        read_header(path)

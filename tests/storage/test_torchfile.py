@@ -308,3 +308,13 @@ def test_a_legacy_count_that_lies(tmp_path: Path) -> None:
     path.write_bytes(raw[:-24] + struct.pack("<q", 2**60) + raw[-16:])
     with pytest.raises(CheckpointError, match="the file is truncated"):
         Checkpoint(source)
+
+
+def test_an_archive_whose_members_lie_beyond_the_file(tmp_path: Path) -> None:
+    source = save(tmp_path / "m", {"a": torch.ones(4)})
+    path = source / "pytorch_model.bin"
+    raw = path.read_bytes()
+    name = raw.rindex(b"pytorch_model/data/0")  # in the directory at the end, behind the member's offset
+    path.write_bytes(raw[: name - 4] + b"\xfe\xff\xff\x7f" + raw[name:])
+    with pytest.raises(CheckpointError, match=r"the zip archive is damaged"):
+        Checkpoint(source)
