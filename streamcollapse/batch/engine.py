@@ -38,11 +38,6 @@ Report = FromChain | ChainEnded | WorkerLost
 class Engine(Protocol):
     """Runs chains side by side. Reports of one chain come in order."""
 
-    @property
-    def num_workers(self) -> int:
-        """How many chains run at once, as far as it is known."""
-        ...
-
     def is_free(self) -> bool:
         """Whether another chain may be submitted now."""
         ...

@@ -76,10 +76,6 @@ class LocalEngine:
         self._machines, self._place = machines, place
         self._workers: dict[int, _Worker] = {}
 
-    @property
-    def num_workers(self) -> int:
-        return len(self._machines)
-
     def is_free(self) -> bool:
         return self._free() is not None
 

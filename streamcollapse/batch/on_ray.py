@@ -94,10 +94,6 @@ class RayEngine:
         self._mailbox = ray.remote(_Mailbox).options(num_cpus=0).remote()
         self._running: dict[Any, int] = {}
 
-    @property
-    def num_workers(self) -> int:
-        return self._workers or max(int(self._ray.cluster_resources().get("CPU", 1)), 1)
-
     def is_free(self) -> bool:
         return self._workers is None or len(self._running) < self._workers
 

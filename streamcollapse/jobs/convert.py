@@ -22,7 +22,7 @@ from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.hub import local_directory, local_path
 from streamcollapse.storage.index import is_file, read_json
 from streamcollapse.storage.locks import claimed
-from streamcollapse.storage.source import TensorInfo, TensorSource
+from streamcollapse.storage.source import TensorSource, bytes_by_dtype
 from streamcollapse.storage.staging import check_output, lock_of, staged_directory
 from streamcollapse.storage.writer import ShardPlan, check_space, disk_errors, plan_shards, write_shards
 from streamcollapse.stream.budget import free_ram
@@ -105,8 +105,8 @@ def _described(
         fingerprint=checkpoint.fingerprint(),
         out=str(out),
         num_tensors=len(target.names),
-        before=_bytes_by_dtype(checkpoint),
-        after=_bytes_by_dtype(target),
+        before=bytes_by_dtype(checkpoint),
+        after=bytes_by_dtype(target),
         shards=[shard.file_name for shard in shards],
         usage=meter.summary() if meter.phases else {},
     )
@@ -153,12 +153,3 @@ def _write(
 
 def _anything(name: str, tensor: torch.Tensor) -> None:
     """Weights are not looked at: masks with infinities in them are as good as any bytes."""
-
-
-def _bytes_by_dtype(source: TensorSource) -> dict[str, int]:
-    infos: list[TensorInfo] = [source.info(name) for name in source.names]
-    totals: dict[str, int] = {}
-    for info in infos:
-        key = str(info.dtype).removeprefix("torch.")
-        totals[key] = totals.get(key, 0) + info.num_bytes
-    return totals

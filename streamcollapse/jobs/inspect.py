@@ -10,6 +10,7 @@ from streamcollapse.jobs.opening import Job, open_job
 from streamcollapse.jobs.streams import least_allotment
 from streamcollapse.progress import silent
 from streamcollapse.settings import Compute
+from streamcollapse.storage.source import bytes_by_dtype
 from streamcollapse.stream.needs import Allotment, Need, peak_bytes
 
 
@@ -51,11 +52,6 @@ def inspect(source: str | Path, *, compute: Compute = Compute(), trust_remote_co
 def describe(job: Job, choice: Allotment) -> Inspection:
     """The figures of an open job that spends memory as ``choice`` says."""
     checkpoint, layout = job.checkpoint, job.architecture.layout
-    dtypes: dict[str, int] = {}
-    for name in checkpoint.names:
-        info = checkpoint.info(name)
-        key = str(info.dtype).removeprefix("torch.")
-        dtypes[key] = dtypes.get(key, 0) + info.num_bytes
     layers = [sum(checkpoint.info(n).num_bytes for n in layout.layer_names(i)) for i in range(layout.num_layers)]
     return Inspection(
         path=str(checkpoint.directory),
@@ -66,7 +62,7 @@ def describe(job: Job, choice: Allotment) -> Inspection:
         num_shards=len(checkpoint.shards),
         parameters=checkpoint.num_parameters,
         num_bytes=checkpoint.num_bytes,
-        dtypes=dtypes,
+        dtypes=bytes_by_dtype(checkpoint),
         layer_bytes=layers,
         outside_bytes=sum(checkpoint.info(n).num_bytes for n in layout.outside),
         tied_embeddings=layout.tied_head,

@@ -59,10 +59,9 @@ def preview_search(
     smallest = smallest_output(job, options)
     if out is not None:
         check_space(Path(out), smallest)
-    rows = sum(len(batch.lengths) for batch in samples.batches)
     candidates = most_candidates(job.num_layers, options)
     inspection = describe(job, allotment(job, samples, streaming, options))
-    return Preview(inspection, rows, samples.num_tokens, candidates, smallest, job.checkpoint.num_bytes)
+    return Preview(inspection, samples.num_samples, samples.num_tokens, candidates, smallest, job.checkpoint.num_bytes)
 
 
 def preview_apply(

@@ -56,6 +56,15 @@ class TensorSource(Protocol):
         ...
 
 
+def bytes_by_dtype(source: TensorSource) -> dict[str, int]:
+    """Bytes of all tensors of ``source`` by dtype (``bfloat16``), in the order in which they are met."""
+    totals: dict[str, int] = {}
+    for info in map(source.info, source.names):
+        key = str(info.dtype).removeprefix("torch.")
+        totals[key] = totals.get(key, 0) + info.num_bytes
+    return totals
+
+
 class ObservedSource:
     """A TensorSource that reports the size of every read to ``on_read(name, num_bytes)``."""
 

@@ -114,6 +114,7 @@ def _read_zip(file: BinaryIO, file_bytes: int) -> tuple[bytes, Any, dict[str, _S
         }
     except PickleError:
         raise
+    # What zipfile lets through of a damaged archive besides its own error: seeks to nowhere, versions it does not know.
     except (zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, OverflowError, ValueError) as error:
         raise PickleError(f"the zip archive is damaged or cut off ({error}); download it again") from error
     return raw, read_pickle(io.BytesIO(raw), _may_name), storages

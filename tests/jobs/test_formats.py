@@ -39,7 +39,9 @@ def test_pytorch_files_prune_to_the_same_bytes(tmp_path: Path, shards: int, lega
 def test_both_formats_in_one_directory(tmp_path: Path) -> None:
     source = save_llama(tmp_path / "safe", num_layers=2)
     (source / "pytorch_model.bin").write_bytes(b"never looked at")
-    prune(source, tmp_path / "out", compute=FLOAT32)
+    pruned = prune(source, tmp_path / "out", compute=FLOAT32)
+    assert pruned.plan.num_source_layers == 2
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_a_pickle_with_code_writes_nothing(tmp_path: Path) -> None:

@@ -346,6 +346,30 @@ def test_a_write_that_fails_keeps_the_search(llama: Path, tmp_path: Path, monkey
     assert sorted(p.name for p in tmp_path.iterdir()) == ["expected", "out"]
 
 
+def test_finished_shards_are_taken_up_if_they_are_whole(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    small = Output(max_shard_size="40kB")
+    prune(llama, tmp_path / "expected", compute=FLOAT32, output=small)
+    monkeypatch.setattr(module, "write_companions", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prune(llama, tmp_path / "out", compute=FLOAT32, output=small)
+    monkeypatch.undo()
+    first, *others = sorted((tmp_path / ".out.partial").glob("*.safetensors"))
+    assert len(others) > 1
+    raw = bytearray(first.read_bytes())
+    raw[-1] ^= 1
+    first.write_bytes(raw)
+    times = {path.name: path.stat().st_mtime_ns for path in others}
+    resume(tmp_path / ".out.work")
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in times} == times, "not written again"
+    for path in (tmp_path / "expected").glob("*.safetensors"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_a_stack_whose_layers_kinds_follow_from_their_position_is_refused(tmp_path: Path) -> None:
     """Jamba alternates attention and Mamba by a period in its config, which a shorter stack cannot express."""
     config = JambaConfig(
