@@ -20,7 +20,7 @@ def show_conversion(found: Conversion) -> None:
         ", ".join(f"{name} {format_bytes(size)}" for name, size in sorted(sizes.items()))
         for sizes in (found.before, found.after)
     )
-    shards = found.shards[0] if len(found.shards) == 1 else f"{len(found.shards)} shards"
+    shards = next(iter(found.shards)) if len(found.shards) == 1 else f"{len(found.shards)} shards"
     rows: list[tuple[str, str | Text]] = [
         ("checkpoint", found.source),
         ("weights", f"{found.num_tensors} tensors: {before} -> {after}"),

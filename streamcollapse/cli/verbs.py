@@ -181,14 +181,18 @@ def resume(
     as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
-    """Go on with the prune or apply that was broken off, from what WORK_DIR holds."""
+    """Go on with the prune, apply or convert that was broken off, from what WORK_DIR holds."""
     with one_line_errors():
-        from streamcollapse.cli import tables
+        from streamcollapse.cli import stored, tables
+        from streamcollapse.jobs.convert import Conversion
         from streamcollapse.jobs.resume import resume as run
 
         with live_progress(quiet=as_json) as listener:
-            pruned = run(work_dir, trust_remote_code=trust_remote_code, listener=listener)
-        print_json({"out": str(pruned.out), **pruned.report}) if as_json else tables.show_pruned(pruned)
+            found = run(work_dir, trust_remote_code=trust_remote_code, listener=listener)
+        if isinstance(found, Conversion):
+            print_json(found.to_json()) if as_json else stored.show_conversion(found)
+        else:
+            print_json({"out": str(found.out), **found.report}) if as_json else tables.show_pruned(found)
 
 
 def inspect(

@@ -32,6 +32,11 @@ class Asked:
         """Where the run keeps what it finds out."""
         return work_of(self.out) if self.streaming.work_dir is None else Path(self.streaming.work_dir)
 
+    @property
+    def for_good(self) -> bool:
+        """Whether the work directory is the user's, for other searches too."""
+        return self.streaming.work_dir is not None
+
     def run(self) -> dict[str, Any]:
         """What tells two runs on the same source and samples apart."""
         options = None if self.options is None else asdict(self.options)
@@ -41,6 +46,7 @@ class Asked:
         """Everything that ``resume`` needs, as JSON types."""
         file = self.calibration.file if self.calibration else None
         return {
+            "verb": "prune" if self.plan is None else "apply",
             "source": str(self.job.checkpoint.directory.absolute()),
             **self.run(),
             "calibration": None if file is None else str(Path(file).absolute()),
@@ -53,7 +59,7 @@ class Asked:
         }
 
     def _given_work_dir(self) -> str | None:
-        return None if self.streaming.work_dir is None else str(Path(self.streaming.work_dir).absolute())
+        return str(self.work_dir.absolute()) if self.for_good else None
 
 
 @dataclass(frozen=True)
@@ -70,12 +76,25 @@ class Again:
     output: Output
 
 
-def asked_before(work_dir: Path) -> Again:
+@dataclass(frozen=True)
+class ConvertAgain:
+    """What a work directory says of a conversion: the arguments of ``convert``."""
+
+    source: str
+    out: str
+    dtype: str | None
+    output: Output
+
+
+def asked_before(work_dir: Path) -> Again | ConvertAgain:
     """The job of the directory ``work_dir``. Raises OutputError where it is none, or says what no job can."""
     if not (work_dir / JOB).is_file():
         raise OutputError(f"{printable(work_dir)}: is no work directory of a run; give the one that its error named")
     found = read_document(work_dir / JOB)
     try:
+        output = Output(found["max_shard_bytes"], bool(found["overwrite"]))
+        if found["verb"] == "convert":
+            return ConvertAgain(str(found["source"]), str(found["out"]), found["dtype"], output)
         plan = found["plan"]
         return Again(
             source=str(found["source"]),
@@ -85,7 +104,7 @@ def asked_before(work_dir: Path) -> Again:
             plan=None if plan is None else Plan.from_json(plan),
             compute=Compute(found["device"], found["compute_dtype"]),
             streaming=Streaming(**found["streaming"]),
-            output=Output(found["max_shard_bytes"], bool(found["overwrite"])),
+            output=output,
         )
     except (KeyError, TypeError, AttributeError, OptionError, PlanError) as error:
         raise OutputError(

@@ -3,8 +3,8 @@ looking at the model: any checkpoint will do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 from streamcollapse.arch.refusals import refuse_packed
 from streamcollapse.arch.stored import CONFIG_FILE, config_text, refuse_quantised, with_dtype
 from streamcollapse.errors import ModelError, OptionError, printable
+from streamcollapse.jobs.keeping import kept_directory
+from streamcollapse.jobs.workdir import FORMAT, was_renamed
 from streamcollapse.output.files import copy_files, every_file_beside
 from streamcollapse.output.report import save_report, versions
 from streamcollapse.progress import Listener, PhaseStarted, TensorWritten, silent
@@ -21,9 +23,8 @@ from streamcollapse.storage.cast import CastSource
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.hub import local_directory, local_path
 from streamcollapse.storage.index import is_file, read_json
-from streamcollapse.storage.locks import claimed
 from streamcollapse.storage.source import TensorSource, bytes_by_dtype
-from streamcollapse.storage.staging import check_output, lock_of, staged_directory
+from streamcollapse.storage.staging import check_output, staged_bytes, staged_directory, tidy_up, work_of
 from streamcollapse.storage.writer import ShardPlan, check_space, disk_errors, plan_shards, write_shards
 from streamcollapse.stream.budget import free_ram
 from streamcollapse.stream.loaders import MappedLoader
@@ -36,8 +37,8 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Conversion:
-    """What ``convert`` did, or would do: ``before`` and ``after`` map dtype to bytes. ``usage`` is empty if nothing was
-    written."""
+    """What ``convert`` did, or would do: ``before`` and ``after`` map dtype to bytes, ``shards`` file names to sha256.
+    ``usage`` is empty, and so are the sha256, if nothing was written."""
 
     source: str
     fingerprint: str
@@ -45,7 +46,7 @@ class Conversion:
     num_tensors: int
     before: dict[str, int]
     after: dict[str, int]
-    shards: list[str]
+    shards: dict[str, str]
     usage: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -65,51 +66,81 @@ def convert(
     """Write the checkpoint ``source`` as safetensors into the new directory ``out``, with all its small files.
 
     ``dtype``: float32, bfloat16 or float16 for every floating-point tensor, None for what each is; a tensor whose dtype
-    stays keeps its bytes. Memory: a few tensors. Raises StreamCollapseError; ``out`` then does not exist, or is the
-    older directory that ``output.overwrite`` would have replaced.
+    stays keeps its bytes. Memory: a few tensors. A conversion that was broken off goes on where it was. Raises
+    StreamCollapseError; ``out`` then does not exist, or is the older directory that ``output.overwrite`` would have
+    replaced.
     """
     if dtype is not None and dtype not in COMPUTE_DTYPES:
         raise OptionError(f"dtype {dtype!r} is unknown; choose one of {', '.join(COMPUTE_DTYPES)}")
-    check_output(Path(out), local_path(source), output.overwrite)
+    check_output(Path(out), local_path(source), was_renamed(Path(out), Streaming()) or output.overwrite)
     checkpoint = Checkpoint(local_directory(source, listener))
     config = _config(checkpoint, dtype)
     target = _cast(checkpoint, dtype)
     shards = plan_shards(target, output.max_shard_bytes)
-    check_space(Path(out), sum(shard.file_bytes for shard in shards))
-    meter = Meter(CPU)
-    if not dry_run:
-        with claimed(lock_of(Path(out)), printable(out)), staged_directory(Path(out), output.overwrite) as stage:
-            copy_files(every_file_beside(checkpoint.directory), checkpoint.directory, stage)
-            if config is not None:
-                with disk_errors(stage / CONFIG_FILE):
-                    (stage / CONFIG_FILE).write_text(config_text(config), encoding="utf-8")
-            with meter.phase("convert"):
-                listener(PhaseStarted("convert", len(target.names)))
-                _write(checkpoint, dtype, shards, stage, meter, listener)
-            found = _described(source, out, checkpoint, target, shards, meter)
-            save_report(found.to_json(), stage / CONVERSION_FILE)
-            return found
-    return _described(source, out, checkpoint, target, shards, meter)
-
-
-def _described(
-    source: str | Path,
-    out: str | Path,
-    checkpoint: Checkpoint,
-    target: TensorSource,
-    shards: Sequence[ShardPlan],
-    meter: Meter,
-) -> Conversion:
-    return Conversion(
+    check_space(Path(out), sum(shard.file_bytes for shard in shards) - staged_bytes(Path(out)))
+    found = Conversion(
         source=str(source),
         fingerprint=checkpoint.fingerprint(),
         out=str(out),
         num_tensors=len(target.names),
         before=bytes_by_dtype(checkpoint),
         after=bytes_by_dtype(target),
-        shards=[shard.file_name for shard in shards],
-        usage=meter.summary() if meter.phases else {},
+        shards=dict.fromkeys((shard.file_name for shard in shards), ""),
+        usage={},
     )
+    if dry_run:
+        return found
+    asked = AskedConversion(checkpoint, Path(out), dtype, output)
+    with kept_directory(asked, asked.key()) as place:
+        if place.has_finished(Path(out)):
+            tidy_up(Path(out))
+            return replace(found, shards=place.shards())
+        with staged_directory(Path(out), output.overwrite) as stage:
+            finished = place.take_up(stage)
+            _write_small_files(checkpoint.directory, stage, config)
+            usage = _write(checkpoint, dtype, shards, stage, listener, finished, place.shard_done)
+            found = replace(found, shards=place.shards(), usage=usage)
+            save_report(found.to_json(), stage / CONVERSION_FILE)
+            checkpoint.check_unchanged()
+            place.mark("renaming")
+    return found
+
+
+@dataclass(frozen=True)
+class AskedConversion:
+    """A conversion of the open ``checkpoint`` as it was asked for (keeping.Request)."""
+
+    checkpoint: Checkpoint
+    out: Path
+    dtype: str | None
+    output: Output
+    for_good: bool = False
+
+    @property
+    def work_dir(self) -> Path:
+        """Where the run keeps what it finds out."""
+        return work_of(self.out)
+
+    def key(self) -> dict[str, Any]:
+        """What its finished shards belong to."""
+        state = self.checkpoint.state(CONFIG_FILE)
+        return {"format": FORMAT, "source": self.checkpoint.fingerprint(), "source_files": state, "verb": "convert"}
+
+    def run(self) -> dict[str, Any]:
+        """What tells two conversions of the same source apart."""
+        return {"out": str(self.out.resolve()), "dtype": self.dtype, "max_shard_bytes": self.output.max_shard_bytes}
+
+    def document(self) -> dict[str, Any]:
+        """Everything that ``resume`` needs, as JSON types."""
+        source, overwrite = str(self.checkpoint.directory.absolute()), self.output.overwrite
+        return {"verb": "convert", "source": source, **self.run(), "overwrite": overwrite}
+
+
+def _write_small_files(directory: Path, stage: Path, config: dict[str, Any] | None) -> None:
+    copy_files(every_file_beside(directory), directory, stage)
+    if config is not None:
+        with disk_errors(stage / CONFIG_FILE):
+            (stage / CONFIG_FILE).write_text(config_text(config), encoding="utf-8")
 
 
 def _config(checkpoint: Checkpoint, dtype: str | None) -> dict[str, Any] | None:
@@ -136,9 +167,13 @@ def _write(
     dtype: str | None,
     shards: Sequence[ShardPlan],
     stage: Path,
-    meter: Meter,
     listener: Listener,
-) -> None:
+    finished: Collection[str],
+    on_shard: Callable[[str, str], None],
+) -> dict[str, Any]:
+    """Write the shards that are not ``finished``; returns what it took."""
+    meter = Meter(CPU)
+    left = [name for shard in shards if shard.file_name not in finished for name in shard.names]
     loader = MappedLoader(checkpoint, from_cache=checkpoint.num_bytes > free_ram())
     stream = WeightStream(checkpoint, CPU, loader, meter, Streaming().prefetch)
 
@@ -146,9 +181,12 @@ def _write(
         meter.written(num_bytes)
         listener(TensorWritten(name, num_bytes))
 
-    with stream.run([[name] for shard in shards for name in shard.names]) as weights:
-        target = _cast(weights, dtype)
-        write_shards(target, shards, stage, CPU, written, weights.step, check=_anything)
+    with meter.phase("convert"):
+        listener(PhaseStarted("convert", len(left)))
+        with stream.run([[name] for name in left]) as weights:
+            target, turn = _cast(weights, dtype), weights.step
+            write_shards(target, shards, stage, CPU, written, turn, _anything, finished, on_shard)
+    return meter.summary()
 
 
 def _anything(name: str, tensor: torch.Tensor) -> None:

@@ -193,7 +193,7 @@ def _write(job: Job, plan: Plan, given: Means, out: Path, output: Output, place:
     given.kept.want(plan.layers)
     view = job.view(plan.layers, plan.merge_norms, given.kept.names)
     shards = plan_shards(view, output.max_shard_bytes)
-    with staged_directory(out, output.overwrite, keep=True) as stage:
+    with staged_directory(out, output.overwrite) as stage:
         finished = place.take_up(stage)
         check_space(out, sum(shard.file_bytes for shard in shards if shard.file_name not in finished))
         write_config(stage, job.checkpoint.directory, job.architecture.config, plan, job.trust_remote_code)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from streamcollapse.jobs.asked import asked_before
+from streamcollapse.jobs.asked import ConvertAgain, asked_before
+from streamcollapse.jobs.convert import Conversion, convert
 from streamcollapse.jobs.prune import Pruned, apply, prune
 from streamcollapse.progress import Listener, silent
 
 
-def resume(work_dir: str | Path, *, trust_remote_code: bool = False, listener: Listener = silent) -> Pruned:
-    """Go on with the ``prune`` or ``apply`` whose work directory is ``work_dir``, to its end.
+def resume(
+    work_dir: str | Path, *, trust_remote_code: bool = False, listener: Listener = silent
+) -> Pruned | Conversion:
+    """Go on with the ``prune``, ``apply`` or ``convert`` whose work directory is ``work_dir``, to its end.
 
     No candidate is evaluated twice, and no finished shard is written again. Raises StreamCollapseError.
     """
     again = asked_before(Path(work_dir))
+    if isinstance(again, ConvertAgain):
+        return convert(again.source, again.out, dtype=again.dtype, output=again.output, listener=listener)
     if again.plan is not None:
         return apply(
             again.source,

@@ -12,6 +12,7 @@ import torch
 from streamcollapse.arch.config import pruned_config
 from streamcollapse.arch.stored import CONFIG_FILE
 from streamcollapse.errors import CheckpointError, printable
+from streamcollapse.jobs.convert import CONVERSION_FILE
 from streamcollapse.jobs.opening import Job, open_job
 from streamcollapse.jobs.streams import open_stream, plain_allotment
 from streamcollapse.merge.plan import Plan
@@ -99,11 +100,12 @@ def _check_contents(job: Job, listener: Listener) -> int:
 
 
 def _recorded_digests(directory: Path) -> dict[str, str]:
-    if not is_file(directory / REPORT_FILE):
+    path = next((directory / n for n in (CONVERSION_FILE, REPORT_FILE) if is_file(directory / n)), None)
+    if path is None:
         return {}
-    recorded = load_report(directory / REPORT_FILE).get("shards", {})
+    recorded = load_report(path).get("shards", {})
     if not isinstance(recorded, dict) or not all(isinstance(value, str) for value in recorded.values()):
-        raise CheckpointError(f"{printable(directory / REPORT_FILE)}: its shards are not names and digests")
+        raise CheckpointError(f"{printable(path)}: its shards are not names and digests")
     return recorded
 
 

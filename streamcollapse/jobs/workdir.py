@@ -25,6 +25,7 @@ from streamcollapse.errors import OutputError, printable
 from streamcollapse.jobs.evaluations import JournalMemory
 from streamcollapse.merge.plan import Decision
 from streamcollapse.settings import Streaming
+from streamcollapse.storage.digests import is_intact
 from streamcollapse.storage.index import is_file
 from streamcollapse.storage.journal import Journal
 from streamcollapse.storage.locks import lock
@@ -92,6 +93,14 @@ class WorkDirectory:
         found = (record for record in self._current() if record.get("kind") == "shard")
         return {str(record.get("name")): str(record.get("sha256")) for record in found}
 
+    def take_up(self, stage: Path) -> set[str]:
+        """The shards in ``stage`` that the run has finished; whatever else is there is removed."""
+        finished = {name for name, sha256 in self.shards().items() if is_intact(stage / name, sha256)}
+        for entry in stage.iterdir():
+            if entry.name not in finished:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        return finished
+
     def shard_done(self, name: str, sha256: str) -> None:
         """Record a finished shard."""
         self.journal.append([{"kind": "shard", "name": name, "sha256": sha256}])
@@ -104,6 +113,10 @@ class WorkDirectory:
         """Whether the last run was broken off while or after its output got its name."""
         current = self._current()
         return bool(current) and current[-1].get("kind") == "renaming"
+
+    def has_finished(self, out: Path) -> bool:
+        """Whether the last run was broken off when ``out`` had got its name already."""
+        return self.was_renaming() and not partial_of(out).exists()
 
     def is_worth_keeping(self) -> bool:
         """Whether anything has been found out here."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from streamcollapse.forward.model import StreamedModel
 from streamcollapse.forward.reference import Reference, reference_pass
 from streamcollapse.jobs.asked import Asked
 from streamcollapse.jobs.evaluations import Memory
+from streamcollapse.jobs.keeping import kept_directory
 from streamcollapse.jobs.opening import Job, Samples
 from streamcollapse.jobs.workdir import (
     FORMAT,
@@ -33,10 +33,8 @@ from streamcollapse.jobs.workdir import (
 )
 from streamcollapse.merge.plan import Decision
 from streamcollapse.settings import Streaming
-from streamcollapse.storage.digests import is_intact
-from streamcollapse.storage.locks import claimed
 from streamcollapse.storage.rooms import InMemory, OnDisk, Room
-from streamcollapse.storage.staging import lock_of, partial_of, work_of
+from streamcollapse.storage.staging import work_of
 from streamcollapse.storage.writer import disk_errors
 from streamcollapse.strategy.collapse import CollapseOptions
 from streamcollapse.stream.weights import WeightStream
@@ -74,16 +72,12 @@ class WorkPlace:
 
     def has_finished(self, out: Path) -> bool:
         """Whether an earlier run was broken off when ``out`` had got its name already."""
-        return self.directory is not None and self.directory.was_renaming() and not partial_of(out).exists()
+        return self.directory is not None and self.directory.has_finished(out)
 
     def take_up(self, stage: Path) -> set[str]:
         """The shards in ``stage`` that an earlier run has finished; whatever else is there is removed."""
-        known = {} if self.directory is None else self.directory.shards()
-        finished = {name for name, sha256 in known.items() if is_intact(stage / name, sha256)}
-        for entry in stage.iterdir():
-            if entry.name not in finished:
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-        return finished
+        assert self.directory is not None, "an output is written with a work directory"
+        return self.directory.take_up(stage)
 
     def shards(self) -> dict[str, str]:
         """sha256 of the shards of the output, by file name."""
@@ -124,33 +118,9 @@ def check_work_directory(streaming: Streaming, job: Job, samples: Samples, merge
 
 @contextmanager
 def kept_place(asked: Asked, key: Mapping[str, Any]) -> Iterator[WorkPlace]:
-    """The work directory of the job ``asked`` for, which alone now makes its output.
-
-    A directory that the user did not name is removed at the end of the run. A run that fails leaves it, if anything was
-    found out, and its error says how to go on. Raises OutputError.
-    """
-    directory, for_good = WorkDirectory(asked.work_dir, key), asked.streaming.work_dir is not None
-    with closing(directory):
-        try:
-            with claimed(lock_of(asked.out), printable(asked.out)):
-                directory.begin(asked.run(), asked.document())
-                try:
-                    yield WorkPlace(directory.memory, directory.room, directory.path, directory)
-                except BaseException:
-                    if not directory.is_worth_keeping():
-                        shutil.rmtree(partial_of(asked.out), ignore_errors=True)
-                    raise
-            if for_good:
-                directory.mark("complete")
-        except (StreamCollapseError, OSError, KeyboardInterrupt) as error:
-            if directory.is_worth_keeping():
-                again = f"what was found out is kept; go on with: streamcollapse resume {printable(directory.path)}"
-                error.args = (f"{error}; {again}" if str(error) else again,)
-            elif not for_good:
-                directory.remove()
-            raise
-        if not for_good:  # last of all: while it is there, a run that was killed knows how far it had come
-            directory.remove()
+    """The place of the job ``asked`` for, in a work directory (``kept_directory``). Raises OutputError."""
+    with kept_directory(asked, key) as directory:
+        yield WorkPlace(directory.memory, directory.room, directory.path, directory)
 
 
 @contextmanager

@@ -74,20 +74,15 @@ def _beside(out: Path, kind: str) -> Path:
 
 
 @contextmanager
-def staged_directory(out: Path, overwrite: bool, keep: bool = False) -> Iterator[Path]:
+def staged_directory(out: Path, overwrite: bool) -> Iterator[Path]:
     """Yield the directory ``partial_of(out)``; rename it to ``out`` at the end.
 
-    It is empty and removed on any exception; with ``keep`` it holds what an earlier run left there, and is left there
-    for another run. With ``overwrite`` an older ``out`` stays in place until the new one is complete. Whoever calls
-    this holds ``lock_of(out)``.
+    It holds what an earlier run left there, and is left there for another run on any exception. With ``overwrite`` an
+    older ``out`` stays in place until the new one is complete. Whoever calls this holds ``lock_of(out)``.
     """
     target, stage, retired = out.resolve(), partial_of(out), _beside(out, "replaced")
     with disk_errors(stage):
-        if retired.exists() and not target.exists() and not keep:  # a run was killed between two renames
-            retired.rename(target)
-        if not keep:
-            shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir(exist_ok=keep)
+        stage.mkdir(exist_ok=True)
     try:
         yield stage
         with disk_errors(target):
@@ -98,8 +93,6 @@ def staged_directory(out: Path, overwrite: bool, keep: bool = False) -> Iterator
             stage.rename(target)
             _fsync_directory(target.parent)
     except BaseException:
-        if not keep:
-            shutil.rmtree(stage, ignore_errors=True)
         if retired.exists() and not target.exists():
             retired.rename(target)
         raise

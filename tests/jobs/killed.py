@@ -1,7 +1,7 @@
 """Runs jobs in forked children that are killed at counted points. A program of its own, so that nothing in the parent
 has started threads, which a fork does not take along.
 
-    python -m tests.jobs.killed SOURCE DIRECTORY POINTS SEED
+    python -m tests.jobs.killed prune|convert SOURCE DIRECTORY POINTS SEED
 
 A point is anything that touches the disk (an open, a write, a flush, a rename, a removal) or that the job says. Prints
 one JSON document: how many points there are, which were tried, in which phase each was, and what went wrong.
@@ -18,13 +18,14 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from streamcollapse import Calibration, CollapseOptions, Compute, Output, prune
-from streamcollapse.progress import Event, PhaseStarted
+from streamcollapse import Calibration, CollapseOptions, Compute, Output, convert, prune
+from streamcollapse.progress import Event, Listener, PhaseStarted
 
 OPTIONS = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.6, rule="mean")
 OUTPUT = Output(max_shard_size="30kB")
@@ -64,8 +65,24 @@ class Points:
         return counted
 
 
-def run(source: Path, out: Path, samples: Path, overwrite: bool, deadly: int | None, told: Path | None = None) -> int:
-    """Prune in a child; returns its exit status as ``waitpid`` gives it."""
+@dataclass(frozen=True)
+class Work:
+    """What is to be killed: ``verb`` on ``source``, with ``samples`` for those that want them."""
+
+    verb: str
+    source: Path
+    samples: Path
+
+    def do(self, out: Path, output: Output, listener: Listener) -> None:
+        if self.verb == "convert":
+            convert(self.source, out, dtype="bfloat16", output=output, listener=listener)
+            return
+        compute, calibration = Compute("cpu", "float32"), Calibration(self.samples)
+        prune(self.source, out, OPTIONS, calibration=calibration, compute=compute, output=output, listener=listener)
+
+
+def run(work: Work, out: Path, overwrite: bool, deadly: int | None, told: Path | None = None) -> int:
+    """Do ``work`` in a child; returns its exit status as ``waitpid`` gives it."""
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1]
@@ -74,10 +91,7 @@ def run(source: Path, out: Path, samples: Path, overwrite: bool, deadly: int | N
         torch.set_num_threads(1)
         points = Points(deadly)
         points.watch()
-        output = Output(OUTPUT.max_shard_size, overwrite)
-        compute = Compute("cpu", "float32")
-        calibration = Calibration(samples)
-        prune(source, out, OPTIONS, calibration=calibration, compute=compute, output=output, listener=points.listen)
+        work.do(out, Output(OUTPUT.max_shard_size, overwrite), points.listen)
         if told is not None:
             told.write_text(json.dumps(points.phases))
         code = 0
@@ -89,23 +103,24 @@ def run(source: Path, out: Path, samples: Path, overwrite: bool, deadly: int | N
 
 
 def contents(directory: Path) -> dict[str, Any]:
-    """Every file's bytes; of the report, what is not time, bytes or memory of the run."""
+    """Every file's bytes; of the report, what is not time, bytes or memory of the run, or its place."""
     found: dict[str, Any] = {}
     for path in sorted(directory.rglob("*")):
-        if path.name == "streamcollapse_report.json":
+        if path.name in ("streamcollapse_report.json", "streamcollapse_conversion.json"):
             report = json.loads(path.read_text())
-            del report["usage"]
+            for name in ("usage", "out"):
+                report.pop(name, None)
             found[path.name] = report
         elif path.is_file():
             found[str(path.relative_to(directory))] = path.read_bytes()
     return found
 
 
-def main(source: Path, directory: Path, points: int, seed: int) -> None:
-    samples = directory / "samples.txt"
-    samples.write_text("A river runs.\nThe old town burned in the war.\n")
+def main(verb: str, source: Path, directory: Path, points: int, seed: int) -> None:
+    work = Work(verb, source, directory / "samples.txt")
+    work.samples.write_text("A river runs.\nThe old town burned in the war.\n")
     expected, told = directory / "expected", directory / "told.json"
-    assert run(source, expected, samples, False, None, told) == 0
+    assert run(work, expected, False, None, told) == 0
     phases: list[str] = json.loads(told.read_text())
     chosen = sorted(random.Random(seed).sample(range(len(phases)), min(points, len(phases))))
     right = contents(expected)
@@ -114,7 +129,7 @@ def main(source: Path, directory: Path, points: int, seed: int) -> None:
         place = directory / f"half-{half}"
         place.mkdir()
         if not (child := os.fork()):
-            wrong = [said for number in chosen[half::2] for said in tried(source, place, samples, number, right)]
+            wrong = [said for number in chosen[half::2] for said in tried(work, place, number, right)]
             (directory / f"wrong-{half}.json").write_text(json.dumps(wrong))
             os._exit(0)
         halves.append(child)
@@ -127,7 +142,7 @@ def main(source: Path, directory: Path, points: int, seed: int) -> None:
     print(json.dumps({"points": len(phases), "killed": killed, "phases": by_phase, "wrong": wrong}))
 
 
-def tried(source: Path, parent: Path, samples: Path, number: int, right: dict[str, Any]) -> list[str]:
+def tried(work: Work, parent: Path, number: int, right: dict[str, Any]) -> list[str]:
     """What went wrong when a run was killed at point ``number`` and then started again."""
     wrong: list[str] = []
     place = parent / str(number)
@@ -136,7 +151,7 @@ def tried(source: Path, parent: Path, samples: Path, number: int, right: dict[st
     if overwrite:
         out.mkdir()
         (out / "old").write_text("old")
-    if run(source, out, samples, overwrite, number) != signal.SIGKILL:
+    if run(work, out, overwrite, number) != signal.SIGKILL:
         return ["not reached"]
     there = sorted(p.name for p in out.iterdir()) if out.exists() else None
     if there not in (None, ["old"], sorted(right)):
@@ -144,7 +159,7 @@ def tried(source: Path, parent: Path, samples: Path, number: int, right: dict[st
     if overwrite and there is None and not (place / ".out.replaced" / "old").exists():
         wrong.append(f"{number}: the old output is lost")
     complete = there == sorted(right) and not (place / ".out.work").exists()
-    if run(source, out, samples, overwrite, None) != 0 and not complete:  # else it says that the output exists
+    if run(work, out, overwrite, None) != 0 and not complete:  # else it says that the output exists
         wrong.append(f"{number}: the second run failed")
     elif contents(out) != right:
         wrong.append(f"{number}: another result")
@@ -155,4 +170,4 @@ def tried(source: Path, parent: Path, samples: Path, number: int, right: dict[st
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))

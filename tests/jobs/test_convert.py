@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from streamcollapse import Output, convert
-from streamcollapse.errors import ModelError, NonFiniteError, OptionError, OutputError
+from streamcollapse import Conversion, Output, convert, resume, verify
+from streamcollapse.errors import CheckpointError, ModelError, NonFiniteError, OptionError, OutputError
+from streamcollapse.progress import Event, TensorWritten
 from tests.checkpoints import edit_json, edit_tensors, save_llama
 from tests.formats import as_torch
 
@@ -41,7 +43,8 @@ def source(tmp_path: Path) -> Path:
 def test_pytorch_files_become_safetensors(tmp_path: Path, source: Path, shards: int, legacy: bool) -> None:
     stored = as_torch(source, tmp_path / "torch", shards, legacy)
     found = convert(stored, tmp_path / "out")
-    assert found.shards == ["model.safetensors"]
+    digest = hashlib.sha256((tmp_path / "out" / "model.safetensors").read_bytes()).hexdigest()
+    assert found.shards == {"model.safetensors": digest}
     assert_same_bytes(tensors_of(tmp_path / "out"), tensors_of(source))
     assert not list((tmp_path / "out").glob("*.bin*"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -149,3 +152,38 @@ def test_every_tensor_is_told(tmp_path: Path, source: Path) -> None:
     convert(source, tmp_path / "out", listener=events.append)
     written = [e for e in events if type(e).__name__ == "TensorWritten"]
     assert len(written) == events[0].total_steps == len(tensors_of(source))
+
+
+def test_a_conversion_that_was_broken_off_goes_on_where_it_was(tmp_path: Path, source: Path) -> None:
+    written: list[str] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, TensorWritten):
+            written.append(event.name)
+            if len(written) == 8:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="go on with: streamcollapse resume"):
+        convert(source, tmp_path / "out", dtype="float16", output=Output("30kB"), listener=listen)
+    assert not (tmp_path / "out").exists()
+    first, written = written, []
+    found = resume(tmp_path / ".out.work", listener=lambda e: written.append(e.name) if hasattr(e, "name") else None)
+    assert isinstance(found, Conversion)
+    assert written[0] == "convert", "the phase"
+    assert len({*first, *written[1:]}) == found.num_tensors
+    assert len(first) + len(written) - 1 < found.num_tensors + len(first), "finished shards are not written again"
+    expected = convert(source, tmp_path / "expected", dtype="float16", output=Output("30kB"))
+    assert found.shards == expected.shards
+    assert_same_bytes(tensors_of(tmp_path / "out"), tensors_of(tmp_path / "expected"))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_converted_checkpoint_can_be_verified(tmp_path: Path) -> None:
+    convert(save_llama(tmp_path / "plain", num_layers=3), tmp_path / "out", output=Output("30kB"))
+    assert verify(tmp_path / "out").digests > 3
+    shard = sorted((tmp_path / "out").glob("*.safetensors"))[0]
+    damaged = bytearray(shard.read_bytes())
+    damaged[-2] ^= 1
+    shard.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="sha256 is"):
+        verify(tmp_path / "out")

@@ -17,13 +17,19 @@ POINTS = int(os.environ.get("STREAMCOLLAPSE_KILL_POINTS", "210"))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_anywhere_it_ends_like_an_undisturbed_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("verb", "points", "phases"),
+    [("prune", POINTS, ("start", "reference", "search", "write")), ("convert", POINTS // 4, ("start", "convert"))],
+)
+def test_killed_anywhere_it_ends_like_an_undisturbed_run(
+    tmp_path: Path, verb: str, points: int, phases: tuple[str, ...]
+) -> None:
     source = save_llama(tmp_path / "source", num_layers=6)
     (tmp_path / "runs").mkdir()
-    command = [sys.executable, "-m", "tests.jobs.killed", str(source), str(tmp_path / "runs"), str(POINTS), "1"]
+    command = [sys.executable, "-m", "tests.jobs.killed", verb, str(source), str(tmp_path / "runs"), str(points), "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["wrong"] == [], done.stderr
-    assert found["killed"] >= min(POINTS, found["points"]) - 10
-    assert min(found["phases"][phase] for phase in ("start", "reference", "search", "write")) >= 5
+    assert found["killed"] >= min(points, found["points"]) - 10
+    assert min(found["phases"][phase] for phase in phases) >= 5

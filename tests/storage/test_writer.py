@@ -176,12 +176,15 @@ def test_staging_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", [ValueError("x"), KeyboardInterrupt()])
-def test_staging_leaves_nothing_behind_on_failure(tmp_path: Path, failure: BaseException) -> None:
+def test_staging_that_failed_is_there_for_another_run(tmp_path: Path, failure: BaseException) -> None:
     out = tmp_path / "out"
     with pytest.raises(type(failure)), staged_directory(out, overwrite=False) as stage:
         (stage / "file").write_text("x")
         raise failure
-    assert not any(tmp_path.iterdir())
+    assert [p.name for p in tmp_path.iterdir()] == [".out.partial"]
+    with staged_directory(out, overwrite=False) as stage:
+        assert (stage / "file").read_text() == "x"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_overwriting_keeps_the_old_until_the_new_is_complete(tmp_path: Path) -> None:
@@ -213,7 +216,7 @@ def test_a_rename_that_fails_puts_the_old_back(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OutputError, match="cannot be written"), staged_directory(out, overwrite=True):
         pass
     assert (out / "old").read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.partial", "out"]
 
 
 def test_places_where_no_output_may_go(tmp_path: Path) -> None:
