@@ -44,8 +44,3 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    app()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 import warnings
@@ -18,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from streamcollapse.cli.signals import end_in_order, exit_code_of
 from streamcollapse.errors import StreamCollapseError, printable
 from streamcollapse.progress import (
     CandidateStarted,
@@ -36,33 +36,18 @@ from streamcollapse.progress import (
 )
 from streamcollapse.units import format_bytes, format_seconds
 
-INTERRUPTED = 130
 _BAR_CELLS = 24
-_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
-class _Ended(KeyboardInterrupt):
-    """The system asked the program to end: cleaned up after like an interrupt, with the exit code of the signal."""
-
-    exit_code = INTERRUPTED
-
-
-def _end(number: int, frame: object) -> None:
-    ended = _Ended()
-    ended.exit_code = 128 + number
-    raise ended
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn the library's errors into one line on stderr and exit code 1, an interrupt into exit code 130.
+    """Turn the library's errors into one line on stderr and exit code 1, a signal into 128 and its number.
 
     What the libraries below would print on their own (warnings, log lines) is kept off the screen.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the screen has its own
-    for number in _ENDING:
-        signal.signal(number, _end)
+    end_in_order()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -77,7 +62,7 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         text = printable(interrupt) or "the run was not finished; the same command starts it again"
         print(f"interrupted: {text}", file=sys.stderr)
-        raise typer.Exit(interrupt.exit_code if isinstance(interrupt, _Ended) else INTERRUPTED) from None
+        raise typer.Exit(exit_code_of(interrupt)) from None
 
 
 def print_json(document: Any) -> None:
