@@ -1,6 +1,6 @@
 """The program: ``streamcollapse``, or ``python -m streamcollapse``."""
 
-from streamcollapse.cli.signals import end_at_once
+from streamcollapse.cli.signals import end_at_once, leave_quickly
 
 
 def main() -> None:
@@ -8,7 +8,10 @@ def main() -> None:
     end_at_once()  # importing what follows takes a while
     from streamcollapse.cli.main import app
 
-    app()
+    try:
+        app()
+    finally:
+        leave_quickly()
 
 
 if __name__ == "__main__":
