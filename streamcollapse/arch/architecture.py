@@ -9,7 +9,12 @@ import torch
 from streamcollapse.arch.config import ModelConfig, load_config
 from streamcollapse.arch.layout import Layout, build_layout
 from streamcollapse.arch.skeleton import Skeleton, build_skeleton
+from streamcollapse.arch.stored import CONFIG_FILE
+from streamcollapse.errors import ModelError, printable
 from streamcollapse.storage.checkpoint import Checkpoint
+
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_MOST_EXPERTS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,22 @@ class Architecture:
 def understand(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Architecture:
     """Config, skeleton and layout of ``checkpoint``; reads headers only. Raises ModelError, CheckpointError."""
     config = load_config(checkpoint.directory, trust_remote_code)
+    _check_counts(config, checkpoint)
     dtype = _weights_dtype(checkpoint)
     skeleton = build_skeleton(config, dtype, trust_remote_code)
     return Architecture(config, skeleton, build_layout(skeleton, checkpoint), dtype)
+
+
+def _check_counts(config: ModelConfig, checkpoint: Checkpoint) -> None:
+    """Raise ModelError for counts that no such checkpoint can have, which would take minutes and gigabytes to build."""
+    text = config.text
+    limits = {"num_hidden_layers": (len(checkpoint.names), f"the checkpoint has {len(checkpoint.names)} tensors")}
+    limits |= dict.fromkeys(_EXPERT_COUNTS, (_MOST_EXPERTS, f"at most {_MOST_EXPERTS} can be"))
+    for key, (most, why) in limits.items():
+        count = getattr(text, key, None)
+        if isinstance(count, int) and count > most:
+            where = printable(checkpoint.directory / CONFIG_FILE)
+            raise ModelError(f"{where}: {key} is {count}, but {why}; restore the checkpoint's config.json")
 
 
 def _weights_dtype(checkpoint: Checkpoint) -> torch.dtype:

@@ -27,10 +27,16 @@ if TYPE_CHECKING:
 
 _RUN = "The run"
 
-JobsFile = Annotated[Path, typer.Argument(metavar="JOBS", help="YAML file: sources and settings.")]
+JobsFile = Annotated[Path, typer.Argument(readable=False, metavar="JOBS", help="YAML file: sources and settings.")]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="Directory for the results.", show_default="what JOBS says under out"),
+    typer.Option(
+        "--out",
+        readable=False,
+        metavar="DIR",
+        help="Directory for the results.",
+        show_default="what JOBS says under out",
+    ),
 ]
 EngineName = Annotated[
     str,
@@ -62,6 +68,7 @@ WorkDir = Annotated[
     Path | None,
     typer.Option(
         "--work-dir",
+        readable=False,
         metavar="DIR",
         help="Keep evaluated candidates and hidden states here, for another batch.",
         show_default="in --out, until all is done",

@@ -18,7 +18,10 @@ DEMO_OPTIONS = CollapseOptions(layers_per_merge=4, interval=1, threshold=0.9)
 MODEL, TEXT = "wiki-llama-24l", "text/wiki_eval.txt"
 
 DemoOut = Annotated[
-    Path, typer.Option("--out", metavar="DIR", help="Where to put the pruned model; an older demo there is replaced.")
+    Path,
+    typer.Option(
+        "--out", readable=False, metavar="DIR", help="Where to put the pruned model; an older demo there is replaced."
+    ),
 ]
 
 

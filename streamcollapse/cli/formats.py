@@ -11,7 +11,9 @@ from streamcollapse.cli import options as o
 from streamcollapse.cli.screen import live_progress, one_line_errors, print_json
 from streamcollapse.settings import COMPUTE_DTYPES, Output
 
-ConvertedOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="New directory for the converted checkpoint.")]
+ConvertedOut = Annotated[
+    Path, typer.Option("--out", readable=False, metavar="DIR", help="New directory for the converted checkpoint.")
+]
 Dtype = Annotated[
     str | None,
     typer.Option(

@@ -17,6 +17,7 @@ Scratch = Annotated[
     Path | None,
     typer.Option(
         "--scratch",
+        readable=False,
         metavar="DIR",
         help="Where the pruned checkpoint is written before it is removed.",
         show_default="the system's temporary directory",
@@ -25,7 +26,13 @@ Scratch = Annotated[
 Cold = Annotated[bool, typer.Option("--cold", help="Drop SOURCE from the page cache first.")]
 Plot = Annotated[
     Path | None,
-    typer.Option("--plot", metavar="FILE", help="Draw memory over time (needs matplotlib).", show_default="no picture"),
+    typer.Option(
+        "--plot",
+        readable=False,
+        metavar="FILE",
+        help="Draw memory over time (needs matplotlib).",
+        show_default="no picture",
+    ),
 ]
 Against = Annotated[
     str | None,

@@ -22,7 +22,10 @@ CHECKPOINT = "Directory of a Hugging Face checkpoint, or its id on the Hub: org/
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help=CHECKPOINT)]
 Out = Annotated[
-    Path, typer.Option("--out", metavar="DIR", help="New directory for the pruned checkpoint.", rich_help_panel=_OUTPUT)
+    Path,
+    typer.Option(
+        "--out", readable=False, metavar="DIR", help="New directory for the pruned checkpoint.", rich_help_panel=_OUTPUT
+    ),
 ]
 
 LayersPerMerge = Annotated[
@@ -79,6 +82,7 @@ CalibrationFile = Annotated[
     Path | None,
     typer.Option(
         "--calibration",
+        readable=False,
         metavar="FILE",
         help=".txt with a sample a line, or .jsonl with a field text.",
         show_default="ten encyclopedic sentences that ship with the package",
@@ -147,6 +151,7 @@ WorkDir = Annotated[
     Path | None,
     typer.Option(
         "--work-dir",
+        readable=False,
         metavar="DIR",
         help="Keep what is found out here: after a crash to go on, and for another search on the same source and "
         "samples.",

@@ -13,10 +13,15 @@ from streamcollapse.settings import Calibration, Compute, Output, Streaming
 from streamcollapse.strategy.collapse import CollapseOptions
 
 PlanOut = Annotated[
-    Path, typer.Option("--plan", metavar="FILE", help="Where to write the plan.", rich_help_panel="The output")
+    Path,
+    typer.Option(
+        "--plan", readable=False, metavar="FILE", help="Where to write the plan.", rich_help_panel="The output"
+    ),
 ]
-PlanIn = Annotated[Path, typer.Argument(metavar="PLAN", help="Plan that search made of the same source.")]
-TextFile = Annotated[Path, typer.Option("--text", metavar="FILE", help="UTF-8 text to predict.")]
+PlanIn = Annotated[
+    Path, typer.Argument(readable=False, metavar="PLAN", help="Plan that search made of the same source.")
+]
+TextFile = Annotated[Path, typer.Option("--text", readable=False, metavar="FILE", help="UTF-8 text to predict.")]
 Window = Annotated[
     int | None,
     typer.Option("--window", help="Tokens per window.", show_default="the model's context, at most 2048"),
@@ -177,7 +182,9 @@ def apply(
 
 
 def resume(
-    work_dir: Annotated[Path, typer.Argument(metavar="WORK_DIR", help="Work directory of a run that was broken off.")],
+    work_dir: Annotated[
+        Path, typer.Argument(readable=False, metavar="WORK_DIR", help="Work directory of a run that was broken off.")
+    ],
     as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:

@@ -12,6 +12,8 @@ from yaml import YAMLError
 from streamcollapse.merge.plan import Plan
 from streamcollapse.units import format_bytes
 
+_MOST_BYTES = 10_000_000  # of a card that is read
+_MOST_WORDS, _LONGEST = 200, 200
 _CARRIED = ("language", "license", "license_name", "license_link")
 
 
@@ -29,11 +31,21 @@ def model_card(plan: Plan, report: dict[str, Any], source_card: Path) -> str:
 
 
 def _carried(source_card: Path) -> dict[str, Any]:
+    """What the card says of licence and language, where it says it in a few plain words."""
     try:
+        if not source_card.is_file() or source_card.stat().st_size > _MOST_BYTES:
+            return {}
         data = metadata_load(source_card)
-    except (OSError, ValueError, YAMLError):  # a card that cannot be read says nothing of its licence
+    except (OSError, ValueError, YAMLError, RecursionError):  # a card that cannot be read says nothing of its licence
         return {}
-    return {key: data[key] for key in _CARRIED if data.get(key)} if isinstance(data, dict) else {}
+    return {key: data[key] for key in _CARRIED if _is_plain(data.get(key))} if isinstance(data, dict) else {}
+
+
+def _is_plain(value: object) -> bool:
+    words = value if isinstance(value, list) else [value]
+    if not 0 < len(words) <= _MOST_WORDS:
+        return False
+    return all(isinstance(word, str) and word.isprintable() and 0 < len(word) <= _LONGEST for word in words)
 
 
 def _body(plan: Plan, report: dict[str, Any]) -> str:

@@ -98,6 +98,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: edit_json(d / "config.json", lambda j: j.update(num_hidden_layers="8")),
         "transformers cannot read it" if VALIDATES else "no usable number of decoder layers (num_hidden_layers is '8')",
     ),
+    "more layers than tensors": (
+        lambda d: edit_json(d / "config.json", lambda j: j.update(num_hidden_layers=10_000_000)),
+        "num_hidden_layers is 10000000, but the checkpoint has",
+    ),
     "a field that no model can have": (
         lambda d: edit_json(d / "config.json", lambda j: j.update(num_key_value_heads=0)),
         "no causal language model can be built for LlamaForCausalLM",
