@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from streamcollapse.jobs.opening import Job
+from streamcollapse.storage.leases import FileLease
 from streamcollapse.storage.reader import page_aligned
 from streamcollapse.storage.source import TensorSource
 from streamcollapse.stream.loaders import PlainLoader
@@ -74,3 +79,17 @@ class StandInCopies:
 
     def free(self) -> None:
         pass
+
+
+def granted(path: Path) -> FileLease:
+    """A lease on ``path``; skips the test where the system grants none."""
+    lease = FileLease(path)
+    if not lease.is_held:
+        pytest.skip("this system or file system grants no leases")
+    return lease
+
+
+def truncating(path: Path, size: int) -> subprocess.Popen[bytes]:
+    """Another process that cuts ``path`` to ``size`` bytes, as soon as it may."""
+    code = "import os, sys; os.truncate(sys.argv[1], int(sys.argv[2]))"
+    return subprocess.Popen([sys.executable, "-c", code, str(path), str(size)])

@@ -26,6 +26,8 @@ from streamcollapse.storage.digests import Digest
 from streamcollapse.storage.finite import check_finite
 from streamcollapse.storage.header import ShardHeader
 from streamcollapse.storage.index import is_file, read_json
+from streamcollapse.storage.leases import FileLease
+from streamcollapse.storage.mapping import about_to_change
 
 _CPU = torch.device("cpu")
 _COMPUTE = Compute("cpu", "float32")
@@ -112,8 +114,10 @@ def _recorded_digests(directory: Path) -> dict[str, str]:
 def _digest_of(checkpoint: Checkpoint, shard: ShardHeader, listener: Listener) -> str:
     """sha256 of ``shard``, whose weights are looked at on the way."""
     mapped, digest, position = checkpoint.mapping(shard.path.name), Digest(), 0
-    with closing(digest):
+    with closing(digest), closing(FileLease(shard.path)) as lease:
         for name, tensor in sorted(shard.tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+            if lease.is_wanted_back():
+                raise about_to_change(shard.path)
             mapped.populate(position, tensor.end)
             hashed = digest.update(mapped.raw(position, max(tensor.end, position)))
             check_finite(name, checkpoint.read(name, _CPU))

@@ -45,6 +45,15 @@ class MappedFile:
         if sys.platform == "linux":  # fewer and larger pages, where file system and kernel have them; advice only
             _madvise(self._address, file_bytes, _MADV_HUGEPAGE)
 
+    def check_size(self) -> None:
+        """Raise CheckpointError unless the file is as long as it was."""
+        try:
+            size = self.path.stat().st_size
+        except OSError:  # what is mapped stays, whatever becomes of its name
+            return
+        if size != len(self._mapped):
+            raise changed_size(self.path)
+
     def tensor(self, place: Location) -> torch.Tensor:
         """The tensor at ``place`` in this file: a view of it, unless the file does not align it."""
         info = place.info
@@ -131,6 +140,11 @@ def drop_from_cache(path: Path, start: int, end: int) -> None:
 def changed_size(path: Path) -> CheckpointError:
     """The error for a file that is not as long as it was when it was opened."""
     return CheckpointError(f"{printable(path)}: the file changed size while it was in use; start again")
+
+
+def about_to_change(path: Path) -> CheckpointError:
+    """The error for a file that another program waits to write to."""
+    return CheckpointError(f"{printable(path)}: another program is about to change it; start again once it has")
 
 
 def _madvise(address: int, length: int, advice: int) -> int:

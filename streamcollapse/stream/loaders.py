@@ -11,12 +11,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.extents import Extent, coalesce, needed_bytes, tensors_in
+from streamcollapse.storage.leases import FileLease
+from streamcollapse.storage.mapping import MappedFile, about_to_change
 from streamcollapse.storage.reader import FileReader, ReadingStopped, page_aligned
 from streamcollapse.storage.source import TensorSource
 from streamcollapse.stream.copies import Copies
@@ -88,18 +91,26 @@ class MappedLoader:
     def __init__(self, checkpoint: Checkpoint, from_cache: bool) -> None:
         self._checkpoint, self._from_cache = checkpoint, from_cache
         self._stopped = threading.Event()
+        self._leases: dict[Path, FileLease] = {}
+        self._apart: dict[Path, MappedFile] = {}  # files with tensors that are used in later passes too
 
     def size(self, names: Sequence[str]) -> int:
         return 0
 
     def start(self, slots: int, slot_bytes: int) -> None:
         self._stopped.clear()
+        for path, mapped in self._apart.items():
+            self._hold(path)
+            mapped.check_size()
 
     def load(self, names: Sequence[str], apart: bool) -> Loaded:
         extents = _extents(self._checkpoint, names, gap=0)  # there is nothing to seek over
         tensors: dict[str, torch.Tensor] = {}
         for extent in extents:
             mapped = self._checkpoint.mapped(extent.tensors[0][1])
+            self._hold(extent.path)
+            if apart:
+                self._apart[extent.path] = mapped
             for start in range(extent.start, extent.end, _POPULATE_BYTES):
                 if self._stopped.is_set():
                     raise ReadingStopped
@@ -108,6 +119,13 @@ class MappedLoader:
         release = (lambda: None) if apart else (lambda: self._give_back(extents))
         return Loaded(tensors, _file_bytes(extents), release=release)
 
+    def _hold(self, path: Path) -> None:
+        """Keep others from cutting the file short while it is used in place."""
+        if path not in self._leases:
+            self._leases[path] = FileLease(path)
+        if self._leases[path].is_wanted_back():
+            raise about_to_change(path)
+
     def _give_back(self, extents: Sequence[Extent]) -> None:
         for extent in extents:
             self._checkpoint.mapped(extent.tensors[0][1]).give_back(extent.start, extent.end, self._from_cache)
@@ -115,7 +133,10 @@ class MappedLoader:
     def stop(self) -> None:
         self._stopped.set()
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        for lease in self._leases.values():
+            lease.close()
+        self._leases.clear()
 
 
 class ReadLoader:
