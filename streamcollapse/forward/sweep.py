@@ -1,7 +1,7 @@
 """A sweep: many candidates in one upward pass over the source layers, each tensor read once.
 
 Each candidate runs in calls of its own shape with the tensors that the writer would write, so its similarity is bit for
-bit the same whoever shares the sweep.
+bit the same whoever shares the sweep, and whoever has come the same way up to some layer.
 """
 
 from __future__ import annotations
@@ -44,27 +44,31 @@ def sweep(
     layers = [visit.layer for visit in visits]
     reads = MergedView(stream.source, layout, layers, merge_norms, stored)
     steps = [reads.source_names(position) for position in range(len(visits))]
-    remaining = [len(stack.layers) - stack.position for stack in stacks]
-    hidden: dict[int, list[torch.Tensor]] = {}
+    hidden: dict[int, list[torch.Tensor]] = {}  # by the number of the passage that they left
+    waiting: dict[int, int] = {}  # passages that have still to enter with them
     similarities: list[float | None] = [None] * len(stacks)
     with stream.run(steps) as weights_pass:
         view = reads.over(weights_pass)
         for position, visit in enumerate(visits):
             base, before = visit.layer.base, meter.bytes_read
-            with weights_pass.step(), model.onload(view, position) as weights, meter.computing(len(visit.candidates)):
+            with weights_pass.step(), model.onload(view, position) as weights, meter.computing(len(visit.passages)):
                 if kept is not None:
                     kept.offer(view, position, weights.stored)
-                for number in visit.candidates:
-                    entering = hidden.pop(number, None) or [
-                        h.to(model.placement.device) for h in reference.boundary(stacks[number].position)
-                    ]
+                for passage in visit.passages:
+                    if passage.entering is None:
+                        entering = [h.to(model.placement.device) for h in reference.boundary(passage.start)]
+                    else:
+                        waiting[passage.entering] -= 1
+                        last = waiting[passage.entering] == 0
+                        entering = hidden.pop(passage.entering) if last else hidden[passage.entering]
                     calls = (call[base] for call in reference.calls)
                     states = [model.run(base, weights, h, c) for h, c in zip(entering, calls, strict=True)]
-                    remaining[number] -= 1
-                    if remaining[number]:
-                        hidden[number] = states
-                    else:
-                        similarities[number] = _similarity(model, states, reference)
+                    if passage.onward:
+                        hidden[passage.number], waiting[passage.number] = states, passage.onward
+                    if passage.finished:
+                        similarity = _similarity(model, states, reference)
+                        for number in passage.finished:
+                            similarities[number] = similarity
             listener(LayerDone(visit.last_source, layout.num_layers, meter.bytes_read - before))
     assert not hidden, "every candidate reaches the top"
     return similarities

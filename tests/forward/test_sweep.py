@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from streamcollapse.forward.batches import make_batches
 from streamcollapse.forward.reference import reference_pass
-from streamcollapse.forward.schedule import Stack, last_source, schedule
+from streamcollapse.forward.schedule import Passage, Stack, Visit, last_source, schedule
 from streamcollapse.forward.sweep import sweep
 from streamcollapse.jobs.opening import open_job
 from streamcollapse.merge.plan import PlanLayer, collapse, original_layers
@@ -29,20 +29,44 @@ def test_visits_by_hand() -> None:
     a = Stack(collapse(original_layers(5), 2, 2, "mean", 1.0), 2)
     b = Stack(collapse(original_layers(5), 1, 1, "sequential", 1.0), 1)
     visits = schedule([a, b])
-    assert [(v.layer.base, v.last_source, v.candidates) for v in visits] == [
-        (1, 2, (1,)),
-        (3, 3, (1,)),
-        (2, 4, (0,)),
-        (4, 4, (1,)),
+    assert [(v.layer.base, v.last_source, v.passages) for v in visits] == [
+        (1, 2, (Passage(1, None, 1, 1, ()),)),
+        (3, 3, (Passage(2, 1, 1, 1, ()),)),
+        (2, 4, (Passage(0, None, 2, 0, (0,)),)),
+        (4, 4, (Passage(3, 2, 1, 0, (1,)),)),
     ]
+
+
+def test_candidates_that_came_the_same_way_share_it() -> None:
+    """As in a round that tries every merge above one that has been accepted."""
+    accepted = collapse(original_layers(8), 1, 1, "mean", 1.0)
+    stacks = [Stack(collapse(accepted, p, 1, "sequential", 1.0), 1) for p in (3, 4, 5)]
+    visits = schedule(stacks)
+    runs = {v.layer.base: len(v.passages) for v in visits if v.layer.untouched}
+    assert runs == {3: 1, 4: 1, 5: 1, 6: 1, 7: 2}, "3 and 4 run for those that differ above only, 6 and 7 for one each"
+    assert len(next(v for v in visits if v.layer.base == 1).passages) == 1
+    assert sorted(n for v in visits for p in v.passages for n in p.finished) == [0, 1, 2]
 
 
 def test_shared_layers_are_visited_once() -> None:
     stacks = [Stack(collapse(original_layers(8), p, 1, "mean", 1.0), p) for p in (2, 3, 4)]
     visits = schedule(stacks)
     assert Counter(v.layer.base for v in visits)[7] == 1
-    assert next(v for v in visits if v.layer.base == 7).candidates == (0, 1, 2)
-    assert next(v for v in visits if v.layer == PlanLayer(5, {5: 1.0})).candidates == (0, 1)
+    assert _candidates(visits, original_layers(8)[7]) == [0, 1, 2]
+    assert _candidates(visits, PlanLayer(5, {5: 1.0})) == [0, 1]
+
+
+def _candidates(visits: list[Visit], layer: PlanLayer) -> list[int]:
+    """Whose hidden states pass through ``layer``."""
+    entering = {p.number: p.entering for v in visits for p in v.passages}
+    through = {p.number for v in visits if v.layer == layer for p in v.passages}
+    found = []
+    for passage in (p for v in visits for p in v.passages if p.finished):
+        way: int | None = passage.number
+        while way is not None and way not in through:
+            way = entering[way]
+        found += [] if way is None else list(passage.finished)
+    return sorted(found)
 
 
 @given(data=st.data(), num_layers=st.integers(3, 12), rule=st.sampled_from(sorted(RULES)))
@@ -60,7 +84,7 @@ def test_every_candidate_walks_its_own_stack_in_order(data: st.DataObject, num_l
     assert [v.last_source for v in visits] == sorted(v.last_source for v in visits)
     assert len({repr(v.layer) for v in visits}) == len(visits)
     for number, stack in enumerate(stacks):
-        walked = [v.layer for v in visits if number in v.candidates]
+        walked = [v.layer for v in visits if number in _candidates(visits, v.layer)]
         assert walked == list(stack.layers[stack.position :])
         assert all(last_source(layer) < num_layers for layer in walked)
 
@@ -81,6 +105,9 @@ def test_company_changes_no_bit_and_each_tensor_is_read_once(llama_bf16: Path, r
         Stack(collapse(once, 3, 2, rule, 1.0), 3),
         Stack(collapse(whole, 4, 2, rule, 1.0), 4),
         Stack(collapse(whole, 0, 7, rule, 1.0), 0),
+        Stack(collapse(collapse(whole, 1, 1, rule, 1.0), 3, 1, rule, 1.0), 1),
+        Stack(collapse(collapse(whole, 1, 1, rule, 1.0), 4, 2, rule, 1.0), 1),
+        Stack(collapse(collapse(whole, 1, 1, rule, 1.0), 4, 2, rule, 1.0), 1),
     ]
     reads: Counter[str] = Counter()
     source = ObservedSource(job.checkpoint, lambda name, size: reads.update([name]))
