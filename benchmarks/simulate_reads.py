@@ -38,6 +38,7 @@ from streamcollapse.forward.schedule import Stack, schedule
 from streamcollapse.merge.plan import Decision, PlanLayer, StackKey, stack_key
 from streamcollapse.strategy.collapse import Candidate, CollapseOptions, CollapseState
 from streamcollapse.strategy.lookahead import Depth, likely_states
+from streamcollapse.strategy.lookahead import Outcome as Known
 from streamcollapse.strategy.odds import Odds
 
 WHOLE_GRID = (9.0, 6.5)  # model reads of a job: nothing resident, some layers resident
@@ -123,7 +124,7 @@ class Evasive:
 
     def __call__(self, state: CollapseState, moment: Moment) -> bool:
         order = (self._preferred, not self._preferred)
-        ways = {accepted: _settled(state.after(accepted), moment) for accepted in order}
+        ways = {accepted: _settled(_after(state, accepted), moment) for accepted in order}
         return min(ways, key=lambda accepted: ways[accepted])
 
 
@@ -135,7 +136,7 @@ def _settled(state: CollapseState, moment: Moment) -> int:
             candidate = reached.candidate()
             if candidate is not None and stack_key(candidate.layers) not in moment.evaluated:
                 return depth
-        level = [reached.after(accepted) for reached in level if reached.candidate() for accepted in (True, False)]
+        level = [_after(reached, accepted) for reached in level if reached.candidate() for accepted in (True, False)]
         if not level:
             return sys.maxsize  # nothing is left to evaluate
     raise AssertionError("unreachable")
@@ -209,6 +210,10 @@ class Reader:
             self.read += 1 if kept else sum(source in self._on_disk for source in layer.mix)
 
 
+def _after(state: CollapseState, accepted: bool) -> CollapseState:
+    return state.after(state.candidate() if accepted else None)
+
+
 class Simulation:
     """One search through the code of the real one; ``readers`` count what it reads, each on its own terms."""
 
@@ -231,7 +236,7 @@ class Simulation:
             self._odds.learn(Decision(candidate.pointer, candidate.merged, None, accepted))
             if accepted:
                 self._accepted.add(stack_key((candidate.merged_layer,)))
-            self._state = self._state.after(accepted)
+            self._state = _after(self._state, accepted)
         for reader in self._readers:
             reader.write(self._state.layers)
         return self._state
@@ -248,10 +253,12 @@ class Simulation:
             self._decided[key] = self._outcome(state, moment)
         return self._decided[key]
 
-    def _known(self, state: CollapseState) -> bool | None:
+    def _known(self, state: CollapseState) -> Known | None:
         candidate = state.candidate()
         assert candidate is not None
-        return self._decide(state, candidate) if stack_key(candidate.layers) in self._evaluated else None
+        if stack_key(candidate.layers) not in self._evaluated:
+            return None
+        return (candidate if self._decide(state, candidate) else None,)
 
     def _sweep(self) -> None:
         states = likely_states(self._state, self._odds, Depth(self._nodes), self._known)

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 class Outcome:
     model: PreTrainedModel
     decisions: list[tuple[int, int, float | None, bool]] = field(default_factory=list)
+    tried: list[list[float | None]] = field(default_factory=list)  # of each rule that competed
 
 
 def find_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
@@ -99,7 +100,9 @@ def in_memory_search(
     norms: bool = False,
     trust_remote_code: bool = False,
     loader: Any = AutoModelForCausalLM,
+    competing: Sequence[tuple[str, float]] = (),
 ) -> Outcome:
+    """``competing``: rules with their scales, instead of ``rule``; the most similar counts."""
     original = loader.from_pretrained(directory, dtype=torch.float32, trust_remote_code=trust_remote_code).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     token_ids = [tokenizer(sample, return_tensors="pt")["input_ids"] for sample in samples]
@@ -108,8 +111,11 @@ def in_memory_search(
     while l >= low:
         count = len(find_layers(outcome.model))
         k = min(c - 1, count - l)
-        candidate = merged_model(outcome.model, l, k, rule, scale, norms)
-        similarity = None if candidate is None else mean_similarity(candidate, original, token_ids)
+        tried = [merged_model(outcome.model, l, k, *one, norms) for one in competing or [(rule, scale)]]
+        scores = [None if model is None else mean_similarity(model, original, token_ids) for model in tried]
+        outcome.tried.append(scores)
+        best = max(range(len(scores)), key=lambda i: -2.0 if scores[i] is None else scores[i])  # type: ignore[return-value]
+        candidate, similarity = tried[best], scores[best]
         accepted = similarity is not None and similarity > threshold
         outcome.decisions.append((l, k, similarity, accepted))
         if accepted:

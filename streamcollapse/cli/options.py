@@ -10,6 +10,7 @@ import typer
 from streamcollapse.merge.rules import RULES
 from streamcollapse.settings import COMPUTE_DTYPES, IO_MODES, Calibration, Compute, Output, Streaming
 from streamcollapse.strategy.collapse import CollapseOptions
+from streamcollapse.strategy.variants import BEST
 
 COLLAPSE, CALIBRATION, COMPUTE, OUTPUT = CollapseOptions(), Calibration(), Compute(), Output()
 STREAMING = Streaming()
@@ -57,17 +58,22 @@ Rule = Annotated[
     str,
     typer.Option(
         "--rule",
-        metavar="|".join(RULES),
+        metavar="|".join((*RULES, BEST)),
         help="How a group of layers becomes one. sequential: its last layer, with the norms of its first: what "
         "the authors' released code computes and what works on trained models. rdsc: the paper's Eq. (1), "
-        "base + sum of differences, which usually destroys them. mean: equal weights. first: drop the followers.",
+        "base + sum of differences, which usually destroys them. mean: equal weights. first: drop the followers. "
+        "Of several with commas, or best (all of them), the most similar "
+        "counts for each candidate.",
         rich_help_panel=_METHOD,
     ),
 ]
 RdscScale = Annotated[
-    float,
+    str,
     typer.Option(
-        "--rdsc-scale", help="Factor of the differences under --rule rdsc; 1 is Eq. (1).", rich_help_panel=_METHOD
+        "--rdsc-scale",
+        metavar="NUMBER,..",
+        help="Factor of the differences under --rule rdsc; 1 is Eq. (1). Several compete.",
+        rich_help_panel=_METHOD,
     ),
 ]
 MergeNorms = Annotated[

@@ -40,7 +40,7 @@ def prune(
     highest: o.Highest = o.COLLAPSE.highest,
     threshold: o.Threshold = o.COLLAPSE.threshold,
     rule: o.Rule = o.COLLAPSE.rule,
-    rdsc_scale: o.RdscScale = o.COLLAPSE.rdsc_scale,
+    rdsc_scale: o.RdscScale = "1",
     merge_norms: o.MergeNorms = o.COLLAPSE.merge_norms,
     calibration: o.CalibrationFile = None,
     max_tokens: o.MaxTokens = o.CALIBRATION.max_tokens,
@@ -64,7 +64,8 @@ def prune(
         from streamcollapse.jobs import preview as previews
         from streamcollapse.jobs import prune as jobs
 
-        method = CollapseOptions(layers_per_merge, interval, lowest, highest, threshold, rule, rdsc_scale, merge_norms)
+        scales = CollapseOptions.parse_scales(rdsc_scale)
+        method = CollapseOptions(layers_per_merge, interval, lowest, highest, threshold, rule, scales, merge_norms)
         samples, compute = Calibration(calibration, max_tokens), Compute(device, compute_dtype)
         looking = Streaming.parse_lookahead(lookahead)
         streaming = Streaming(looking, prefetch, io, ram_budget, vram_budget, work_dir)
@@ -99,7 +100,7 @@ def search(
     highest: o.Highest = o.COLLAPSE.highest,
     threshold: o.Threshold = o.COLLAPSE.threshold,
     rule: o.Rule = o.COLLAPSE.rule,
-    rdsc_scale: o.RdscScale = o.COLLAPSE.rdsc_scale,
+    rdsc_scale: o.RdscScale = "1",
     merge_norms: o.MergeNorms = o.COLLAPSE.merge_norms,
     calibration: o.CalibrationFile = None,
     max_tokens: o.MaxTokens = o.CALIBRATION.max_tokens,
@@ -122,7 +123,8 @@ def search(
         from streamcollapse.jobs import preview as previews
         from streamcollapse.jobs import prune as jobs
 
-        method = CollapseOptions(layers_per_merge, interval, lowest, highest, threshold, rule, rdsc_scale, merge_norms)
+        scales = CollapseOptions.parse_scales(rdsc_scale)
+        method = CollapseOptions(layers_per_merge, interval, lowest, highest, threshold, rule, scales, merge_norms)
         samples, compute = Calibration(calibration, max_tokens), Compute(device, compute_dtype)
         looking = Streaming.parse_lookahead(lookahead)
         streaming = Streaming(looking, prefetch, io, ram_budget, vram_budget, work_dir)

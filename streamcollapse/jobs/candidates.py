@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.forward.reference import Reference
 from streamcollapse.forward.schedule import Stack
@@ -12,8 +15,8 @@ from streamcollapse.jobs.streams import Means
 from streamcollapse.merge.plan import Decision, stack_key
 from streamcollapse.merge.view import mismatch
 from streamcollapse.settings import Streaming
-from streamcollapse.strategy.collapse import CollapseState
-from streamcollapse.strategy.lookahead import Depth, likely_states
+from streamcollapse.strategy.collapse import Candidate, CollapseState
+from streamcollapse.strategy.lookahead import Depth, Outcome, likely_states
 from streamcollapse.strategy.odds import Odds
 
 
@@ -32,29 +35,33 @@ class Evaluator:
         self._job, self._model, self._given, self._reference = job, model, given, reference
         self._memory, self._lookahead = memory, streaming.lookahead
 
-    def evaluation(self, state: CollapseState, odds: Odds) -> Evaluation:
-        """The evaluation of ``state``'s candidate, from memory or from a sweep that starts with it."""
-        candidate = state.candidate()
-        assert candidate is not None
-        key = stack_key(candidate.layers)
-        if self._memory.get(key) is None:
+    def evaluations(self, state: CollapseState, odds: Odds) -> list[Evaluation]:
+        """The evaluations of ``state``'s candidates, from memory or from a sweep that starts with them."""
+        found = [self._remembered(candidate) for candidate in state.candidates]
+        if None in found:
             self._sweep(state, odds)
-        found = self._memory.get(key)
-        assert found is not None
-        return found
+            found = [self._remembered(candidate) for candidate in state.candidates]
+        return [one for one in found if one is not None]
 
-    def _known(self, state: CollapseState, threshold: float) -> bool | None:
-        candidate = state.candidate()
-        assert candidate is not None
+    def _remembered(self, candidate: Candidate) -> Evaluation | None:
+        """What is known of ``candidate``: it was evaluated, or cannot be."""
         key = stack_key(candidate.layers)
         found = self._memory.get(key)
         if found is None:
             reason = mismatch(self._job.source, self._job.architecture.layout, candidate.merged_layer)
-            if reason is None:
-                return None
-            found = Evaluation(None, reason)
-            self._memory.add({key: found})
-        return accepts(found, threshold)
+            if reason is not None:
+                found = Evaluation(None, reason)
+                self._memory.add({key: found})
+        return found
+
+    def _known(self, state: CollapseState, threshold: float) -> Outcome | None:
+        found = [self._remembered(candidate) for candidate in state.candidates]
+        if None in found:
+            return None
+        best = most_similar([one for one in found if one is not None])
+        evaluation = found[best]
+        assert evaluation is not None
+        return (state.candidates[best] if accepts(evaluation, threshold) else None,)
 
     def _depth(self) -> Depth:
         if self._lookahead is not None:
@@ -64,7 +71,8 @@ class Evaluator:
     def _sweep(self, state: CollapseState, odds: Odds) -> None:
         threshold = state.options.threshold
         states = likely_states(state, odds, self._depth(), lambda s: self._known(s, threshold))
-        candidates = [candidate for s in states if (candidate := s.candidate()) is not None]
+        new = {stack_key(c.layers): c for s in states for c in s.candidates if self._remembered(c) is None}
+        candidates = list(new.values())
         if not candidates:
             return  # all that follows is known
         self._given.kept.want(state.layers)
@@ -92,6 +100,29 @@ def accepts(evaluation: Evaluation, threshold: float) -> bool:
     return evaluation.similarity is not None and evaluation.similarity > threshold
 
 
-def decide(evaluation: Evaluation, pointer: int, merged: int, threshold: float) -> Decision:
-    """The decision on the candidate with 1-based ``pointer`` and ``merged`` followers."""
-    return Decision(pointer, merged, evaluation.similarity, accepts(evaluation, threshold), evaluation.reason)
+def most_similar(evaluations: Sequence[Evaluation]) -> int:
+    """Which of ``evaluations`` has the highest similarity; the first of equal ones."""
+    return max(range(len(evaluations)), key=lambda i: (_similarity(evaluations[i]), -i))
+
+
+def _similarity(evaluation: Evaluation) -> float:
+    return -math.inf if evaluation.similarity is None else evaluation.similarity
+
+
+def decide(
+    state: CollapseState, evaluations: Sequence[Evaluation], threshold: float
+) -> tuple[Decision, Candidate | None]:
+    """The decision on the candidates of ``state``, the most similar of which counts; and it, if it is accepted."""
+    best = most_similar(evaluations)
+    candidate, evaluation = state.candidates[best], evaluations[best]
+    accepted = accepts(evaluation, threshold)
+    rule, tried = None, None
+    if len(state.options.variants) > 1:
+        rule = candidate.rule
+        pairs = zip(state.candidates, evaluations, strict=True)
+        tried = {label: one.similarity for tested, one in pairs for label in tested.rules}
+        tried = {variant.label: tried[variant.label] for variant in state.options.variants}
+    decision = Decision(
+        candidate.pointer, candidate.merged, evaluation.similarity, accepted, evaluation.reason, rule, tried
+    )
+    return decision, candidate if accepted else None

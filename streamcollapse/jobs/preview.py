@@ -90,6 +90,6 @@ def check_plan_path(path: Path, overwrite: bool) -> None:
 def smallest_output(job: Job, options: CollapseOptions) -> int:
     """Bytes of weights that remain if every candidate is accepted: less cannot come out."""
     state = CollapseState.start(job.num_layers, options)
-    while state.candidate():
-        state = state.after(accepted=True)
+    while candidate := state.candidate():
+        state = state.after(candidate)
     return sizes(job.view(state.layers), len(state.layers)).bytes

@@ -178,11 +178,10 @@ def _collapse(job: Job, state: CollapseState, evaluator: Evaluator, place: WorkP
         job.listener(StackChanged(tuple(1 for _ in state.layers)))
         while candidate := state.candidate():
             job.listener(CandidateStarted(candidate.pointer, candidate.merged, odds.threshold))
-            evaluation = evaluator.evaluation(state, odds)
-            decision = decide(evaluation, candidate.pointer, candidate.merged, odds.threshold)
+            decision, accepted = decide(state, evaluator.evaluations(state, odds), odds.threshold)
             place.decided(len(odds.decisions), decision)
             odds.learn(decision)
-            state = state.after(decision.accepted)
+            state = state.after(accepted)
             _tell(job.listener, decision, state, job.num_layers)
         if len(state.layers) == job.num_layers:
             job.listener(WarningRaised("no merge was accepted: the result is the source as it is"))

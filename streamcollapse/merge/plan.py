@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -45,11 +45,15 @@ class PlanLayer:
         return self.base, tuple(sorted(self.mix.items()))
 
 
+OPTIONAL = ("reason", "rule", "tried")  # fields of a decision that not every search fills
+
+
 @dataclass(frozen=True)
 class Decision:
     """One candidate of the search: 1-based layer ``l``, its ``merged`` followers, and what came of it.
 
-    ``similarity`` is None where it could not be computed; ``reason`` then says why.
+    ``similarity`` is None where it could not be computed; ``reason`` then says why. Where several rules competed,
+    ``rule`` is the one whose similarity it is, and ``tried`` has those of all.
     """
 
     l: int  # noqa: E741 - the paper's letter
@@ -57,6 +61,8 @@ class Decision:
     similarity: float | None
     accepted: bool
     reason: str | None = None
+    rule: str | None = None
+    tried: Mapping[str, float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class SearchRecord:
     """The settings of the search that made a plan, and its decisions in order."""
 
     rule: str
-    rdsc_scale: float
+    rdsc_scale: float | tuple[float, ...]
     layers_per_merge: int
     lowest: int
     highest: int
@@ -107,7 +113,7 @@ class Plan:
         document["merge_norms"] = self.merge_norms
         if self.search is not None:
             search = asdict(self.search)
-            search["decisions"] = [_without_none_reason(asdict(d)) for d in self.search.decisions]
+            search["decisions"] = [_said(asdict(d)) for d in self.search.decisions]
             document["search"] = search
         return document
 
@@ -184,8 +190,8 @@ def _laid_out(document: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def _without_none_reason(decision: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in decision.items() if key != "reason" or value is not None}
+def _said(decision: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in decision.items() if key not in OPTIONAL or value is not None}
 
 
 def _parse_plan(document: Any) -> Plan:
@@ -235,20 +241,39 @@ def _parse_layer(entry: Any, where: str, num_layers: int) -> PlanLayer:
 def _parse_search(search: Any) -> SearchRecord:
     kinds: dict[str, type] = {"rule": str, "calibration_sha256": str, "compute_dtype": str}
     kinds |= dict.fromkeys(("layers_per_merge", "lowest", "highest", "interval"), int)
-    kinds |= dict.fromkeys(("threshold", "rdsc_scale"), float)
-    _keys(search, "search", {*kinds, "decisions"}, set())
+    kinds["threshold"] = float
+    _keys(search, "search", {*kinds, "rdsc_scale", "decisions"}, set())
     fields: dict[str, Any] = {key: _typed(search, key, kind, "search") for key, kind in kinds.items()}
-    if fields["rule"] not in RULES:
-        raise PlanError(f"search: rule {printable(fields['rule'])} is not known to this version")
+    if unknown := [name for name in fields["rule"].split(",") if name not in (*RULES, "best")]:
+        raise PlanError(f"search: rule {printable(unknown[0])} is not known to this version")
+    scales = search["rdsc_scale"]
+    if isinstance(scales, list):
+        fields["rdsc_scale"] = tuple(_typed({"rdsc_scale": s}, "rdsc_scale", float, "search") for s in scales)
+    else:
+        fields["rdsc_scale"] = _typed(search, "rdsc_scale", float, "search")
     decisions = []
     for i, entry in enumerate(_typed(search, "decisions", list, "search")):
         where = f"search.decisions[{i}]"
-        _keys(entry, where, {"l", "merged", "similarity", "accepted"}, {"reason"})
-        similarity = None if entry["similarity"] is None else _typed(entry, "similarity", float, where)
-        reason = None if entry.get("reason") is None else _typed(entry, "reason", str, where)
-        numbers = _typed(entry, "l", int, where), _typed(entry, "merged", int, where)
-        decisions.append(Decision(*numbers, similarity, _typed(entry, "accepted", bool, where), reason))
+        decisions.append(_parse_decision(entry, where))
     return SearchRecord(**fields, decisions=tuple(decisions))
+
+
+def _parse_decision(entry: Any, where: str) -> Decision:
+    _keys(entry, where, {"l", "merged", "similarity", "accepted"}, {*OPTIONAL})
+
+    def given(value: dict[str, Any], key: str, kind: type) -> Any:
+        return None if value.get(key) is None else _typed(value, key, kind, where)
+
+    tried = given(entry, "tried", dict)
+    return Decision(
+        _typed(entry, "l", int, where),
+        _typed(entry, "merged", int, where),
+        given(entry, "similarity", float),
+        _typed(entry, "accepted", bool, where),
+        given(entry, "reason", str),
+        given(entry, "rule", str),
+        None if tried is None else {rule: given(tried, rule, float) for rule in tried},
+    )
 
 
 def _keys(value: Any, where: str, required: set[str], optional: set[str]) -> None:

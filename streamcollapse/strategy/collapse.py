@@ -6,14 +6,13 @@ States are immutable, so both outcomes of a candidate can be looked at before ei
 
 from __future__ import annotations
 
-import math
 import operator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from streamcollapse.errors import OptionError
-from streamcollapse.merge.plan import PlanLayer, collapse, original_layers
-from streamcollapse.merge.rules import RULES
+from streamcollapse.errors import OptionError, printable
+from streamcollapse.merge.plan import LayerKey, PlanLayer, collapse, original_layers
+from streamcollapse.strategy.variants import Variant, check_rules, variants
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,9 @@ class CollapseOptions:
     """The settings of layer collapse under the paper's letters.
 
     ``layers_per_merge`` C, ``interval`` I, ``lowest`` L, ``highest`` H (None: all layers), ``threshold`` T.
-    ``rdsc_scale`` is the factor of the differences under the rule ``rdsc``. ``merge_norms``: norms follow the
-    mix instead of staying the base's.
+    ``rule``: one of merge/rules.py, several with commas, or ``best`` for all of them: each is tried for every
+    candidate, and the most similar counts. ``rdsc_scale`` is the factor of the differences under the rule ``rdsc``, or
+    several, which compete as well. ``merge_norms``: norms follow the mix instead of staying the base's.
     """
 
     layers_per_merge: int = 4
@@ -31,7 +31,7 @@ class CollapseOptions:
     highest: int | None = None
     threshold: float = 0.65
     rule: str = "sequential"
-    rdsc_scale: float = 1.0
+    rdsc_scale: float | tuple[float, ...] = 1.0
     merge_norms: bool = False
 
     def __post_init__(self) -> None:
@@ -51,12 +51,28 @@ class CollapseOptions:
             raise OptionError(f"lowest (L) is {self.lowest}, above highest (H), {self.highest}")
         if not -1.0 <= self.threshold <= 1.0:
             raise OptionError(f"threshold (T) is {self.threshold}; a cosine similarity lies between -1 and 1")
-        if self.rule not in RULES:
-            raise OptionError(f"rule {self.rule!r} is unknown; choose one of {', '.join(RULES)}")
-        if not math.isfinite(self.rdsc_scale) or self.rdsc_scale == 0:
-            raise OptionError(f"rdsc scale is {self.rdsc_scale}; it must be a finite number other than 0")
-        if self.rdsc_scale != 1.0 and self.rule != "rdsc":
-            raise OptionError(f"rdsc scale is {self.rdsc_scale}, but the rule is {self.rule}; it applies to rdsc only")
+        check_rules(self.rule, self.scales)
+        object.__setattr__(self, "rdsc_scale", self.scales[0] if len(self.scales) == 1 else self.scales)
+
+    @staticmethod
+    def parse_scales(text: str) -> tuple[float, ...]:
+        """Numbers with commas, as ``rdsc_scale``. Raises OptionError."""
+        try:
+            return tuple(float(part) for part in text.split(","))
+        except ValueError:
+            raise OptionError(f"rdsc scale is {printable(repr(text))}, not a number, or several with commas") from None
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The factors of the differences under ``rdsc``."""
+        if isinstance(self.rdsc_scale, tuple | list):
+            return tuple(self.rdsc_scale)
+        return (self.rdsc_scale,)
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The rules that compete, in order; with several scales ``rdsc`` counts once for each."""
+        return variants(self.rule, self.scales)
 
     def for_model(self, num_layers: int) -> CollapseOptions:
         """The options with ``highest`` filled in. Raises OptionError where they do not fit ``num_layers``."""
@@ -68,11 +84,18 @@ class CollapseOptions:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A merge to be tested: ``merged`` layers after 1-based layer ``pointer`` collapse into it, giving ``layers``."""
+    """A merge to be tested: ``merged`` layers after 1-based layer ``pointer`` collapse into it, giving ``layers``,
+    by any of ``rules``, which come to the same here."""
 
     pointer: int
     merged: int
     layers: tuple[PlanLayer, ...]
+    rules: tuple[str, ...]
+
+    @property
+    def rule(self) -> str:
+        """The first of its rules."""
+        return self.rules[0]
 
     @property
     def position(self) -> int:
@@ -100,26 +123,33 @@ class CollapseState:
         return cls(fitted, original_layers(num_layers), fitted.highest - fitted.layers_per_merge)
 
     def candidate(self) -> Candidate | None:
-        """Lines 3 to 5: the next merge to test, or None when l has passed L."""
-        return self._candidate
+        """Lines 3 to 5: the next merge to test, by the first of the rules, or None when l has passed L."""
+        return next(iter(self.candidates), None)
 
     @cached_property
-    def _candidate(self) -> Candidate | None:
-        """Made once: looking ahead asks a state for its candidate several times."""
-        if self.pointer < self.options.lowest:
-            return None
-        merged = min(self.options.layers_per_merge - 1, len(self.layers) - self.pointer)
-        layers = collapse(self.layers, self.pointer - 1, merged, self.options.rule, self.options.rdsc_scale)
-        return Candidate(self.pointer, merged, layers)
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The next merge by each of the rules; those that come to the same layer are one. Empty when l has passed L.
 
-    def after(self, accepted: bool) -> CollapseState:
-        """Lines 7 to 15: the state that follows from the outcome of ``candidate()``."""
-        candidate = self.candidate()
-        assert candidate is not None, "the search has ended"
-        if not accepted:
+        Made once: looking ahead asks a state for them several times.
+        """
+        if self.pointer < self.options.lowest:
+            return ()
+        merged = min(self.options.layers_per_merge - 1, len(self.layers) - self.pointer)
+        found: dict[LayerKey, Candidate] = {}
+        for variant in self.options.variants:
+            layers = collapse(self.layers, self.pointer - 1, merged, variant.rule, variant.scale)
+            key = layers[self.pointer - 1].key
+            rules = (*found[key].rules, variant.label) if key in found else (variant.label,)
+            found[key] = Candidate(self.pointer, merged, layers, rules)
+        return tuple(found.values())
+
+    def after(self, accepted: Candidate | None) -> CollapseState:
+        """Lines 7 to 15: the state that follows when ``accepted`` of the candidates is, or none."""
+        assert self.candidates, "the search has ended"
+        if accepted is None:
             return replace(self, pointer=self.pointer - 1)
-        pointer = after_merge(self.pointer, len(candidate.layers), self.options)
-        return replace(self, layers=candidate.layers, pointer=pointer)
+        pointer = after_merge(self.pointer, len(accepted.layers), self.options)
+        return replace(self, layers=accepted.layers, pointer=pointer)
 
 
 def after_merge(pointer: int, num_layers: int, options: CollapseOptions) -> int:

@@ -7,7 +7,7 @@ pays to evaluate those that may be needed next as well. Speculation never change
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -15,7 +15,8 @@ from streamcollapse.merge.plan import LayerKey, StackKey, stack_key
 from streamcollapse.strategy.collapse import Candidate, CollapseState
 from streamcollapse.strategy.odds import Belief, Odds
 
-Known = Callable[[CollapseState], bool | None]
+Outcome = tuple[Candidate | None]  # the candidate that is accepted, or that none is
+Known = Callable[[CollapseState], Outcome | None]
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,12 @@ class _Reading:
         self._units: set[Unit] = set()
         self._waiting: list[tuple[int, Node, set[Unit]]] = []
 
-    def more(self, candidate: Candidate) -> set[Unit]:
-        """What ``candidate`` needs beyond what is read."""
+    def more(self, candidates: Sequence[Candidate]) -> set[Unit]:
+        """What ``candidates`` need beyond what is read."""
         units: set[Unit] = set()
-        for layer in candidate.layers[candidate.position :]:
-            units.update([layer.key] if layer.key in self._kept else layer.mix)
+        for candidate in candidates:
+            for layer in candidate.layers[candidate.position :]:
+                units.update([layer.key] if layer.key in self._kept else layer.mix)
         return units - self._units
 
     def read(self, units: set[Unit]) -> None:
@@ -84,8 +86,9 @@ def likely_states(root: CollapseState, odds: Odds, depth: Depth, known: Known) -
     """The states, ``root`` first, whose candidates are most probably needed, as many as ``depth`` says.
 
     They come in the order of their probability, but for those that would have the sweep read more layers than they
-    are worth: these wait or are left out. ``known(state)`` is the outcome of a state's candidate where it is known
-    already; such states cost nothing and are passed through. States without a candidate end their path.
+    are worth: these wait or are left out. ``known(state)`` is the outcome of a state where all its candidates are
+    known already; such states cost nothing and are passed through. States without a candidate end their path. Where
+    rules compete, a state's candidates are taken together.
     """
     chosen: list[CollapseState] = []
     taken: set[StackKey] = set()  # different ways can lead to the same candidate, or to the same state
@@ -94,27 +97,30 @@ def likely_states(root: CollapseState, odds: Odds, depth: Depth, known: Known) -
     frontier: list[Node] = [(-1.0, next(order), root, odds.belief())]
     reading = _Reading(root)
     settled = 0.0  # decisions that the chosen candidates are expected to settle
-    while frontier and len(chosen) < depth.nodes:
+    while frontier and len(taken) < depth.nodes:
         node = negative, _, state, belief = heapq.heappop(frontier)
-        if chosen and not depth.pays(-negative, settled, len(chosen)):
+        if chosen and not depth.pays(-negative, settled, len(taken)):
             break  # nothing that is left is more probable
-        candidate = state.candidate()
-        if candidate is None or (stack_key(state.layers), state.pointer) in reached:
+        candidates = state.candidates
+        if not candidates or (stack_key(state.layers), state.pointer) in reached:
             continue
         outcome = known(state)
-        if outcome is None and (key := stack_key(candidate.layers)) not in taken:
-            more = reading.more(candidate)
+        if outcome is None and not (keys := {stack_key(c.layers) for c in candidates}) <= taken:
+            more = reading.more(candidates)
             if more and chosen:
                 for released in reading.wait(node, more, settled):
                     heapq.heappush(frontier, released)
                 continue
             reading.read(more)
-            taken.add(key)
+            taken |= keys
             chosen.append(state)
             settled -= negative
         reached.add((stack_key(state.layers), state.pointer))
-        for accepted, share in ((False, 1.0 - belief.accept), (True, belief.accept)):
-            if outcome is None or outcome == accepted:
+        ways: list[tuple[Candidate | None, float]] = [(None, 1.0 - belief.accept)]
+        ways += [(c, belief.accept * share) for c, share in zip(candidates, odds.shares(candidates), strict=True)]
+        for accepted, share in ways:
+            if outcome is None or outcome == (accepted,):
                 probability = negative * (share if outcome is None else 1.0)
-                heapq.heappush(frontier, (probability, next(order), state.after(accepted), belief.after(accepted)))
+                after = belief.after(accepted is not None)
+                heapq.heappush(frontier, (probability, next(order), state.after(accepted), after))
     return chosen

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
 from streamcollapse.merge.plan import Decision
+from streamcollapse.strategy.collapse import Candidate
 
 _ORDERS = (0, 1, 2, 3, 4, 6, 8)  # how many outcomes before a candidate an expert looks at
 _FADING = [0.8**place for place in range(len(_ORDERS))]  # the more outcomes, the later there is enough to go by
@@ -119,6 +122,15 @@ class Odds:
     def belief(self) -> Belief:
         """What the decisions so far say of the next one."""
         return self._belief
+
+    def shares(self, candidates: Sequence[Candidate]) -> list[float]:
+        """How probable it is that each of ``candidates``, of rules that compete, is the one if one is accepted.
+
+        Laplace's rule of succession on the rules that have won so far.
+        """
+        won = Counter(decision.rule for decision in self.decisions if decision.accepted)
+        weights = [1 + won[candidate.rule] for candidate in candidates]
+        return [weight / sum(weights) for weight in weights]
 
     def _near(self) -> Nearness | None:
         seen = [d.similarity for d in self.decisions if d.similarity is not None]

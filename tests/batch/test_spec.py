@@ -138,7 +138,7 @@ def test_what_goes_together(base: Path) -> None:
         ("jobs: [{source: models/a, T: [[0.5]]}]", "threshold is"),
         ("jobs: [{source: models/a, merge_norms: 1}]", "merge_norms is 1"),
         ("jobs: [{source: models/a, T: 2}]", r"job 1: threshold \(T\) is 2.0"),
-        ("jobs: [{source: models/a, rule: best}]", "rule 'best' is unknown"),
+        ("jobs: [{source: models/a, rule: bset}]", "rule 'bset' is unknown"),
         ("jobs: [{source: models/a, max_tokens: 0}]", "max tokens is 0"),
         ("jobs: [{source: models/a, compute_dtype: int8}]", "compute dtype 'int8' is unknown"),
         ("jobs: [{source: models/a, max_shard_size: big}]", "'big' is not a size"),

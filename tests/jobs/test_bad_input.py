@@ -215,7 +215,7 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "T below": (["-T", "-1.5"], "(T) is -1.5"),
     "T nan": (["-T", "nan"], "(T) is nan"),
     "I": (["--interval", "0"], "(I) is 0"),
-    "rule": (["--rule", "best"], "rule 'best' is unknown"),
+    "rule": (["--rule", "bset"], "rule 'bset' is unknown"),
     "device": (["--device", "tpu"], "device 'tpu' is unknown"),
     "dtype": (["--compute-dtype", "int8"], "compute dtype 'int8' is unknown"),
     "shard size": (["--max-shard-size", "5 apples"], "'5 apples' is not a size"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,32 @@ def test_decisions_and_weights_equal_the_in_memory_search(
         assert written.keys() == weights.keys()
         for name, tensor in written.items():
             torch.testing.assert_close(tensor, weights[name], atol=1e-5, rtol=1e-5)
+
+
+def test_rules_in_competition_equal_the_in_memory_search(llama: Path, tmp_path: Path) -> None:
+    """Every rule is tried for each candidate, the most similar counts, and the decision says what each had."""
+    competing = [("sequential", 1.0), ("mean", 1.0), ("rdsc", 0.2), ("rdsc", 1.0), ("first", 1.0)]
+    options = CollapseOptions(3, 1, rule="sequential,mean,rdsc,first", rdsc_scale=(0.2, 1.0))
+    assert [v.label for v in options.variants] == ["sequential", "mean", "rdsc:0.2", "rdsc:1.0", "first"]
+    winners = set()
+    for threshold in (0.3, 0.7):
+        expected = in_memory_search(llama, SAMPLES, c=3, i=1, threshold=threshold, rule="", competing=competing)
+        pruned = prune(llama, tmp_path / str(threshold), replace(options, threshold=threshold), compute=FLOAT32)
+        assert pruned.plan.search is not None
+        assert Plan.from_json(json.loads(json.dumps(pruned.plan.to_json()))) == pruned.plan
+        decisions = pruned.plan.search.decisions
+        assert [(d.l, d.merged, d.accepted) for d in decisions] == [(x[0], x[1], x[3]) for x in expected.decisions]
+        for decision, tried in zip(decisions, expected.tried, strict=True):
+            assert decision.tried is not None
+            assert list(decision.tried.values()) == pytest.approx(tried, abs=1e-5)
+            assert decision.similarity == max(decision.tried.values())  # type: ignore[type-var]
+            assert decision.rule is not None
+            assert decision.tried[decision.rule] == decision.similarity
+            winners.add(decision.rule)
+        written = load_file(tmp_path / str(threshold) / "model.safetensors")
+        for name, tensor in expected.model.state_dict().items():
+            torch.testing.assert_close(written[name], tensor, atol=1e-5, rtol=1e-5)
+    assert len(winners) > 1, "else nothing was shown"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from streamcollapse.stream.needs import Allotment, least
 from tests.checkpoints import llama_config, save_model
 
 FLOAT32 = Compute("cpu", "float32")
-RULES = ["sequential", "rdsc", "mean", "first"]
+RULES = ["sequential", "rdsc", "mean", "first", "best"]
 
 
 @pytest.fixture

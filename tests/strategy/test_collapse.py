@@ -21,7 +21,7 @@ def _run(num_layers: int, options: CollapseOptions, outcomes: str) -> tuple[list
         candidate = state.candidate()
         assert candidate is not None
         tried.append((candidate.pointer, candidate.merged))
-        state = state.after(outcome == "A")
+        state = state.after(state.candidate() if outcome == "A" else None)
     assert state.candidate() is None
     ends = [layer.base for layer in state.layers[1:]] + [num_layers]
     return tried, [list(range(layer.base + 1, end + 1)) for layer, end in zip(state.layers, ends, strict=True)]
@@ -100,7 +100,7 @@ def test_against_the_pseudocode(num_layers: int, options: CollapseOptions, outco
             l -= options.interval  # noqa: E741
         else:
             l -= 1  # noqa: E741
-        state = state.after(accepted)
+        state = state.after(state.candidate() if accepted else None)
         step += 1
     assert state.candidate() is None
     assert step <= most_candidates(num_layers, options)
@@ -111,9 +111,9 @@ def test_against_the_pseudocode(num_layers: int, options: CollapseOptions, outco
 
 def test_states_are_not_changed_by_looking_ahead() -> None:
     state = CollapseState.start(12, CollapseOptions())
-    state.after(True).after(False)
+    state.after(state.candidate()).after(None)
     assert state == CollapseState.start(12, CollapseOptions())
-    assert state.after(False).layers == state.layers
+    assert state.after(None).layers == state.layers
     assert state.layers[0] == PlanLayer(0, {0: 1.0})
 
 
@@ -129,8 +129,13 @@ def test_states_are_not_changed_by_looking_ahead() -> None:
         ({"interval": 1.5}, "interval is 1.5, not a whole number"),
         ({"highest": "8"}, "highest is '8', not a whole number"),
         ({"merge_norms": "no"}, "merge norms is 'no'"),
-        ({"rule": "best"}, "rule 'best' is unknown; choose one of rdsc, sequential, mean, first"),
+        ({"rule": "bset"}, "rule 'bset' is unknown; choose one of rdsc, sequential, mean, first"),
         ({"rule": "rdsc", "rdsc_scale": 0.0}, "rdsc scale is 0.0"),
+        ({"rule": "rdsc", "rdsc_scale": (0.5, 0.5)}, "names a number twice"),
+        ({"rule": "mean,mean"}, "names a rule twice"),
+        ({"rule": "mean,"}, "rule '' is unknown"),
+        ({"rule": 3}, "rule is 3, not a name"),
+        ({"rule": "rdsc", "rdsc_scale": "1"}, "rdsc scale is 1; it must be"),
         ({"rdsc_scale": 0.5}, "the rule is sequential; it applies to rdsc only"),
     ],
 )

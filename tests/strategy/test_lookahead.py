@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from streamcollapse.merge.plan import Decision, stack_key
 from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
-from streamcollapse.strategy.lookahead import Depth, likely_states
+from streamcollapse.strategy.lookahead import Depth, Outcome, likely_states
 from streamcollapse.strategy.odds import Odds
 
 OPTIONS = CollapseOptions(layers_per_merge=3, interval=1)
@@ -19,7 +19,7 @@ def _odds(outcomes: str) -> Odds:
     return Odds(0.65, [Decision(10, 2, None, outcome == "A") for outcome in outcomes])
 
 
-def _unknown(state: CollapseState) -> bool | None:
+def _unknown(state: CollapseState) -> Outcome | None:
     return None
 
 
@@ -39,8 +39,8 @@ def test_a_walk_of_accepts_when_accepts_are_likely() -> None:
 def test_known_states_are_passed_through_and_cost_nothing() -> None:
     root = CollapseState.start(30, OPTIONS)
 
-    def known(state: CollapseState) -> bool | None:
-        return False if state.layers == root.layers and state.pointer > 20 else None
+    def known(state: CollapseState) -> Outcome | None:
+        return (None,) if state.layers == root.layers and state.pointer > 20 else None
 
     states = likely_states(root, Odds(0.65), Depth(3), known)
     assert states[0].pointer == 20
@@ -50,7 +50,7 @@ def test_known_states_are_passed_through_and_cost_nothing() -> None:
 
 def test_nothing_to_choose_where_everything_is_known() -> None:
     root = CollapseState.start(10, OPTIONS)
-    assert likely_states(root, Odds(0.65), Depth(5), lambda state: False) == []
+    assert likely_states(root, Odds(0.65), Depth(5), lambda state: (None,)) == []
 
 
 @settings(deadline=None)
