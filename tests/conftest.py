@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before torch is imported
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,12 @@ from transformers.utils import logging
 from tests.checkpoints import BUNDLED, save_llama
 
 logging.disable_progress_bar()
+
+# Programs that tests send signals to inherit what this one ignores, as a job in the background or under nohup does.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
