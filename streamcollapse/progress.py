@@ -65,7 +65,7 @@ class CandidateStarted:
 
     pointer: int
     merged: int
-    threshold: float
+    threshold: float | None  # None: no threshold decides
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from streamcollapse.cli.batch import batch
 from streamcollapse.cli.demo import demo
 from streamcollapse.cli.formats import convert, verify
 from streamcollapse.cli.measuring import bench, speed
-from streamcollapse.cli.verbs import apply, inspect, perplexity, prune, resume, search
+from streamcollapse.cli.verbs import apply, inspect, perplexity, prune, resume, search, strategies
 
 app = typer.Typer(
     name="streamcollapse",
@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (prune, search, apply, resume, inspect, perplexity, convert, verify, batch, bench, speed, demo):
+for verb in (prune, search, strategies, apply, resume, inspect, perplexity, convert, verify, batch, bench, speed, demo):
     app.command()(verb)
 
 

@@ -47,7 +47,7 @@ def bench(
     layers_per_merge: o.LayersPerMerge = o.COLLAPSE.layers_per_merge,
     interval: o.Interval = o.COLLAPSE.interval,
     threshold: o.Threshold = o.COLLAPSE.threshold,
-    rule: o.Rule = o.COLLAPSE.rule,
+    rule: o.Rule = None,
     calibration: o.CalibrationFile = None,
     max_tokens: o.MaxTokens = o.CALIBRATION.max_tokens,
     device: o.Device = o.COMPUTE.device,
@@ -69,7 +69,7 @@ def bench(
         from streamcollapse.cli import plots, tables
         from streamcollapse.jobs.bench import bench as run
 
-        method = CollapseOptions(layers_per_merge, interval, threshold=threshold, rule=rule)
+        method = CollapseOptions(layers_per_merge, interval, threshold=threshold, rule=rule or "")
         streaming = Streaming(Streaming.parse_lookahead(lookahead), prefetch, io, ram_budget, vram_budget)
         if plot is not None:
             plots.check_plot(plot)

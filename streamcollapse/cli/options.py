@@ -9,6 +9,7 @@ import typer
 
 from streamcollapse.merge.rules import RULES
 from streamcollapse.settings import COMPUTE_DTYPES, IO_MODES, Calibration, Compute, Output, Streaming
+from streamcollapse.strategy.catalogue import STRATEGIES
 from streamcollapse.strategy.collapse import CollapseOptions
 from streamcollapse.strategy.variants import BEST
 
@@ -55,9 +56,10 @@ Threshold = Annotated[
     ),
 ]
 Rule = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--rule",
+        show_default="the strategy's; sequential for laco",
         metavar="|".join((*RULES, BEST)),
         help="How a group of layers becomes one. sequential: its last layer, with the norms of its first: what "
         "the authors' released code computes and what works on trained models. rdsc: the paper's Eq. (1), "
@@ -81,6 +83,33 @@ MergeNorms = Annotated[
     typer.Option(
         "--merge-norms/--keep-norms",
         help="Merge normalisation weights too, or keep those of the first layer.",
+        rich_help_panel=_METHOD,
+    ),
+]
+Strategy = Annotated[
+    str,
+    typer.Option(
+        "--strategy",
+        metavar="|".join(STRATEGIES),
+        help="How the layers are found; the verb strategies says what each does, and what it reads.",
+        rich_help_panel=_METHOD,
+    ),
+]
+TargetLayers = Annotated[
+    int | None,
+    typer.Option(
+        "--target-layers",
+        help="Prune to this many layers; the threshold is found.",
+        show_default="as far as the threshold allows",
+        rich_help_panel=_METHOD,
+    ),
+]
+TargetRatio = Annotated[
+    float | None,
+    typer.Option(
+        "--target-ratio",
+        help="Prune as much as goes up to this share of the parameters; the threshold is found.",
+        show_default="as far as the threshold allows",
         rich_help_panel=_METHOD,
     ),
 ]

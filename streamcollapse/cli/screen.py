@@ -128,7 +128,7 @@ class _View:
         self._candidate: CandidateStarted | None = None
         self._last: DecisionMade | None = None
         self._decided = [0, 0]
-        self._threshold = 0.0
+        self._threshold: float | None = None
         self._cells: tuple[int, ...] = ()
         self._num_layers = 0
 
@@ -198,13 +198,15 @@ class _View:
     def _candidate_line(self) -> Text:
         line = Text(" " * 11)
         if self._last is not None:
-            last, threshold = self._last, f"T = {self._threshold:g}"
+            last, limit = self._last, self._threshold
             if last.similarity is None:
                 line.append(f"l = {last.pointer}: passed over", "red")
             elif last.accepted:
-                line.append(f"l = {last.pointer}: {last.similarity:.4f} > {threshold}, merged", "green")
+                above = "" if limit is None else f" > T = {limit:g}"
+                line.append(f"l = {last.pointer}: {last.similarity:.4f}{above}, merged", "green")
             else:
-                line.append(f"l = {last.pointer}: {last.similarity:.4f} <= {threshold}, kept apart", "red")
+                below = "" if limit is None else f" <= T = {limit:g}"
+                line.append(f"l = {last.pointer}: {last.similarity:.4f}{below}, kept apart", "red")
             line.append(f"  {self._decided[0]} of {sum(self._decided)} merged", "dim")
         if self._candidate is not None:
             line.append(f"  next: l = {self._candidate.pointer}" if self._last else f"l = {self._candidate.pointer}")

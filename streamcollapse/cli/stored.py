@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from streamcollapse.cli.tables import lines_of, memory_line, plain_console
+from streamcollapse.cli.tables import memory_line
+from streamcollapse.cli.text import lines_of, plain_console
 from streamcollapse.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:  # for their names alone: importing them takes seconds

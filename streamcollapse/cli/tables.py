@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from streamcollapse.cli.plans import decision_line, plan_rows, plan_strip
 from streamcollapse.cli.plots import sparkline
 from streamcollapse.cli.screen import needs_table, strip
+from streamcollapse.cli.text import lines_of, plain_console, unicode
 from streamcollapse.errors import printable
 from streamcollapse.units import format_bytes, format_seconds
 
@@ -23,26 +23,6 @@ if TYPE_CHECKING:  # for their names alone: importing them takes seconds
     from streamcollapse.jobs.preview import Preview
     from streamcollapse.jobs.prune import Pruned
     from streamcollapse.jobs.speed import Speed
-    from streamcollapse.merge.plan import Decision, Plan
-
-
-def plain_console() -> Console:
-    """Standard output, as it is: nothing in a name is acted on, no line is wrapped."""
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-
-def _unicode() -> bool:
-    return "utf" in (sys.stdout.encoding or "").lower()
-
-
-def lines_of(rows: list[tuple[str, str | Text]]) -> Text:
-    """A line per row, never wrapped, so that paths can be copied from any terminal."""
-    width = max(len(key) for key, _ in rows) + 2
-    lines = []
-    for key, value in rows:
-        line = Text(f"{key:<{width}}", "bold")
-        lines.append(line.append(Text(printable(value), "not bold") if isinstance(value, str) else value))
-    return Text("\n").join(lines)
 
 
 def show_inspection(found: Inspection) -> None:
@@ -76,45 +56,6 @@ def show_needs(console: Console, found: Inspection) -> None:
     console.print(needs_table(rows, found.budgets))
 
 
-def decision_line(decision: Decision, threshold: float) -> str:
-    """One decision in words."""
-    top = decision.l + decision.merged
-    if decision.similarity is None:
-        return f"layers {decision.l}-{top}: passed over, {printable(decision.reason)}"
-    sign, verdict = (">", "merged") if decision.accepted else ("<=", "kept apart")
-    return f"layers {decision.l}-{top}: similarity {decision.similarity:.4f} {sign} {threshold:g}, {verdict}"
-
-
-def plan_strip(plan: Plan) -> Text:
-    """The plan's stack; numbers are cells that cover several source layers."""
-    bases = [layer.base for layer in plan.layers]
-    cells = [end - base for base, end in zip(bases, [*bases[1:], plan.num_source_layers], strict=True)]
-    return strip(cells, unicode=_unicode())
-
-
-def _plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
-    rows: list[tuple[str, str | Text]] = [
-        ("layers", f"{plan.num_source_layers} -> {plan.num_layers}"),
-        ("stack", plan_strip(plan)),
-    ]
-    if plan.search is not None:
-        accepted = sum(d.accepted for d in plan.search.decisions)
-        rows.append(("candidates", f"{len(plan.search.decisions)} tested, {accepted} merged"))
-        rows += [("", decision_line(d, plan.search.threshold)) for d in plan.search.decisions if d.accepted]
-        rejected = [d for d in plan.search.decisions if d.similarity is not None and not d.accepted]
-        if rejected:
-            best = max(rejected, key=lambda d: d.similarity or -1.0)
-            rows.append(("best kept apart", decision_line(best, plan.search.threshold)))
-        if skipped := [d for d in plan.search.decisions if d.reason is not None]:
-            rows += [("", decision_line(d, plan.search.threshold)) for d in skipped]
-    return rows
-
-
-def show_plan(plan: Plan, path: Path) -> None:
-    """The outcome of a search, and where the plan is."""
-    plain_console().print(lines_of([*_plan_rows(plan), ("plan", str(path))]))
-
-
 def show_pruned(pruned: Pruned) -> None:
     """The outcome of ``prune`` or ``apply``."""
     report = pruned.report
@@ -122,7 +63,7 @@ def show_pruned(pruned: Pruned) -> None:
     usage = report["usage"]
     phases = ", ".join(f"{p['name']} {format_seconds(p['seconds'])}" for p in usage["phases"])
     rows: list[tuple[str, str | Text]] = [
-        *_plan_rows(pruned.plan),
+        *plan_rows(pruned.plan),
         ("parameters", f"{report['parameters']['before']:,} -> {report['parameters']['after']:,}"),
         ("weights", f"{format_bytes(before)} -> {format_bytes(after)} (ratio {100 * report['ratio']:.1f} %)"),
         ("time", f"{format_seconds(usage['seconds'])} ({phases})"),
@@ -214,7 +155,7 @@ def show_bench(found: Bench) -> None:
         rows.append(("copies to the GPU", _rate(found.copy_rate)))
     rows += [
         ("total", f"{format_seconds(usage['seconds'])}, {format_bytes(usage['bytes_read'])} read"),
-        ("resident memory", f"{sparkline(points, 60, _unicode())}  up to {format_bytes(usage['peak_rss'])}"),
+        ("resident memory", f"{sparkline(points, 60, unicode())}  up to {format_bytes(usage['peak_rss'])}"),
     ]
     console.print()
     console.print(lines_of(rows))
@@ -267,14 +208,12 @@ def show_demo(pruned: Pruned, before: Score, after: Score) -> None:
     console = plain_console()
     assert pruned.plan.search is not None
     for decision in pruned.plan.search.decisions:
-        console.print(
-            Text(decision_line(decision, pruned.plan.search.threshold), "green" if decision.accepted else "dim")
-        )
+        console.print(Text(decision_line(decision, pruned.plan.search), "green" if decision.accepted else "dim"))
     console.print()
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for heading in ("", "stack", "layers", "weights", "perplexity"):
         table.add_column(heading, no_wrap=True)
-    whole = strip([1] * pruned.plan.num_source_layers, unicode=_unicode())
+    whole = strip([1] * pruned.plan.num_source_layers, unicode=unicode())
     for name, stack, key, score in (
         ("before", whole, "before", before),
         ("after", plan_strip(pruned.plan), "after", after),

@@ -39,9 +39,12 @@ def prune(
     lowest: o.Lowest = o.COLLAPSE.lowest,
     highest: o.Highest = o.COLLAPSE.highest,
     threshold: o.Threshold = o.COLLAPSE.threshold,
-    rule: o.Rule = o.COLLAPSE.rule,
+    rule: o.Rule = None,
     rdsc_scale: o.RdscScale = "1",
     merge_norms: o.MergeNorms = o.COLLAPSE.merge_norms,
+    strategy: o.Strategy = o.COLLAPSE.strategy,
+    target_layers: o.TargetLayers = None,
+    target_ratio: o.TargetRatio = None,
     calibration: o.CalibrationFile = None,
     max_tokens: o.MaxTokens = o.CALIBRATION.max_tokens,
     device: o.Device = o.COMPUTE.device,
@@ -64,8 +67,19 @@ def prune(
         from streamcollapse.jobs import preview as previews
         from streamcollapse.jobs import prune as jobs
 
-        scales = CollapseOptions.parse_scales(rdsc_scale)
-        method = CollapseOptions(layers_per_merge, interval, lowest, highest, threshold, rule, scales, merge_norms)
+        method = CollapseOptions(
+            layers_per_merge,
+            interval,
+            lowest,
+            highest,
+            threshold,
+            rule or "",
+            CollapseOptions.parse_scales(rdsc_scale),
+            merge_norms,
+            strategy,
+            target_layers,
+            target_ratio,
+        )
         samples, compute = Calibration(calibration, max_tokens), Compute(device, compute_dtype)
         looking = Streaming.parse_lookahead(lookahead)
         streaming = Streaming(looking, prefetch, io, ram_budget, vram_budget, work_dir)
@@ -99,9 +113,12 @@ def search(
     lowest: o.Lowest = o.COLLAPSE.lowest,
     highest: o.Highest = o.COLLAPSE.highest,
     threshold: o.Threshold = o.COLLAPSE.threshold,
-    rule: o.Rule = o.COLLAPSE.rule,
+    rule: o.Rule = None,
     rdsc_scale: o.RdscScale = "1",
     merge_norms: o.MergeNorms = o.COLLAPSE.merge_norms,
+    strategy: o.Strategy = o.COLLAPSE.strategy,
+    target_layers: o.TargetLayers = None,
+    target_ratio: o.TargetRatio = None,
     calibration: o.CalibrationFile = None,
     max_tokens: o.MaxTokens = o.CALIBRATION.max_tokens,
     device: o.Device = o.COMPUTE.device,
@@ -119,12 +136,23 @@ def search(
 ) -> None:
     """Search SOURCE for merges and write the plan; no weights are written."""
     with one_line_errors():
-        from streamcollapse.cli import tables
+        from streamcollapse.cli import plans, tables
         from streamcollapse.jobs import preview as previews
         from streamcollapse.jobs import prune as jobs
 
-        scales = CollapseOptions.parse_scales(rdsc_scale)
-        method = CollapseOptions(layers_per_merge, interval, lowest, highest, threshold, rule, scales, merge_norms)
+        method = CollapseOptions(
+            layers_per_merge,
+            interval,
+            lowest,
+            highest,
+            threshold,
+            rule or "",
+            CollapseOptions.parse_scales(rdsc_scale),
+            merge_norms,
+            strategy,
+            target_layers,
+            target_ratio,
+        )
         samples, compute = Calibration(calibration, max_tokens), Compute(device, compute_dtype)
         looking = Streaming.parse_lookahead(lookahead)
         streaming = Streaming(looking, prefetch, io, ram_budget, vram_budget, work_dir)
@@ -144,7 +172,18 @@ def search(
                 listener=listener,
                 save_as=plan,
             )
-        print_json(found.to_json()) if as_json else tables.show_plan(found, plan)
+        print_json(found.to_json()) if as_json else plans.show_plan(found, plan)
+
+
+def strategies(as_json: o.Json = False) -> None:
+    """List the strategies of a search: what each does, where it is from, what it reads."""
+    from streamcollapse.cli.plans import show_strategies
+    from streamcollapse.strategy.catalogue import STRATEGIES
+
+    if as_json:
+        print_json({name: vars(strategy) for name, strategy in STRATEGIES.items()})
+    else:
+        show_strategies(STRATEGIES)
 
 
 def apply(

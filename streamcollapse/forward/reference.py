@@ -57,7 +57,8 @@ def reference_pass(
     listener: Listener,
     room: Room = InMemory(),  # noqa: B008 - holds nothing
 ) -> Reference:
-    """Stream the original model once over ``batches``, keeping the boundaries in ``kept`` (step 1).
+    """Stream the original model once over ``batches``, keeping the boundaries in ``kept`` (step 1); the last one there
+    is what leaves the top layer.
 
     The boundaries are kept in ``room``.
 
@@ -89,6 +90,10 @@ def reference_pass(
                     dtype = str(hidden[0].dtype).removeprefix("torch.")
                     raise NonFiniteError(overflow(f"the hidden states after layer {position}", dtype))
             listener(LayerDone(position, len(layers), meter.bytes_read - before))
+    if len(layers) in kept:
+        for states, h in zip(boundaries, hidden, strict=True):
+            states[len(layers) - kept.start].copy_(h)
+            room.settle(states[len(layers) - kept.start])
     return Reference(batches, calls, kept.start, boundaries, [model.last_hidden(h) for h in hidden])
 
 

@@ -12,7 +12,7 @@ from streamcollapse.forward.sweep import sweep
 from streamcollapse.jobs.evaluations import Evaluation, Memory
 from streamcollapse.jobs.opening import Job
 from streamcollapse.jobs.streams import Means
-from streamcollapse.merge.plan import Decision, stack_key
+from streamcollapse.merge.plan import Decision, PlanLayer, stack_key
 from streamcollapse.merge.view import mismatch
 from streamcollapse.settings import Streaming
 from streamcollapse.strategy.collapse import Candidate, CollapseState
@@ -31,9 +31,10 @@ class Evaluator:
         reference: Reference,
         memory: Memory,
         streaming: Streaming,
+        merge_norms: bool,
     ) -> None:
         self._job, self._model, self._given, self._reference = job, model, given, reference
-        self._memory, self._lookahead = memory, streaming.lookahead
+        self._memory, self._lookahead, self._merge_norms = memory, streaming.lookahead, merge_norms
 
     def evaluations(self, state: CollapseState, odds: Odds) -> list[Evaluation]:
         """The evaluations of ``state``'s candidates, from memory or from a sweep that starts with them."""
@@ -75,13 +76,28 @@ class Evaluator:
         candidates = list(new.values())
         if not candidates:
             return  # all that follows is known
-        self._given.kept.want(state.layers)
+        self._evaluate(candidates, state.layers)
+
+    def scores(self, candidates: Sequence[Candidate], layers: Sequence[PlanLayer]) -> list[Evaluation]:
+        """The evaluations of ``candidates``, from memory or from as few sweeps as there is memory for.
+
+        ``layers``: the stack that they would change, whose mixed layers the next candidates will have too.
+        """
+        new = [candidate for candidate in candidates if self._remembered(candidate) is None]
+        most = self._lookahead or self._given.choice.candidates
+        for first in range(0, len(new), most):
+            self._evaluate(new[first : first + most], layers)
+        return [one for candidate in candidates if (one := self._remembered(candidate)) is not None]
+
+    def _evaluate(self, candidates: Sequence[Candidate], layers: Sequence[PlanLayer]) -> None:
+        """Evaluate ``candidates`` in one sweep."""
+        self._given.kept.want(layers)
         similarities = sweep(
             self._model,
             self._given.stream,
             self._job.architecture.layout,
-            [Stack(candidate.layers, candidate.position) for candidate in candidates],
-            state.options.merge_norms,
+            [Stack(candidate.layers, candidate.start) for candidate in candidates],
+            self._merge_norms,
             self._reference,
             self._job.meter,
             self._job.listener,

@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.arch import likeness
 from streamcollapse.arch.architecture import Architecture, understand
 from streamcollapse.errors import printable
 from streamcollapse.forward.batches import Batch, make_batches
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.merge.plan import PlanLayer, original_layers
-from streamcollapse.merge.view import NOTHING_KEPT, Kept, MergedView, mismatch
+from streamcollapse.merge.view import NOTHING_KEPT, Kept, MergedView
 from streamcollapse.progress import Listener
 from streamcollapse.settings import Calibration, Compute
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.hub import local_directory
 from streamcollapse.storage.source import ObservedSource
 from streamcollapse.strategy.calibration import load_samples, load_tokenizer, samples_digest, tokenize
-from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
 from streamcollapse.stream.allocator import steady_heap
 from streamcollapse.stream.device import Placement, resolve
 from streamcollapse.stream.meters import Meter
@@ -90,17 +88,6 @@ def open_job(source: str | Path, compute: Compute, trust_remote_code: bool, list
     return Job(
         checkpoint, architecture, placement, meter, ObservedSource(checkpoint, meter.read), listener, trust_remote_code
     )
-
-
-def check_prunable(job: Job, options: CollapseOptions) -> None:
-    """Raise ModelError, before a weight is read, where layers would not stay what they are when others go.
-
-    Tried on the first candidate; one that merges unlike layers is passed over by the search, and tells nothing.
-    """
-    candidate = CollapseState.start(job.num_layers, options).candidate()
-    if candidate is None or mismatch(job.checkpoint, job.architecture.layout, candidate.merged_layer):
-        return
-    likeness.check_prunable(job.architecture, [layer.base for layer in candidate.layers], job.trust_remote_code)
 
 
 @dataclass(frozen=True)

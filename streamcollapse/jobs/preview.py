@@ -9,8 +9,9 @@ from typing import Any
 
 from streamcollapse.errors import OutputError, printable
 from streamcollapse.jobs.inspect import Inspection, describe
-from streamcollapse.jobs.opening import Job, calibration_samples, check_prunable, open_job
+from streamcollapse.jobs.opening import Job, calibration_samples, open_job
 from streamcollapse.jobs.streams import allotment, least_allotment
+from streamcollapse.jobs.targets import check_prunable, count_candidates, fewest_layers
 from streamcollapse.jobs.workplace import check_work_directory
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
@@ -20,7 +21,7 @@ from streamcollapse.settings import Calibration, Compute, Output, Streaming
 from streamcollapse.storage.hub import local_path
 from streamcollapse.storage.staging import check_output
 from streamcollapse.storage.writer import check_space
-from streamcollapse.strategy.collapse import CollapseOptions, CollapseState, most_candidates
+from streamcollapse.strategy.collapse import CollapseOptions
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def preview_search(
     smallest = smallest_output(job, options)
     if out is not None:
         check_space(Path(out), smallest)
-    candidates = most_candidates(job.num_layers, options)
+    candidates = count_candidates(job, options)
     inspection = describe(job, allotment(job, samples, streaming, options))
     return Preview(inspection, samples.num_samples, samples.num_tokens, candidates, smallest, job.checkpoint.num_bytes)
 
@@ -88,8 +89,6 @@ def check_plan_path(path: Path, overwrite: bool) -> None:
 
 
 def smallest_output(job: Job, options: CollapseOptions) -> int:
-    """Bytes of weights that remain if every candidate is accepted: less cannot come out."""
-    state = CollapseState.start(job.num_layers, options)
-    while candidate := state.candidate():
-        state = state.after(candidate)
-    return sizes(job.view(state.layers), len(state.layers)).bytes
+    """Bytes of weights that remain at the least."""
+    layers = fewest_layers(job, options)
+    return sizes(job.view(layers), len(layers)).bytes

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.jobs.asked import Asked
-from streamcollapse.jobs.candidates import Evaluator, decide
-from streamcollapse.jobs.opening import Job, Samples, calibration_samples, check_prunable, open_job
+from streamcollapse.jobs.candidates import Evaluator
+from streamcollapse.jobs.opening import Job, Samples, calibration_samples, open_job
 from streamcollapse.jobs.preview import smallest_output
-from streamcollapse.jobs.streams import Means, allotment, means, plain_allotment, starting_layers
+from streamcollapse.jobs.searching import run_search
+from streamcollapse.jobs.streams import Means, allotment, means, plain_allotment
+from streamcollapse.jobs.targets import boundaries, check_prunable
 from streamcollapse.jobs.workdir import was_renamed
 from streamcollapse.jobs.workplace import WorkPlace, kept_place, search_place, work_key
 from streamcollapse.merge.plan import Decision, Plan, SearchRecord
@@ -29,22 +31,12 @@ from streamcollapse.output.checkpoint import (
     write_weights,
 )
 from streamcollapse.output.report import build_report, load_report, sizes
-from streamcollapse.progress import (
-    CandidateStarted,
-    DecisionMade,
-    Listener,
-    MemoryPlanned,
-    PhaseStarted,
-    StackChanged,
-    WarningRaised,
-    silent,
-)
+from streamcollapse.progress import Listener, MemoryPlanned, PhaseStarted, silent
 from streamcollapse.settings import Calibration, Compute, Output, Streaming
 from streamcollapse.storage.hub import local_path
 from streamcollapse.storage.staging import check_output, staged_bytes, staged_directory, tidy_up
 from streamcollapse.storage.writer import check_space, plan_shards
-from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
-from streamcollapse.strategy.odds import Odds
+from streamcollapse.strategy.collapse import CollapseOptions
 from streamcollapse.stream.needs import Allotment
 
 
@@ -160,32 +152,17 @@ def _planned_memory(job: Job, options: CollapseOptions, samples: Samples, stream
 def _search(
     job: Job, options: CollapseOptions, samples: Samples, streaming: Streaming, given: Means, place: WorkPlace
 ) -> Plan:
-    state, model = CollapseState.start(job.num_layers, options), job.model()
+    model = job.model()
     with job.meter.phase("reference"):
         job.listener(PhaseStarted("reference", job.num_layers))
-        reference = place.reference(job, samples, model, given.stream, starting_layers(state))
-    evaluator = Evaluator(job, model, given, reference, place.memory, streaming)
-    state, odds = _collapse(job, state, evaluator, place)
-    record = _record(state.options, samples, job, odds.decisions)
-    fingerprint = job.checkpoint.fingerprint()
-    return Plan(job.name, job.num_layers, fingerprint, state.layers, options.merge_norms, record)
-
-
-def _collapse(job: Job, state: CollapseState, evaluator: Evaluator, place: WorkPlace) -> tuple[CollapseState, Odds]:
-    odds = Odds(state.options.threshold)
+        reference = place.reference(job, samples, model, given.stream, boundaries(options, job.num_layers))
+    evaluator = Evaluator(job, model, given, reference, place.memory, streaming, options.merge_norms)
     with job.meter.phase("search"):
         job.listener(PhaseStarted("search"))
-        job.listener(StackChanged(tuple(1 for _ in state.layers)))
-        while candidate := state.candidate():
-            job.listener(CandidateStarted(candidate.pointer, candidate.merged, odds.threshold))
-            decision, accepted = decide(state, evaluator.evaluations(state, odds), odds.threshold)
-            place.decided(len(odds.decisions), decision)
-            odds.learn(decision)
-            state = state.after(accepted)
-            _tell(job.listener, decision, state, job.num_layers)
-        if len(state.layers) == job.num_layers:
-            job.listener(WarningRaised("no merge was accepted: the result is the source as it is"))
-    return state, odds
+        found = run_search(job, options, reference, evaluator, place)
+    record = _record(found.options, samples, job, found.decisions)
+    fingerprint = job.checkpoint.fingerprint()
+    return Plan(job.name, job.num_layers, fingerprint, found.layers, options.merge_norms, record)
 
 
 def _write(job: Job, plan: Plan, given: Means, out: Path, output: Output, place: WorkPlace) -> Pruned:
@@ -220,12 +197,6 @@ def _finished(out: Path) -> Pruned:
     """What a run that was killed right after the renaming had made."""
     tidy_up(out)
     return Pruned(out, Plan.load(out / PLAN_FILE), load_report(out / REPORT_FILE))
-
-
-def _tell(listener: Listener, decision: Decision, state: CollapseState, num_layers: int) -> None:
-    listener(DecisionMade(decision.l, decision.merged, decision.similarity, decision.accepted, decision.reason))
-    bases = [layer.base for layer in state.layers]
-    listener(StackChanged(tuple(end - base for base, end in zip(bases, [*bases[1:], num_layers], strict=True))))
 
 
 def _record(options: CollapseOptions, samples: Samples, job: Job, decisions: list[Decision]) -> SearchRecord:

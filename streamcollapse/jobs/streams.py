@@ -10,10 +10,11 @@ from pathlib import Path
 from streamcollapse.forward.batches import MAX_CALL_TOKENS
 from streamcollapse.forward.kept import KeptLayers
 from streamcollapse.jobs.opening import Job, Samples
+from streamcollapse.jobs.targets import boundaries, first_candidate
 from streamcollapse.settings import Streaming
 from streamcollapse.storage.probe import cached_share, read_rate
 from streamcollapse.storage.reader import check_direct_reads
-from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
+from streamcollapse.strategy.collapse import CollapseOptions
 from streamcollapse.stream.budget import budget_for, free_ram
 from streamcollapse.stream.copies import CudaCopies
 from streamcollapse.stream.loaders import DeviceLoader, Loader, MappedLoader, PlainLoader, ReadLoader
@@ -37,11 +38,10 @@ def work_of(job: Job, samples: Samples | None, boundaries: int, window: int = 1)
 
 def allotment(job: Job, samples: Samples | None, streaming: Streaming, options: CollapseOptions) -> Allotment:
     """How a search with ``options`` spends the memory it may use. Raises BudgetError before any weight is read."""
-    state = CollapseState.start(job.num_layers, options)
-    candidate = state.candidate()
-    window = 1 if candidate is None else len(candidate.merged_layer.mix)
+    candidate = first_candidate(job, options)
+    window = 1 if candidate is None or not candidate.merged else len(candidate.merged_layer.mix)
     choice = allot(
-        work_of(job, samples, len(starting_layers(state)), window),
+        work_of(job, samples, len(boundaries(options, job.num_layers)), window),
         budget_for(streaming, job.placement.device),
         streaming,
     )
@@ -51,11 +51,6 @@ def allotment(job: Job, samples: Samples | None, streaming: Streaming, options: 
 def least_allotment(job: Job, samples: Samples | None, boundaries: int) -> Allotment:
     """What a run needs at the least, whatever there is."""
     return least(work_of(job, samples, boundaries), Streaming(), job.placement.device.type != "cpu")
-
-
-def starting_layers(state: CollapseState) -> range:
-    """The 0-based layers that candidates of a search from ``state`` on can start at."""
-    return range(state.options.lowest - 1, max(state.pointer, 0))
 
 
 def plain_allotment(job: Job, streaming: Streaming) -> Allotment:

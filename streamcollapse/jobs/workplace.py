@@ -57,7 +57,7 @@ class WorkPlace:
         batches = samples.batches
         if self.directory is not None and (found := _found(self.directory, model, batches)) is not None:
             return found
-        kept = starts if self.directory is None else range(job.num_layers)  # another search may start elsewhere
+        kept = starts if self.directory is None else range(job.num_layers + 1)  # another search may start elsewhere
         layout = job.architecture.layout
         reference = reference_pass(model, stream, layout, batches, kept, job.meter, job.listener, self.room)
         job.checkpoint.check_unchanged()

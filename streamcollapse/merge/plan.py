@@ -79,6 +79,9 @@ class SearchRecord:
     calibration_sha256: str
     compute_dtype: str
     decisions: tuple[Decision, ...]
+    strategy: str = "laco"
+    target_layers: int | None = None
+    target_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,9 @@ class Plan:
         document["merge_norms"] = self.merge_norms
         if self.search is not None:
             search = asdict(self.search)
+            for name, usual in (("strategy", "laco"), ("target_layers", None), ("target_ratio", None)):
+                if search[name] == usual:
+                    del search[name]
             search["decisions"] = [_said(asdict(d)) for d in self.search.decisions]
             document["search"] = search
         return document
@@ -242,7 +248,9 @@ def _parse_search(search: Any) -> SearchRecord:
     kinds: dict[str, type] = {"rule": str, "calibration_sha256": str, "compute_dtype": str}
     kinds |= dict.fromkeys(("layers_per_merge", "lowest", "highest", "interval"), int)
     kinds["threshold"] = float
-    _keys(search, "search", {*kinds, "rdsc_scale", "decisions"}, set())
+    optional: dict[str, type] = {"strategy": str, "target_layers": int, "target_ratio": float}
+    _keys(search, "search", {*kinds, "rdsc_scale", "decisions"}, {*optional})
+    kinds |= {key: kind for key, kind in optional.items() if key in search}
     fields: dict[str, Any] = {key: _typed(search, key, kind, "search") for key, kind in kinds.items()}
     if unknown := [name for name in fields["rule"].split(",") if name not in (*RULES, "best")]:
         raise PlanError(f"search: rule {printable(unknown[0])} is not known to this version")

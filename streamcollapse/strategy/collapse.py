@@ -12,7 +12,8 @@ from functools import cached_property
 
 from streamcollapse.errors import OptionError, printable
 from streamcollapse.merge.plan import LayerKey, PlanLayer, collapse, original_layers
-from streamcollapse.strategy.variants import Variant, check_rules, variants
+from streamcollapse.strategy.catalogue import STRATEGIES
+from streamcollapse.strategy.variants import BEST, Variant, check_rules, variants
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class CollapseOptions:
     ``rule``: one of merge/rules.py, several with commas, or ``best`` for all of them: each is tried for every
     candidate, and the most similar counts. ``rdsc_scale`` is the factor of the differences under the rule ``rdsc``, or
     several, which compete as well. ``merge_norms``: norms follow the mix instead of staying the base's.
+    ``strategy``: one of strategy/catalogue.py, whose default rule counts where ``rule`` is empty. ``target_layers`` or
+    ``target_ratio`` (pruned parameters over all): how far to prune, instead of the threshold.
     """
 
     layers_per_merge: int = 4
@@ -30,14 +33,20 @@ class CollapseOptions:
     lowest: int = 1
     highest: int | None = None
     threshold: float = 0.65
-    rule: str = "sequential"
+    rule: str = ""
     rdsc_scale: float | tuple[float, ...] = 1.0
     merge_norms: bool = False
+    strategy: str = "laco"
+    target_layers: int | None = None
+    target_ratio: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("layers_per_merge", "interval", "lowest", "highest"):
+        self._check_strategy()
+        if self.rule == "":
+            object.__setattr__(self, "rule", STRATEGIES[self.strategy].rule or "first")
+        for name in ("layers_per_merge", "interval", "lowest", "highest", "target_layers"):
             value = getattr(self, name)
-            if value is not None or name != "highest":
+            if value is not None or name not in ("highest", "target_layers"):
                 object.__setattr__(self, name, _whole(name, value))
         if not isinstance(self.merge_norms, bool):
             raise OptionError(f"merge norms is {self.merge_norms!r}, neither True nor False")
@@ -53,6 +62,22 @@ class CollapseOptions:
             raise OptionError(f"threshold (T) is {self.threshold}; a cosine similarity lies between -1 and 1")
         check_rules(self.rule, self.scales)
         object.__setattr__(self, "rdsc_scale", self.scales[0] if len(self.scales) == 1 else self.scales)
+
+    def _check_strategy(self) -> None:
+        if self.strategy not in STRATEGIES:
+            name, choices = printable(repr(self.strategy)), ", ".join(STRATEGIES)
+            raise OptionError(f"strategy {name} is unknown; choose one of {choices}")
+        if self.target_layers is not None and self.target_ratio is not None:
+            raise OptionError("target layers and target ratio are both given; choose one")
+        ratio = self.target_ratio
+        if ratio is not None and (not isinstance(ratio, int | float) or not 0.0 < ratio < 1.0):
+            raise OptionError(f"target ratio is {printable(ratio)}; it is a share of the parameters, between 0 and 1")
+        if STRATEGIES[self.strategy].needs_target and self.target_layers is None and ratio is None:
+            raise OptionError(
+                f"strategy {self.strategy} goes on until a target; give --target-layers or --target-ratio"
+            )
+        if self.strategy == "rule-based" and "," in self.rule + ("," if self.rule == BEST else ""):
+            raise OptionError(f"rule is {self.rule}, but strategy rule-based takes one rule: it compares none")
 
     @staticmethod
     def parse_scales(text: str) -> tuple[float, ...]:
@@ -99,8 +124,16 @@ class Candidate:
 
     @property
     def position(self) -> int:
-        """0-based position of the merged layer; everything below it is the source's."""
+        """0-based position of the merged layer."""
         return self.pointer - 1
+
+    @cached_property
+    def start(self) -> int:
+        """0-based position from which on it has to be run: everything below is the source's."""
+        for i, layer in enumerate(self.layers):
+            if not (layer.base == i and layer.untouched):
+                return i
+        return len(self.layers) - 1  # only its top is gone
 
     @property
     def merged_layer(self) -> PlanLayer:

@@ -54,7 +54,7 @@ class _Reading:
         """What ``candidates`` need beyond what is read."""
         units: set[Unit] = set()
         for candidate in candidates:
-            for layer in candidate.layers[candidate.position :]:
+            for layer in candidate.layers[candidate.start :]:
                 units.update([layer.key] if layer.key in self._kept else layer.mix)
         return units - self._units
 

@@ -1,0 +1,93 @@
+"""Plans and strategies as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from streamcollapse.cli.screen import strip
+from streamcollapse.cli.text import lines_of, plain_console, unicode
+from streamcollapse.errors import printable
+from streamcollapse.strategy.catalogue import Strategy
+
+if TYPE_CHECKING:  # for their names alone: importing them takes seconds
+    from streamcollapse.merge.plan import Decision, Plan, SearchRecord
+
+
+def decision_line(decision: Decision, search: SearchRecord) -> str:
+    """One decision in words."""
+    layers = f"layers {decision.l}-{decision.l + decision.merged}"
+    if search.strategy == "angular":
+        layers = f"layers {decision.l}-{decision.l + decision.merged - 1}"
+    elif search.strategy == "block-influence":
+        layers = f"layer {decision.l}"
+    elif search.strategy == "greedy":  # of the stack as it was then
+        layers = f"positions {decision.l}-{decision.l + decision.merged}"
+    if decision.similarity is None:
+        return f"{layers}: passed over, {printable(decision.reason)}"
+    by = "" if decision.rule is None else f" by {printable(decision.rule)}"
+    if search.strategy in ("block-influence", "angular"):
+        return f"{layers}: similarity {decision.similarity:.4f}, {'dropped' if decision.accepted else 'kept'}"
+    if search.strategy == "rule-based" or (search.strategy == "greedy" and has_target(search)):
+        return f"{layers}: similarity {decision.similarity:.4f}, merged{by}"
+    sign, verdict = (">", "merged") if decision.accepted else ("<=", "kept apart")
+    return f"{layers}: similarity {decision.similarity:.4f} {sign} {search.threshold:g}, {verdict}{by}"
+
+
+def has_target(search: SearchRecord) -> bool:
+    """Whether the search was told how far to prune."""
+    return search.target_layers is not None or search.target_ratio is not None
+
+
+def plan_strip(plan: Plan) -> Text:
+    """The plan's stack; numbers are cells that cover several source layers."""
+    bases = [layer.base for layer in plan.layers]
+    cells = [end - base for base, end in zip(bases, [*bases[1:], plan.num_source_layers], strict=True)]
+    return strip(cells, unicode=unicode())
+
+
+def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
+    """What a plan makes of its source, and how it came to that."""
+    rows: list[tuple[str, str | Text]] = [
+        ("layers", f"{plan.num_source_layers} -> {plan.num_layers}"),
+        ("stack", plan_strip(plan)),
+    ]
+    search = plan.search
+    if search is None:
+        return rows
+    if search.strategy != "laco":
+        rows.append(("strategy", search.strategy))
+    elif has_target(search):
+        rows.append(("threshold", f"{search.threshold:.6g}, found for the target"))
+    accepted = sum(d.accepted for d in search.decisions)
+    verdict = "dropped" if search.strategy in ("block-influence", "angular") else "merged"
+    rows.append(("candidates", f"{len(search.decisions)} tested, {accepted} {verdict}"))
+    rows += [("", decision_line(d, search)) for d in search.decisions if d.accepted]
+    rejected = [d for d in search.decisions if d.similarity is not None and not d.accepted]
+    if rejected:
+        best = max(rejected, key=lambda d: d.similarity or -1.0)
+        rows.append(("best kept apart", decision_line(best, search)))
+    rows += [("", decision_line(d, search)) for d in search.decisions if d.reason is not None]
+    return rows
+
+
+def show_plan(plan: Plan, path: Path) -> None:
+    """The outcome of a search, and where the plan is."""
+    plain_console().print(lines_of([*plan_rows(plan), ("plan", str(path))]))
+
+
+def show_strategies(strategies: Mapping[str, Strategy]) -> None:
+    """What each strategy does, where it is from, what it reads."""
+    console = plain_console()
+    for name, strategy in strategies.items():
+        rows: list[tuple[str, str | Text]] = [("does", strategy.does), ("source", strategy.source)]
+        rows.append(("model reads", strategy.reads))
+        if strategy.rule is not None:
+            rows.append(("default rule", strategy.rule))
+        if strategy.needs_target:
+            rows.append(("needs", "--target-layers or --target-ratio"))
+        console.print(Text(name, "bold"))
+        console.print(lines_of([(f"  {key}", value) for key, value in rows]))

@@ -1,0 +1,41 @@
+"""How much layers do, from the hidden states between them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from streamcollapse.forward.reference import Reference
+
+
+@torch.inference_mode()
+def block_influence(reference: Reference, num_layers: int) -> list[float]:
+    """1 - the mean over tokens of the cosine between what enters a layer and what leaves it, for each layer (ShortGPT,
+    arXiv 2403.03853, Eq. 1). In float64. ``reference`` has the boundaries 0 to ``num_layers``."""
+    influence = []
+    for i in range(num_layers):
+        cosines = _cosines(reference, i, i + 1)
+        influence.append(1.0 - math.fsum(value for row in cosines for value in row) / sum(map(len, cosines)))
+    return influence
+
+
+@torch.inference_mode()
+def angular_distances(reference: Reference, num_layers: int, length: int) -> list[float]:
+    """For each first layer of a block of ``length``: the angle between what enters the block and what leaves it at the
+    last token of a sample, over pi, averaged over samples (Gromov et al., arXiv 2403.17887, section 3.2)."""
+    found = []
+    for start in range(num_layers - length + 1):
+        angles = [math.acos(min(max(row[-1], -1.0), 1.0)) for row in _cosines(reference, start, start + length)]
+        found.append(math.fsum(angles) / len(angles) / math.pi)
+    return found
+
+
+def _cosines(reference: Reference, lower: int, upper: int) -> list[list[float]]:
+    """For each sample the cosine of each of its tokens between two boundaries."""
+    rows = []
+    pairs = zip(reference.boundary(lower), reference.boundary(upper), reference.batches, strict=True)
+    for below_NTD, above_NTD, batch in pairs:
+        cosine_NT = torch.nn.functional.cosine_similarity(below_NTD.double(), above_NTD.double(), dim=-1)
+        rows += [row[:length].tolist() for row, length in zip(cosine_NT, batch.lengths, strict=True)]
+    return rows

@@ -1,0 +1,188 @@
+"""The search of a job: from the reference pass to the layers of the pruned model, by any of the strategies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from streamcollapse.errors import OptionError
+from streamcollapse.forward.influence import angular_distances, block_influence
+from streamcollapse.forward.reference import Reference
+from streamcollapse.jobs.candidates import Evaluator, decide, most_similar
+from streamcollapse.jobs.opening import Job
+from streamcollapse.jobs.targets import target_of
+from streamcollapse.jobs.workplace import WorkPlace
+from streamcollapse.merge.plan import Decision, PlanLayer
+from streamcollapse.progress import CandidateStarted, DecisionMade, StackChanged, WarningRaised
+from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
+from streamcollapse.strategy.direct import drop_least_influence, drop_least_turning, groups_from_the_top
+from streamcollapse.strategy.greedy import GreedyState
+from streamcollapse.strategy.odds import Odds
+from streamcollapse.strategy.target import Target
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to: ``options`` with what it filled in, the layers, and the decisions in order."""
+
+    options: CollapseOptions
+    layers: tuple[PlanLayer, ...]
+    decisions: list[Decision]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a strategy has to work with."""
+
+    job: Job
+    options: CollapseOptions
+    target: Target
+    reference: Reference
+    evaluator: Evaluator
+    place: WorkPlace
+
+    def tell(self, decision: Decision, layers: tuple[PlanLayer, ...]) -> None:
+        """Say what was decided, and what the stack is after it."""
+        listener = self.job.listener
+        listener(DecisionMade(decision.l, decision.merged, decision.similarity, decision.accepted, decision.reason))
+        listener(StackChanged(cells(layers, self.job.num_layers)))
+
+
+def run_search(
+    job: Job, options: CollapseOptions, reference: Reference, evaluator: Evaluator, place: WorkPlace
+) -> Found:
+    """Find the layers of the pruned model. Raises OptionError where the target is none for this model."""
+    fitted = options.for_model(job.num_layers)
+    search = Search(job, fitted, target_of(job, options), reference, evaluator, place)
+    job.listener(StackChanged(tuple(1 for _ in range(job.num_layers))))
+    found = _STRATEGIES[options.strategy](search)
+    if len(found.layers) == job.num_layers:
+        job.listener(WarningRaised("no merge was accepted: the result is the source as it is"))
+    return found
+
+
+def cells(layers: tuple[PlanLayer, ...], num_layers: int) -> tuple[int, ...]:
+    """How many source layers each layer stands for, dropped ones above it included."""
+    bases = [layer.base for layer in layers]
+    return tuple(end - base for base, end in zip(bases, [*bases[1:], num_layers], strict=True))
+
+
+def _laco(search: Search) -> Found:
+    return _to_target(search) if search.target.is_set else _collapse(search, search.options, keep=True)
+
+
+def _collapse(search: Search, options: CollapseOptions, keep: bool) -> Found:
+    """Algorithm 1; decisions go into the journal if they are to be kept."""
+    state, odds = CollapseState.start(search.job.num_layers, options), Odds(options.threshold)
+    while candidate := state.candidate():
+        search.job.listener(CandidateStarted(candidate.pointer, candidate.merged, odds.threshold))
+        decision, accepted = decide(state, search.evaluator.evaluations(state, odds), odds.threshold)
+        if keep:
+            search.place.decided(len(odds.decisions), decision)
+        odds.learn(decision)
+        state = state.after(accepted)
+        search.tell(decision, state.layers)
+    return Found(state.options, state.layers, odds.decisions)
+
+
+def _to_target(search: Search) -> Found:
+    """Algorithm 1 with the lowest threshold whose result the target allows, found by bisection.
+
+    A result stays what it is for all thresholds from the highest similarity that was not above it to below the lowest
+    that was; evaluated candidates are remembered, so that each try reads only what is new.
+    """
+    options, target = search.options, search.target
+    fewer = _collapse(search, replace(options, threshold=-1.0), keep=False)
+    if target.allows(fewer.layers):
+        return _collapse(search, fewer.options, keep=True)
+    more = _collapse(search, replace(options, threshold=1.0), keep=False)
+    while (low := _lowest_merged(fewer)) < (high := _highest_apart(more)):
+        middle = (low + high) / 2
+        if not low <= middle < high:
+            break
+        tried = _collapse(search, replace(options, threshold=middle), keep=False)
+        if target.allows(tried.layers):
+            more = tried
+        else:
+            fewer = tried
+    wanted = target.layers if target.layers is not None else target.fewest()
+    if len(more.layers) != wanted:
+        search.job.listener(
+            WarningRaised(
+                f"no threshold gives {wanted} layers: {len(more.layers)} at T = {more.options.threshold:.6g}, "
+                f"{len(fewer.layers)} at {fewer.options.threshold:.6g}; the former is taken"
+            )
+        )
+    return _collapse(search, more.options, keep=True)
+
+
+def _lowest_merged(found: Found) -> float:
+    return min((d.similarity for d in found.decisions if d.accepted and d.similarity is not None), default=-1.0)
+
+
+def _highest_apart(found: Found) -> float:
+    return max((d.similarity for d in found.decisions if not d.accepted and d.similarity is not None), default=-1.0)
+
+
+def _greedy(search: Search) -> Found:
+    target, decisions = search.target, list[Decision]()
+    state = GreedyState.start(search.job.num_layers, search.options, target)
+    threshold = -math.inf if target.is_set else search.options.threshold
+    while state.candidates:
+        search.job.listener(CandidateStarted(state.candidates[0].pointer, 1, None if target.is_set else threshold))
+        evaluations = search.evaluator.scores(state.candidates, state.layers)
+        best = most_similar(evaluations)
+        candidate, similarity = state.candidates[best], evaluations[best].similarity
+        accepted = similarity is not None and similarity > threshold
+        rule = candidate.rule if len(search.options.variants) > 1 else None
+        decision = Decision(candidate.pointer, candidate.merged, similarity, accepted, evaluations[best].reason, rule)
+        search.place.decided(len(decisions), decision)
+        decisions.append(decision)
+        state = state.after(candidate if accepted else None)
+        search.tell(decision, state.layers)
+    return Found(search.options, state.layers, decisions)
+
+
+def _rule_based(search: Search) -> Found:
+    steps = groups_from_the_top(search.job.num_layers, search.options, search.target)
+    decisions = []
+    evaluations = search.evaluator.scores(steps, ()) if steps else []
+    for number, (step, evaluation) in enumerate(zip(steps, evaluations, strict=True)):
+        decision = Decision(step.pointer, step.merged, evaluation.similarity, True, evaluation.reason)
+        search.place.decided(number, decision)
+        decisions.append(decision)
+        search.tell(decision, step.layers)
+    if not steps:
+        raise OptionError("no group of layers can be merged by the rule; lower --layers-per-merge or the target")
+    return Found(search.options, steps[-1].layers, decisions)
+
+
+def _block_influence(search: Search) -> Found:
+    influence = block_influence(search.reference, search.job.num_layers)
+    return _chosen(search, *drop_least_influence(influence, search.options, search.target))
+
+
+def _angular(search: Search) -> Found:
+    num_layers = search.job.num_layers
+
+    def distances(length: int) -> list[float]:
+        return angular_distances(search.reference, num_layers, length)
+
+    return _chosen(search, *drop_least_turning(distances, num_layers, search.options, search.target))
+
+
+def _chosen(search: Search, layers: tuple[PlanLayer, ...], decisions: list[Decision]) -> Found:
+    for number, decision in enumerate(decisions):
+        search.place.decided(number, decision)
+        search.tell(decision, layers)
+    return Found(search.options, layers, decisions)
+
+
+_STRATEGIES: dict[str, Callable[[Search], Found]] = {
+    "laco": _laco,
+    "greedy": _greedy,
+    "rule-based": _rule_based,
+    "block-influence": _block_influence,
+    "angular": _angular,
+}
