@@ -126,3 +126,33 @@ def in_memory_search(
         else:
             l -= 1  # noqa: E741
     return outcome
+
+
+def in_memory_greedy(
+    directory: Path, samples: Sequence[str], *, rules: Sequence[str], rounds: int, low: int = 1, high: int | None = None
+) -> Outcome:
+    """In each round every pair of neighbours by each of ``rules``; the most similar model is kept."""
+    original = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    token_ids = [tokenizer(sample, return_tensors="pt")["input_ids"] for sample in samples]
+    outcome = Outcome(copy.deepcopy(original))
+    bases = list(range(1, len(find_layers(original)) + 1))  # of each layer that is left, and the last one it stands for
+    reach = list(bases)
+    for _ in range(rounds):
+        best: tuple[float, int, PreTrainedModel, str] | None = None
+        for l in range(1, len(bases)):  # noqa: E741
+            if bases[l - 1] < low or reach[l] > (high or len(find_layers(original))):
+                continue
+            for rule in rules:
+                model = merged_model(outcome.model, l, 1, rule, 1.0, False)
+                assert model is not None
+                similarity = mean_similarity(model, original, token_ids)
+                if best is None or similarity > best[0] + 1e-9:
+                    best = (similarity, l, model, rule)
+        assert best is not None
+        outcome.decisions.append((best[1], 1, best[0], True))
+        outcome.model = best[2]
+        position = best[1]
+        reach[position - 1] = max(reach[position - 1], reach[position]) if best[3] != "first" else reach[position - 1]
+        del bases[position], reach[position]
+    return outcome

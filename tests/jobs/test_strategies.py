@@ -1,0 +1,223 @@
+"""Every strategy against a plain one in memory, and targets against all thresholds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from streamcollapse import Calibration, CollapseOptions, Compute, Output, Plan, Streaming, apply, prune, resume, search
+from streamcollapse.errors import OptionError
+from streamcollapse.progress import DecisionMade, Event, WarningRaised
+from streamcollapse.strategy.catalogue import STRATEGIES
+from tests.in_memory import in_memory_greedy, in_memory_search
+from tests.jobs.test_prune import SAMPLES
+
+FLOAT32 = Compute("cpu", "float32")
+
+
+def decisions_of(plan: Plan) -> list[Any]:
+    assert plan.search is not None
+    return list(plan.search.decisions)
+
+
+@pytest.mark.parametrize("rules", [("first", "sequential"), ("mean",), ("first", "sequential", "mean")])
+def test_greedy_equals_a_plain_greedy_search_in_memory(llama: Path, tmp_path: Path, rules: tuple[str, ...]) -> None:
+    options = CollapseOptions(rule=",".join(rules), strategy="greedy", target_layers=4)
+    pruned = prune(llama, tmp_path / "out", options, compute=FLOAT32)
+    expected = in_memory_greedy(llama, SAMPLES, rules=rules, rounds=4)
+    ours = decisions_of(pruned.plan)
+    assert [d.similarity for d in ours] == pytest.approx([d[2] for d in expected.decisions], abs=1e-5)
+    weights = expected.model.state_dict()
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == weights.keys()
+    for name, tensor in written.items():
+        torch.testing.assert_close(tensor, weights[name], atol=1e-5, rtol=1e-5)
+
+
+def test_greedy_stays_in_its_range_and_stops_at_its_threshold(llama: Path) -> None:
+    options = CollapseOptions(rule="first,sequential", strategy="greedy", lowest=3, highest=6, target_layers=6)
+    plan = search(llama, options, compute=FLOAT32)
+    expected = in_memory_greedy(llama, SAMPLES, rules=("first", "sequential"), rounds=2, low=3, high=6)
+    assert [d.similarity for d in decisions_of(plan)] == pytest.approx([d[2] for d in expected.decisions], abs=1e-5)
+    assert [layer.base for layer in plan.layers if not 2 <= layer.base < 6] == [0, 1, 6, 7]
+    best = [
+        d.similarity for d in decisions_of(search(llama, replace(options, lowest=1, highest=None, target_layers=4)))
+    ]
+    threshold = (best[1] + best[2]) / 2
+    stopped = search(llama, CollapseOptions(strategy="greedy", threshold=threshold))
+    assert [d.accepted for d in decisions_of(stopped)] == [True, True, False]
+    assert stopped.num_layers == 6
+
+
+def test_no_bit_of_greedy_depends_on_how_many_share_a_sweep(llama_bf16: Path) -> None:
+    options = CollapseOptions(strategy="greedy", rule="best", target_layers=5)
+    plans = [
+        search(llama_bf16, options, compute=Compute("cpu", dtype), streaming=Streaming(lookahead))
+        for dtype in ("float32", "bfloat16")
+        for lookahead in (1, 3, 50, None)
+    ]
+    assert all(plan == plans[0] for plan in plans[:4])
+    assert all(plan == plans[4] for plan in plans[4:])
+
+
+@torch.no_grad()
+def hidden_states(directory: Path) -> list[tuple[torch.Tensor, ...]]:
+    """What enters each layer and what leaves the last one, for each sample, by the model itself."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    left: list[torch.Tensor] = []
+    model.model.layers[-1].register_forward_hook(
+        lambda m, i, out: left.append(out if isinstance(out, torch.Tensor) else out[0])
+    )
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    found = []
+    for sample in SAMPLES:
+        ids = tokenizer(sample, return_tensors="pt")["input_ids"]
+        states = model(ids, output_hidden_states=True, use_cache=False).hidden_states
+        found.append((*(s[0].double() for s in states[:-1]), left.pop()[0].double()))
+    return found
+
+
+def test_block_influence_drops_what_the_models_own_states_say(llama: Path, tmp_path: Path) -> None:
+    states = hidden_states(llama)
+    influence = []
+    for i in range(8):
+        cosines = [torch.nn.functional.cosine_similarity(s[i], s[i + 1], dim=-1) for s in states]
+        influence.append(1 - float(torch.cat(cosines).mean()))
+    plan = search(llama, CollapseOptions(strategy="block-influence", target_layers=5), compute=FLOAT32)
+    order = sorted(range(8), key=influence.__getitem__)
+    assert [d.l - 1 for d in decisions_of(plan)] == order
+    assert [1 - d.similarity for d in decisions_of(plan)] == pytest.approx([influence[i] for i in order], abs=1e-6)
+    assert [layer.base for layer in plan.layers] == sorted(order[3:])
+    assert all(layer.untouched for layer in plan.layers)
+    apply(llama, plan, tmp_path / "out")
+    kept = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    for layer, base in zip(ours.model.layers, sorted(order[3:]), strict=True):
+        for one, other in zip(layer.parameters(), kept.model.layers[base].parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_angular_drops_the_block_that_turns_the_last_token_least(llama: Path) -> None:
+    states = hidden_states(llama)
+    distances = []
+    for start in range(8 - 3 + 1):
+        cosines = [torch.nn.functional.cosine_similarity(s[start][-1], s[start + 3][-1], dim=-1) for s in states]
+        distances.append(sum(math.acos(float(c)) for c in cosines) / len(cosines) / math.pi)
+    plan = search(llama, CollapseOptions(strategy="angular", target_layers=5), compute=FLOAT32)
+    assert [1 - d.similarity for d in decisions_of(plan)] == pytest.approx(distances, abs=1e-6)
+    best = min(range(6), key=distances.__getitem__)
+    assert [layer.base for layer in plan.layers] == [i for i in range(8) if not best <= i < best + 3]
+
+
+def test_rule_based_merges_the_papers_groups(tmp_path: Path, llama: Path) -> None:
+    options = CollapseOptions(layers_per_merge=2, interval=1, lowest=2, strategy="rule-based", rule="mean")
+    pruned = prune(llama, tmp_path / "out", options, compute=FLOAT32)
+    assert [(d.l, d.merged) for d in decisions_of(pruned.plan)] == [(7, 1), (4, 1)]
+    # Algorithm 1 with everything accepted, whose pointer is made to stop at the same places
+    plain = in_memory_search(llama, SAMPLES, c=2, i=3, threshold=-1.0, rule="mean", high=9, low=2)
+    assert [d[:2] for d in plain.decisions] == [(7, 1), (4, 1)]
+    assert [d.similarity for d in decisions_of(pruned.plan)] == pytest.approx([d[2] for d in plain.decisions], abs=1e-5)
+    assert [layer.base for layer in pruned.plan.layers] == [0, 1, 2, 3, 5, 6]
+
+
+def test_the_papers_groups_of_32_layers() -> None:
+    from streamcollapse.strategy.direct import groups_from_the_top
+    from streamcollapse.strategy.target import Target
+
+    options = CollapseOptions(4, 4, lowest=13, strategy="rule-based")
+    steps = groups_from_the_top(32, options, Target(None, None, (1,) * 32, 32))
+    assert [(s.pointer, s.pointer + s.merged) for s in steps] == [(29, 32), (21, 24), (13, 16)]
+    assert len(steps[-1].layers) == 23
+
+
+def test_a_target_is_what_the_best_threshold_gives(llama: Path) -> None:
+    options = CollapseOptions(layers_per_merge=3, interval=1, rule="mean")
+    seen = [d.similarity for d in decisions_of(search(llama, replace(options, threshold=1.0), compute=FLOAT32))]
+    thresholds = {-1.0, 1.0}
+    while True:  # every threshold at which anything changes
+        plans = [search(llama, replace(options, threshold=t), compute=FLOAT32) for t in sorted(thresholds)]
+        new = {d.similarity for plan in plans for d in decisions_of(plan)} - thresholds
+        if not new or len(thresholds) > 60:
+            break
+        thresholds |= new
+    counts = {plan.num_layers for plan in plans}
+    assert len(counts) > 3
+    assert seen
+    for wanted in range(2, 9):
+        told: list[Event] = []
+        found = search(llama, replace(options, target_layers=wanted), compute=FLOAT32, listener=told.append)
+        best = min((count for count in counts if count >= wanted), default=8)
+        assert found.num_layers == best, wanted
+        assert found.search is not None
+        again = search(llama, replace(options, threshold=found.search.threshold), compute=FLOAT32)
+        assert again.layers == found.layers, "the threshold that was found gives the same"
+        assert any(isinstance(e, WarningRaised) and "no threshold gives" in e.text for e in told) == (
+            best != wanted and min(counts) < wanted
+        )
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_a_ratio_is_never_exceeded(llama: Path, tmp_path: Path, strategy: str) -> None:
+    rule = "" if strategy != "laco" else "mean"
+    for ratio in (0.02, 0.05, 0.11):
+        options = CollapseOptions(2, 1, strategy=strategy, rule=rule, target_ratio=ratio)
+        if ratio < 0.03 and strategy == "rule-based":
+            with pytest.raises(OptionError, match="no group of layers"):
+                search(llama, options, compute=FLOAT32)
+            continue
+        pruned = prune(llama, tmp_path / f"{ratio}", options, compute=FLOAT32)
+        assert pruned.report["ratio"] <= ratio
+        if strategy in ("greedy", "block-influence"):
+            layer = (pruned.report["parameters"]["before"] - pruned.report["parameters"]["after"]) / max(
+                8 - pruned.plan.num_layers, 1
+            )
+            if pruned.plan.num_layers < 8:
+                assert pruned.report["ratio"] + layer / pruned.report["parameters"]["before"] > ratio
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_a_search_that_is_broken_off_goes_on(llama: Path, tmp_path: Path, strategy: str) -> None:
+    options = CollapseOptions(3, 1, strategy=strategy, target_layers=5)
+    expected = prune(llama, tmp_path / "expected", options, compute=FLOAT32, output=Output("30kB"))
+
+    def stop(event: Event) -> None:
+        if isinstance(event, DecisionMade):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="go on with: streamcollapse resume"):
+        prune(llama, tmp_path / "out", options, compute=FLOAT32, output=Output("30kB"), listener=stop)
+    again = resume(tmp_path / ".out.work")
+    assert isinstance(again, type(expected))
+    assert again.plan == expected.plan
+    assert Plan.load(tmp_path / "out" / "streamcollapse_plan.json") == expected.plan
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strategy": "gready"}, "strategy 'gready' is unknown; choose one of laco, greedy"),
+        ({"strategy": "angular"}, "strategy angular goes on until a target; give --target-layers or --target-ratio"),
+        ({"target_layers": 4, "target_ratio": 0.2}, "are both given"),
+        ({"target_ratio": 1.0}, "target ratio is 1.0; it is a share"),
+        ({"target_ratio": "half"}, "target ratio is half"),
+        ({"target_layers": 2.5}, "target layers is 2.5, not a whole number"),
+        ({"strategy": "rule-based", "rule": "best"}, "takes one rule"),
+    ],
+)
+def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        CollapseOptions(**changes)
+
+
+@pytest.mark.parametrize("layers", [0, 9])
+def test_a_target_beyond_the_model(llama: Path, tmp_path: Path, layers: int) -> None:
+    with pytest.raises(OptionError, match=f"target layers is {layers}, but the model has 8 layers"):
+        prune(llama, tmp_path / "out", CollapseOptions(target_layers=layers), calibration=Calibration())
+    assert [p.name for p in tmp_path.iterdir()] == []
