@@ -63,6 +63,8 @@ def test_the_table_of_options_is_complete_and_right() -> None:
             "off": False,
             "keep": False,
             "all layers": None,
+            "the strategy's": None,
+            "as far as T allows": None,
             "ten sentences": None,
             "what is free, less a tenth": None,
             "beside the output, until it is done": None,

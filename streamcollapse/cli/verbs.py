@@ -67,18 +67,9 @@ def prune(
         from streamcollapse.jobs import preview as previews
         from streamcollapse.jobs import prune as jobs
 
+        scales, aim = CollapseOptions.parse_scales(rdsc_scale), (strategy, target_layers, target_ratio)
         method = CollapseOptions(
-            layers_per_merge,
-            interval,
-            lowest,
-            highest,
-            threshold,
-            rule or "",
-            CollapseOptions.parse_scales(rdsc_scale),
-            merge_norms,
-            strategy,
-            target_layers,
-            target_ratio,
+            layers_per_merge, interval, lowest, highest, threshold, rule or "", scales, merge_norms, *aim
         )
         samples, compute = Calibration(calibration, max_tokens), Compute(device, compute_dtype)
         looking = Streaming.parse_lookahead(lookahead)
@@ -140,18 +131,9 @@ def search(
         from streamcollapse.jobs import preview as previews
         from streamcollapse.jobs import prune as jobs
 
+        scales, aim = CollapseOptions.parse_scales(rdsc_scale), (strategy, target_layers, target_ratio)
         method = CollapseOptions(
-            layers_per_merge,
-            interval,
-            lowest,
-            highest,
-            threshold,
-            rule or "",
-            CollapseOptions.parse_scales(rdsc_scale),
-            merge_norms,
-            strategy,
-            target_layers,
-            target_ratio,
+            layers_per_merge, interval, lowest, highest, threshold, rule or "", scales, merge_norms, *aim
         )
         samples, compute = Calibration(calibration, max_tokens), Compute(device, compute_dtype)
         looking = Streaming.parse_lookahead(lookahead)
