@@ -90,8 +90,9 @@ def show_score(score: Score, path: str) -> None:
     rows: list[tuple[str, str | Text]] = [
         ("checkpoint", path),
         ("perplexity", f"{score.perplexity:.4f}"),
-        ("mean loss", f"{score.nll:.5f} nats per token"),
-        ("tokens", f"{score.tokens:,} predicted, in windows of {score.window}"),
+        ("mean loss", f"{score.nll:.5f} nats per token, {score.bits_per_byte:.5f} bits per byte"),
+        ("tokens", f"{score.tokens:,} predicted, in windows of {score.window}, one every {score.stride}"),
+        ("layers", str(score.layers)),
         ("time", format_seconds(score.usage["seconds"])),
     ]
     plain_console().print(lines_of(rows))

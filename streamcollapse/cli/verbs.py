@@ -26,6 +26,25 @@ Window = Annotated[
     int | None,
     typer.Option("--window", help="Tokens per window.", show_default="the model's context, at most 2048"),
 ]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        "--stride",
+        help="Tokens from the beginning of a window to that of the next; each token is predicted once, with what the "
+        "window has before it.",
+        show_default="windows do not overlap",
+    ),
+]
+ScoredPlan = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        readable=False,
+        metavar="PLAN",
+        help="Score the pruned model that this plan makes of MODEL.",
+        show_default="MODEL as it is",
+    ),
+]
 TextTokens = Annotated[
     int | None, typer.Option("--max-tokens", help="Use only the first tokens of the text.", show_default="all")
 ]
@@ -244,24 +263,30 @@ def inspect(
 def perplexity(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=o.CHECKPOINT)],
     text: TextFile,
+    plan: ScoredPlan = None,
     window: Window = None,
+    stride: Stride = None,
     max_tokens: TextTokens = None,
     device: o.Device = o.COMPUTE.device,
     compute_dtype: o.ComputeDtype = o.COMPUTE.dtype,
     as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
-    """Perplexity of MODEL on a text, with weights streamed."""
+    """Perplexity of MODEL on a text, with weights streamed; with --plan of what PLAN makes of it, unwritten."""
     with one_line_errors():
         from streamcollapse.cli import tables
         from streamcollapse.jobs.perplexity import perplexity as run
+        from streamcollapse.merge.plan import Plan
 
+        parsed = None if plan is None else Plan.load(plan)
         with live_progress(quiet=as_json) as listener:
             score = run(
                 model,
                 text,
                 window=window,
+                stride=stride,
                 max_tokens=max_tokens,
+                plan=parsed,
                 compute=Compute(device, compute_dtype),
                 trust_remote_code=trust_remote_code,
                 listener=listener,

@@ -16,7 +16,7 @@ from streamcollapse.arch.layout import Layout
 from streamcollapse.errors import CalibrationError, NonFiniteError
 from streamcollapse.forward.batches import Batch, make_batches
 from streamcollapse.forward.model import StreamedModel, Weights, overflow
-from streamcollapse.merge.plan import original_layers
+from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.merge.view import MergedView
 from streamcollapse.progress import LayerDone, Listener
 from streamcollapse.storage.finite import check_finite, is_finite
@@ -40,13 +40,37 @@ class Perplexity:
         return math.exp(self.nll) if self.nll < 700 else math.inf
 
 
-def make_windows(prefix: Sequence[int], token_ids: Sequence[int], window: int) -> list[list[int]]:
-    """Cut ``token_ids`` into windows of at most ``window`` tokens, each opened by ``prefix`` (BOS, if any)."""
-    step = window - len(prefix)
-    if step < 1:
+@dataclass(frozen=True)
+class Window:
+    """Token ids that run together; the last ``predicted`` of them count."""
+
+    token_ids: list[int]
+    predicted: int
+
+
+def make_windows(
+    prefix: Sequence[int], token_ids: Sequence[int], window: int, stride: int | None = None
+) -> list[Window]:
+    """Cut ``token_ids`` into windows of at most ``window`` tokens, each opened by ``prefix`` (BOS, if any).
+
+    A window begins ``stride`` tokens after the one before it, and predicts what that one has not (None: they do not
+    overlap). Raises CalibrationError where they would leave no room for text, or leave some of it out.
+    """
+    room = window - len(prefix)
+    if room < 1:
         raise CalibrationError(f"a window of {window} tokens leaves no room for text; pass a larger --window")
-    windows = [[*prefix, *token_ids[i : i + step]] for i in range(0, len(token_ids), step)]
-    return [w for w in windows if len(w) > 1]
+    step = room if stride is None else stride
+    if not 1 <= step <= room:
+        raise CalibrationError(f"stride is {step}; with windows of {window} tokens it must be from 1 to {room}")
+    windows, reached = [], 0
+    for start in range(0, len(token_ids), step):
+        ids = [*prefix, *token_ids[start : start + room]]
+        end = min(start + room, len(token_ids))
+        windows.append(Window(ids, min(end - reached, len(ids) - 1)))
+        reached = end
+        if end == len(token_ids):
+            break
+    return [window for window in windows if window.predicted > 0]
 
 
 @torch.inference_mode()
@@ -54,30 +78,35 @@ def streamed_perplexity(
     model: StreamedModel,
     stream: WeightStream,
     layout: Layout,
-    windows: Sequence[Sequence[int]],
+    layers: Sequence[PlanLayer],
+    merge_norms: bool,
+    windows: Sequence[Window],
     hidden_size: int,
     vocabulary: int,
     meter: Meter,
     listener: Listener,
 ) -> Perplexity:
-    """Perplexity over ``windows`` of token ids: every token but the first of a window is predicted.
+    """Perplexity over ``windows`` of the model whose layers are ``layers`` (with ``merge_norms``) of the source.
 
     ``hidden_size`` and ``vocabulary`` bound what is held at once. Raises CalibrationError when nothing is predicted,
     NonFiniteError when a weight or the result is not finite.
     """
-    batches = make_batches(windows, MAX_CALL_TOKENS)
+    batches = make_batches([window.token_ids for window in windows], MAX_CALL_TOKENS)
+    predicted = iter(windows)  # batches keep the order
     total, tokens = 0.0, 0
     head = model.head()
     for name, weight in head.items():
         check_finite(name, weight)
     chunk = max(MAX_LOGITS_BYTES // (4 * vocabulary), 1)
     for group in _groups(batches, hidden_size * model.placement.dtype.itemsize):
-        hidden = _stream(model, stream, layout, group, meter, listener)
+        hidden = _stream(model, stream, layout, (layers, merge_norms), group, meter, listener)
         for batch, hidden_NTD in zip(group, hidden, strict=True):
             for row, length in enumerate(batch.lengths):
                 ids = batch.input_ids_NT[row, :length].to(hidden_NTD.device)
-                total += _row_nll(model, head, hidden_NTD[row : row + 1, : length - 1], ids[1:], chunk)
-                tokens += length - 1
+                count = next(predicted).predicted
+                states = hidden_NTD[row : row + 1, length - 1 - count : length - 1]
+                total += _row_nll(model, head, states, ids[length - count :], chunk)
+                tokens += count
     if tokens == 0:
         raise CalibrationError("the text has no token to predict; give a longer text")
     if not math.isfinite(total):
@@ -89,6 +118,7 @@ def _stream(
     model: StreamedModel,
     stream: WeightStream,
     layout: Layout,
+    described: tuple[Sequence[PlanLayer], bool],
     batches: Sequence[Batch],
     meter: Meter,
     listener: Listener,
@@ -96,17 +126,18 @@ def _stream(
     """What leaves the top layer, per batch. [N, T, D]"""
     recordings = model.record(batches)
     hidden = [recording.hidden_NTD for recording in recordings]
-    num_layers = layout.num_layers
-    with stream.run([layout.layer_names(i) for i in range(num_layers)]) as weights_pass:
-        view = MergedView(weights_pass, layout, original_layers(num_layers), merge_norms=False)
-        for position in range(num_layers):
+    layers, merge_norms = described
+    reads = MergedView(stream.source, layout, layers, merge_norms)
+    with stream.run([reads.source_names(position) for position in range(len(layers))]) as weights_pass:
+        view = reads.over(weights_pass)
+        for position, layer in enumerate(layers):
             before = meter.bytes_read
             with weights_pass.step(), model.onload(view, position) as weights:
                 for i, recording in enumerate(recordings):
-                    hidden[i] = model.run(position, weights, hidden[i], recording.calls[position])
+                    hidden[i] = model.run(layer.base, weights, hidden[i], recording.calls[layer.base])
                 if not all(is_finite(h) for h in hidden):
                     model.check_weights(view, position, weights)
-            listener(LayerDone(position, num_layers, meter.bytes_read - before))
+            listener(LayerDone(position, len(layers), meter.bytes_read - before))
     return hidden
 
 

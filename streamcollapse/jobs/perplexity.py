@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from streamcollapse.errors import OptionError
 from streamcollapse.forward.perplexity import make_windows, streamed_perplexity
 from streamcollapse.jobs.opening import longest_context, open_job
 from streamcollapse.jobs.streams import open_stream, plain_allotment
+from streamcollapse.merge.plan import Plan, original_layers
+from streamcollapse.merge.view import check_plan
 from streamcollapse.progress import Listener, PhaseStarted, silent
 from streamcollapse.settings import Compute, Streaming
 from streamcollapse.strategy.calibration import check_vocabulary, load_tokenizer, opening_tokens, read_text
@@ -19,12 +22,17 @@ LONGEST_WINDOW = 2048
 
 @dataclass(frozen=True)
 class Score:
-    """``perplexity`` = exp(``nll``), the mean over ``tokens`` predicted tokens, in windows of ``window`` tokens."""
+    """``perplexity`` = exp(``nll``), the mean over ``tokens`` predicted tokens, in windows of ``window`` tokens, each
+    ``stride`` tokens of text after the one before. ``bits_per_byte``: the same loss over the UTF-8 bytes of the text,
+    which can be compared between tokenizers."""
 
     perplexity: float
     nll: float
+    bits_per_byte: float
     tokens: int
     window: int
+    stride: int
+    layers: int
     usage: dict[str, Any]
 
 
@@ -33,35 +41,58 @@ def perplexity(
     text: str | Path,
     *,
     window: int | None = None,
+    stride: int | None = None,
     max_tokens: int | None = None,
+    plan: Plan | None = None,
     compute: Compute = Compute(),  # noqa: B008
     streaming: Streaming = Streaming(),  # noqa: B008
     trust_remote_code: bool = False,
     listener: Listener = silent,
 ) -> Score:
-    """Perplexity of the checkpoint ``source`` on the UTF-8 file ``text``, cut to its first ``max_tokens`` tokens.
+    """Perplexity of the checkpoint ``source`` on the UTF-8 file ``text``, cut to its first ``max_tokens`` tokens; with
+    ``plan`` that of the pruned model that it describes, which is not written.
 
-    The text is cut into neighbouring windows of ``window`` tokens (default: the model's context, at most 2048), each
-    opened by the tokens that the tokenizer puts first; every other token is predicted once. Raises StreamCollapseError.
+    The text is cut into windows of ``window`` tokens (default: the model's context, at most 2048), each opened by the
+    tokens that the tokenizer puts first. Each begins ``stride`` tokens of text after the one before (default: where
+    that one ends); every token is predicted once, by the first window that has it. Raises StreamCollapseError.
     """
-    for name, value in (("window", window), ("max tokens", max_tokens)):
-        if value is not None and value < 2:
-            raise OptionError(f"{name} is {value}; it must be at least 2")
+    for name, value, least in (("window", window, 2), ("max tokens", max_tokens, 2), ("stride", stride, 1)):
+        if value is not None and value < least:
+            raise OptionError(f"{name} is {value}; it must be at least {least}")
     contents = read_text(Path(text))
     job = open_job(source, compute, trust_remote_code, listener)
+    if plan is not None:
+        check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
+    layers = original_layers(job.num_layers) if plan is None else plan.layers
+    merge_norms = plan is not None and plan.merge_norms
     context = longest_context(job)
     if window is None:
         window = min(context or LONGEST_WINDOW, LONGEST_WINDOW)
     elif context is not None and window > context:
         raise OptionError(f"window is {window}, but the model takes {context} tokens at most")
     tokenizer = load_tokenizer(job.checkpoint.directory, trust_remote_code)
-    token_ids = list(tokenizer(contents, add_special_tokens=False, verbose=False)["input_ids"])[:max_tokens]
+    whole = list(tokenizer(contents, add_special_tokens=False, verbose=False)["input_ids"])
+    token_ids = whole[:max_tokens]
     check_vocabulary(token_ids, job.vocabulary)
-    windows = make_windows(opening_tokens(tokenizer), token_ids, window)
+    prefix = opening_tokens(tokenizer)
+    windows = make_windows(prefix, token_ids, window, stride)
+    scored = contents if len(token_ids) == len(whole) else tokenizer.decode(token_ids)
     stream = open_stream(job, plain_allotment(job, streaming))
     with job.meter.phase("perplexity"):
-        listener(PhaseStarted("perplexity", job.num_layers))
+        listener(PhaseStarted("perplexity", len(layers)))
         result = streamed_perplexity(
-            job.model(), stream, job.architecture.layout, windows, job.hidden_size, job.vocabulary, job.meter, listener
+            job.model(),
+            stream,
+            job.architecture.layout,
+            layers,
+            merge_norms,
+            windows,
+            job.hidden_size,
+            job.vocabulary,
+            job.meter,
+            listener,
         )
-    return Score(result.perplexity, result.nll, result.tokens, window, job.meter.summary())
+    bits = result.nll * result.tokens / math.log(2) / max(len(scored.encode()), 1)
+    step = stride or window - len(prefix)
+    usage = job.meter.summary()
+    return Score(result.perplexity, result.nll, bits, result.tokens, window, step, len(layers), usage)
