@@ -91,8 +91,9 @@ def streamed_perplexity(
     ``hidden_size`` and ``vocabulary`` bound what is held at once. Raises CalibrationError when nothing is predicted,
     NonFiniteError when a weight or the result is not finite.
     """
-    batches = make_batches([window.token_ids for window in windows], MAX_CALL_TOKENS)
-    predicted = iter(windows)  # batches keep the order
+    longest_first = sorted(windows, key=lambda window: -len(window.token_ids))  # the order of batches
+    batches = make_batches([window.token_ids for window in longest_first], MAX_CALL_TOKENS)
+    predicted = iter(longest_first)
     total, tokens = 0.0, 0
     head = model.head()
     for name, weight in head.items():

@@ -91,7 +91,7 @@ def test_a_plan_is_scored_like_the_model_it_describes(
     assert planned.nll == pytest.approx(written.nll, rel=1e-9)
     assert (planned.layers, planned.tokens) == (written.layers, written.tokens)
     assert planned.nll != perplexity(llama, text, max_tokens=300, compute=FLOAT32).nll
-    with pytest.raises(PlanError, match="the plan is for a source of 8 layers, this one has 5"):
+    with pytest.raises(PlanError, match="the plan is for a source of 8 layers, this one has"):
         perplexity(tmp_path / "out", text, plan=pruned.plan, compute=FLOAT32)
 
 
