@@ -27,6 +27,7 @@ from streamcollapse.batch.tasks import Convert, Prune, Task
 from streamcollapse.errors import JobsError, OptionError, printable
 from streamcollapse.settings import COMPUTE_DTYPES, Calibration, Compute, Output
 from streamcollapse.storage.hub import is_hub_id
+from streamcollapse.strategy.catalogue import STRATEGIES
 from streamcollapse.strategy.collapse import CollapseOptions
 
 MOST_TASKS = 10_000
@@ -42,7 +43,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 _OF_CONVERT = {"dtype", "max_shard_size"}
 _OF_PRUNE = _DEFAULTS.keys() - {"dtype"}
-_MAY_BE_NOTHING = {"highest", "calibration", "dtype"}
+_MAY_BE_NOTHING = {"highest", "calibration", "dtype", "target_layers", "target_ratio"}
 _GLOB = "*?["
 
 
@@ -156,8 +157,10 @@ def _fits(name: str, value: Any) -> bool:
     default = _DEFAULTS[name]
     if value is None:
         return name in _MAY_BE_NOTHING
-    if name == "highest":
+    if name in ("highest", "target_layers"):
         return type(value) is int
+    if name == "target_ratio":
+        return isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
     if isinstance(default, float):
@@ -226,7 +229,17 @@ def _label(work: Prune | Convert) -> str:
     if isinstance(work, Convert):
         return work.dtype or "safetensors"
     options, default = work.options, CollapseOptions()
-    parts = [f"C{options.layers_per_merge}", f"I{options.interval}", f"T{options.threshold:g}", options.rule]
+    parts = [options.strategy] if options.strategy != default.strategy else []
+    if options.strategy in ("laco", "rule-based"):
+        parts += [f"C{options.layers_per_merge}", f"I{options.interval}"]
+    if options.target_layers is not None:
+        parts.append(f"N{options.target_layers}")
+    elif options.target_ratio is not None:
+        parts.append(f"ratio{options.target_ratio:g}")
+    elif options.strategy in ("laco", "greedy"):
+        parts.append(f"T{options.threshold:g}")
+    if STRATEGIES[options.strategy].rule is not None:
+        parts.append(options.rule.replace(",", "+"))
     parts += [f"scale{options.rdsc_scale:g}"] if options.rdsc_scale != default.rdsc_scale else []
     parts += [f"L{options.lowest}"] if options.lowest != default.lowest else []
     parts += [f"H{options.highest}"] if options.highest is not None else []

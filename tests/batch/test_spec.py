@@ -33,6 +33,39 @@ def jobs_of(base: Path, document: Any) -> Jobs:
     return read_jobs(base / "jobs.yaml")
 
 
+def test_strategies_and_targets_are_settings_like_others(base: Path) -> None:
+    found = jobs_of(
+        base,
+        """
+        jobs:
+          - source: models/a
+            strategy: [laco, greedy, angular]
+            target_layers: [6, 5]
+          - source: models/a
+            strategy: greedy
+            rule: [first, "first,mean"]
+            target_ratio: 0.25
+          - source: models/a
+            strategy: rule-based
+            I: 4
+        """,
+    )
+    greedy = CollapseOptions(strategy="greedy", target_layers=6)
+    assert greedy.rule == "first,sequential"
+    assert found.tasks[2].work == Prune(greedy, Calibration(), "auto")
+    assert [t.name.removeprefix("a-") for t in found.tasks] == [
+        "C4-I2-N6-sequential",
+        "C4-I2-N5-sequential",
+        "greedy-N6-first+sequential",
+        "greedy-N5-first+sequential",
+        "angular-N6",
+        "angular-N5",
+        "greedy-ratio0.25-first",
+        "greedy-ratio0.25-first+mean",
+        "rule-based-C4-I4-sequential",
+    ]
+
+
 def test_sources_times_settings(base: Path) -> None:
     found = jobs_of(
         base,
@@ -138,6 +171,9 @@ def test_what_goes_together(base: Path) -> None:
         ("jobs: [{source: models/a, T: [[0.5]]}]", "threshold is"),
         ("jobs: [{source: models/a, merge_norms: 1}]", "merge_norms is 1"),
         ("jobs: [{source: models/a, T: 2}]", r"job 1: threshold \(T\) is 2.0"),
+        ("jobs: [{source: models/a, target_layers: x}]", "target_layers is x; it needs"),
+        ("jobs: [{source: models/a, target_ratio: true}]", "target_ratio is True; it needs"),
+        ("jobs: [{source: models/a, strategy: angular}]", "goes on until a target"),
         ("jobs: [{source: models/a, rule: bset}]", "rule 'bset' is unknown"),
         ("jobs: [{source: models/a, max_tokens: 0}]", "max tokens is 0"),
         ("jobs: [{source: models/a, compute_dtype: int8}]", "compute dtype 'int8' is unknown"),
