@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from streamcollapse.jobs.convert import Conversion, convert
     from streamcollapse.jobs.inspect import inspect
     from streamcollapse.jobs.perplexity import perplexity
+    from streamcollapse.jobs.planning import compose_plans, make_plan
     from streamcollapse.jobs.prune import Pruned, apply, prune, search
     from streamcollapse.jobs.resume import resume
     from streamcollapse.jobs.verify import Verification, verify
@@ -38,8 +39,10 @@ _HOMES = {
     "Streaming": "settings",
     "Verification": "jobs.verify",
     "apply": "jobs.prune",
+    "compose_plans": "jobs.planning",
     "convert": "jobs.convert",
     "inspect": "jobs.inspect",
+    "make_plan": "jobs.planning",
     "perplexity": "jobs.perplexity",
     "prune": "jobs.prune",
     "resume": "jobs.resume",
@@ -60,8 +63,10 @@ __all__ = [
     "Streaming",
     "Verification",
     "apply",
+    "compose_plans",
     "convert",
     "inspect",
+    "make_plan",
     "perplexity",
     "prune",
     "resume",

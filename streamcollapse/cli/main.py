@@ -16,6 +16,7 @@ from streamcollapse.cli.batch import batch
 from streamcollapse.cli.demo import demo
 from streamcollapse.cli.formats import convert, verify
 from streamcollapse.cli.measuring import bench, speed
+from streamcollapse.cli.planning import plan
 from streamcollapse.cli.verbs import apply, inspect, perplexity, prune, resume, search, strategies
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 for verb in (prune, search, strategies, apply, resume, inspect, perplexity, convert, verify, batch, bench, speed, demo):
     app.command()(verb)
+app.add_typer(plan)
 
 
 def _print_version(wanted: bool) -> None:

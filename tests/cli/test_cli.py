@@ -148,9 +148,11 @@ def test_the_demo_replaces_only_its_own(tmp_path: Path) -> None:
 def _options() -> str:
     """Every verb with its options and defaults, a line each."""
     lines = []
-    group = typer.main.get_command(app)
-    for verb in sorted(group.commands):  # type: ignore[attr-defined]
-        for parameter in group.commands[verb].params:  # type: ignore[attr-defined]
+    verbs: dict[str, Any] = {}
+    for name, verb in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        verbs |= {f"{name} {sub}": one for sub, one in getattr(verb, "commands", {}).items()} or {name: verb}
+    for verb in sorted(verbs):
+        for parameter in verbs[verb].params:
             names = " ".join([*parameter.opts, *parameter.secondary_opts])
             required = "required" if parameter.required else f"default {parameter.default}"
             lines.append(f"{verb}: {names} ({required})")

@@ -1,0 +1,73 @@
+"""The verbs that make plans without a search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from streamcollapse.cli import options as o
+from streamcollapse.cli.screen import one_line_errors, print_json
+
+plan = typer.Typer(
+    name="plan", help="Make plans by hand, and put them together.", no_args_is_help=True, add_completion=False
+)
+
+Target = Annotated[Path, typer.Option("--plan", readable=False, metavar="FILE", help="Where to write the plan.")]
+PlanFile = Annotated[Path, typer.Argument(readable=False, metavar="PLAN")]
+
+
+@plan.command()
+def make(
+    source: o.Source,
+    to: Target,
+    drop: Annotated[
+        str | None,
+        typer.Option(
+            "--drop",
+            metavar="LAYERS",
+            help="Leave these out: 21-29 or 3,5,9, from 0 as in tensor names.",
+            show_default="none",
+        ),
+    ] = None,
+    merge: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--merge",
+            metavar="LAYERS:RULE",
+            help="One layer for these: 12-15:mean, or 12-15:rdsc:0.25. Repeatable.",
+            show_default="none",
+        ),
+    ] = None,
+    merge_norms: o.MergeNorms = o.COLLAPSE.merge_norms,
+    overwrite: o.Overwrite = o.OUTPUT.overwrite,
+    as_json: o.Json = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Write a plan for SOURCE by hand, such as a published list of layers."""
+    with one_line_errors():
+        from streamcollapse.cli.plans import show_plan
+        from streamcollapse.jobs.planning import make_plan
+        from streamcollapse.jobs.preview import check_plan_path
+
+        check_plan_path(to, overwrite)
+        made = make_plan(source, drop, merge or (), merge_norms=merge_norms, trust_remote_code=trust_remote_code)
+        made.save(to)
+        print_json(made.to_json()) if as_json else show_plan(made, to)
+
+
+@plan.command()
+def compose(
+    first: PlanFile, second: PlanFile, to: Target, overwrite: o.Overwrite = o.OUTPUT.overwrite, as_json: o.Json = False
+) -> None:
+    """Write one plan against the source of the first PLAN, for what the second makes of its result."""
+    with one_line_errors():
+        from streamcollapse.cli.plans import show_plan
+        from streamcollapse.jobs.planning import compose_plans
+        from streamcollapse.jobs.preview import check_plan_path
+
+        check_plan_path(to, overwrite)
+        made = compose_plans(first, second)
+        made.save(to)
+        print_json(made.to_json()) if as_json else show_plan(made, to)

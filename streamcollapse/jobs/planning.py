@@ -1,0 +1,39 @@
+"""Plans without a search: made by hand for a source, or put together from two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from streamcollapse.arch import likeness
+from streamcollapse.jobs.opening import open_job
+from streamcollapse.merge.composing import compose, hand_made, parse_group, parse_layers
+from streamcollapse.merge.plan import Plan
+from streamcollapse.merge.view import check_plan
+from streamcollapse.progress import silent
+from streamcollapse.settings import Compute
+
+
+def make_plan(
+    source: str | Path,
+    drop: str | None = None,
+    merge: Sequence[str] = (),
+    *,
+    merge_norms: bool = False,
+    trust_remote_code: bool = False,
+) -> Plan:
+    """A plan for the checkpoint ``source`` without the layers ``drop`` (``21-29``, from 0) and with each of ``merge``
+    (``12-15:mean``) as one; reads headers only. Raises StreamCollapseError."""
+    dropped = [] if drop is None else parse_layers(drop)
+    groups = [parse_group(text) for text in merge]
+    job = open_job(source, Compute("cpu"), trust_remote_code, silent)
+    layers = hand_made(job.num_layers, dropped, groups)
+    plan = Plan(job.name, job.num_layers, job.checkpoint.fingerprint(), layers, merge_norms)
+    check_plan(plan, plan.fingerprint, job.checkpoint, job.architecture.layout)
+    likeness.check_prunable(job.architecture, [layer.base for layer in layers], trust_remote_code)
+    return plan
+
+
+def compose_plans(first: str | Path, second: str | Path) -> Plan:
+    """One plan for the source of the plan in the file ``first``, of both. Raises PlanError."""
+    return compose(Plan.load(first), Plan.load(second))

@@ -1,0 +1,113 @@
+"""Plans made by hand, and of other plans. Pure, like the plans themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from streamcollapse.errors import PlanError, printable
+from streamcollapse.merge.plan import LARGEST_COEFFICIENT, Plan, PlanLayer, original_layers
+from streamcollapse.merge.rules import RULES, Mix
+
+_RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring source layers ``first`` to ``last``, from 0, that become one by ``rule``."""
+
+    first: int
+    last: int
+    rule: str
+    scale: float = 1.0
+
+
+def parse_layers(text: str) -> list[int]:
+    """Layers from 0, as tensor names count them: ``21-29``, ``3`` or several with commas. Raises PlanError."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = _RANGE.fullmatch(part.strip())
+        if match is None:
+            raise PlanError(f"layers {printable(repr(text))} are not numbers or ranges such as 21-29, from 0")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last - first > 100_000:
+            raise PlanError(f"layers {printable(part.strip())} are no range; give the lower one first")
+        found += range(first, last + 1)
+    return found
+
+
+def parse_group(text: str) -> Group:
+    """``12-15:mean``, or ``12-15:rdsc:0.25`` with a scale. Raises PlanError."""
+    layers, _, rule = text.partition(":")
+    rule, _, scale = rule.partition(":")
+    found = parse_layers(layers)
+    if rule not in RULES:
+        raise PlanError(
+            f"merge {printable(repr(text))} names no rule; give one of {', '.join(RULES)}, as in 12-15:mean"
+        )
+    if "," in layers or len(found) < 2:
+        raise PlanError(f"merge {printable(repr(text))} takes a range of two layers or more, as in 12-15:{rule}")
+    try:
+        factor = float(scale or 1)
+    except ValueError:
+        factor = 0.0
+    if not 0 < abs(factor) <= LARGEST_COEFFICIENT or (scale and rule != "rdsc"):
+        raise PlanError(f"merge {printable(repr(text))}: only rdsc takes a scale, a number other than 0")
+    return Group(found[0], found[-1], rule, factor)
+
+
+def hand_made(num_layers: int, drop: Iterable[int], groups: Sequence[Group]) -> tuple[PlanLayer, ...]:
+    """The source's layers without those in ``drop``, and each of ``groups`` as one. Raises PlanError where they meet,
+    or leave nothing."""
+    dropped = list(drop)
+    taken: dict[int, str] = {}
+    named = [(number, "dropped") for number in dropped]
+    named += [(number, "merged") for group in groups for number in range(group.first, group.last + 1)]
+    for number, what in named:
+        if not 0 <= number < num_layers:
+            raise PlanError(f"layer {number} is {what}, but the source has layers 0 to {num_layers - 1}")
+        if number in taken:
+            raise PlanError(f"layer {number} is {taken[number]} and {what}; each layer can be in one place only")
+        taken[number] = what
+    merged = {group.first: group for group in groups}
+    whole, layers = original_layers(num_layers), list[PlanLayer]()
+    for layer in whole:
+        if layer.base in merged:
+            group = merged[layer.base]
+            mixes = [x.mix for x in whole[group.first : group.last + 1]]
+            layers.append(PlanLayer(layer.base, RULES[group.rule](mixes, group.scale)))
+        elif layer.base not in taken:
+            layers.append(layer)
+    if not layers:
+        raise PlanError("no layer is left")
+    return tuple(layers)
+
+
+def compose(first: Plan, second: Plan) -> Plan:
+    """One plan against the source of ``first`` for what ``second`` makes of its result.
+
+    Raises PlanError where the second is for another number of layers, or where norms follow the mix in one and the base
+    in the other, which no single plan can say.
+    """
+    if second.num_source_layers != first.num_layers:
+        raise PlanError(
+            f"the second plan is for a source of {second.num_source_layers} layers, the first one leaves "
+            f"{first.num_layers}"
+        )
+    mixing = [plan for plan in (first, second) if not all(layer.untouched for layer in plan.layers)]
+    if len({plan.merge_norms for plan in mixing}) > 1:
+        raise PlanError("norms follow the mix in one plan and the base in the other; no single plan can say that")
+    layers = []
+    for layer in second.layers:
+        mix: dict[int, float] = {}
+        for middle, coefficient in layer.mix.items():
+            for source, share in first.layers[middle].mix.items():
+                mix[source] = mix.get(source, 0.0) + coefficient * share
+        layers.append(PlanLayer(first.layers[layer.base].base, _without_zeros(mix)))
+    merge_norms = any(plan.merge_norms for plan in mixing)
+    return Plan(first.source_name, first.num_source_layers, first.fingerprint, tuple(layers), merge_norms)
+
+
+def _without_zeros(mix: Mix) -> Mix:
+    return {source: mix[source] for source in sorted(mix) if mix[source] != 0.0}
