@@ -129,11 +129,9 @@ class Candidate:
 
     @cached_property
     def start(self) -> int:
-        """0-based position from which on it has to be run: everything below is the source's."""
-        for i, layer in enumerate(self.layers):
-            if not (layer.base == i and layer.untouched):
-                return i
-        return len(self.layers) - 1  # only its top is gone
+        """0-based position from which on it is run: the merged layer, or a lower one that is not the source's."""
+        below = enumerate(self.layers[: self.position])
+        return next((i for i, layer in below if layer.base != i or not layer.untouched), self.position)
 
     @property
     def merged_layer(self) -> PlanLayer:
