@@ -9,9 +9,10 @@ Targets    At 25 % and at 50 % the recommended setting raises it by at most 0.7 
 Method     The calibration samples are those that a user gets without asking; the text that is scored is not among them.
            Every search of a model shares a work directory, so that a candidate is evaluated once: time and bytes are
            those of what was new, told for the strategies in the order of the table and to be read with that in mind.
-           ``laco`` is searched over the grid of C and I with its threshold found for the number of layers; where no
-           threshold gives that number, the run counts for the number that it gives, and is listed, but not as the
-           best. Plans are scored without being written. Nothing is random.
+           ``laco`` is searched over the grid of C and I with its threshold found for the number of layers, and for
+           ``sequential`` over a grid of thresholds too, since several can give one number and the found one need not
+           be the best; a run counts for the number of layers that it gives. A setting that cannot prune as little as is
+           wanted is left out. Plans are scored without being written. Nothing is random.
 
     python benchmarks/quality.py [--source DIR] [--text FILE] [--tokens 20000] [--quick] [--save FILE]
 
@@ -33,9 +34,11 @@ from typing import Any
 from about import report
 
 from streamcollapse import Compute, Plan, Streaming, inspect, perplexity, search
+from streamcollapse.errors import OptionError
 from streamcollapse.strategy.collapse import CollapseOptions
 
 SHARES = (0.10, 0.25, 0.33, 0.50)
+THRESHOLDS = [round(0.99 - 0.02 * i, 2) for i in range(30)]
 WINDOW = 256
 RECOMMENDED = {"strategy": "greedy", "rule": "first,sequential"}
 WANTED = 0.7  # of what the paper's procedure loses
@@ -72,21 +75,29 @@ class Scores:
         return self._known[key]
 
 
-def one(source: Path, given: dict[str, Any], wanted: int, work: Path, scores: Scores, dense: float) -> dict[str, Any]:
+def one(
+    source: Path, options: CollapseOptions, counts: list[int], work: Path, scores: Scores, dense: float
+) -> dict[str, Any] | None:
+    """What ``options`` come to; None where they cannot prune that little, or to no number of layers in ``counts``."""
     began = time.perf_counter()
-    options = CollapseOptions(**given, target_layers=wanted)
-    plan = search(source, options, compute=Compute(), streaming=Streaming(work_dir=work))
+    try:
+        plan = search(source, options, compute=Compute(), streaming=Streaming(work_dir=work))
+    except OptionError as error:
+        print(f"{options.strategy} {options.rule}, {options.target_layers} layers: {error}", flush=True)
+        return None
     seconds = time.perf_counter() - began
     assert plan.search is not None
+    if options.target_layers is None and plan.num_layers not in counts:
+        return None
     loss = scores.of(plan)
-    laco = given["strategy"] == "laco"
+    laco = options.strategy == "laco"
     return {
-        **given,
+        "strategy": options.strategy,
         "rule": options.rule,
         "C": options.layers_per_merge if laco else None,
         "I": options.interval if laco else None,
         "threshold": plan.search.threshold if laco else None,
-        "wanted_layers": wanted,
+        "wanted_layers": options.target_layers,
         "layers": plan.num_layers,
         "nll": loss,
         "rise": loss - dense,
@@ -151,14 +162,21 @@ def main() -> None:
     data = Path(str(resources.files("streamcollapse.data")))
     source = given.source or data / "wiki-llama-24l"
     scores = Scores(source, given.text or data / "text" / "wiki_eval.txt", given.tokens)
-    num_layers, dense, rows = inspect(source).num_layers, scores.of(None), []
+    num_layers, dense = inspect(source).num_layers, scores.of(None)
+    rows: list[dict[str, Any]] = []
+    counts = [num_layers - round(share * num_layers) for share in SHARES]
     print(f"{source.name}: {num_layers} layers, loss {dense:.4f}", flush=True)
     with tempfile.TemporaryDirectory() as work:
         for setting in settings(given.quick):
-            for share in SHARES:
-                wanted = num_layers - round(share * num_layers)
-                rows.append(one(source, setting, wanted, Path(work) / "work", scores, dense))
-                about = {key: rows[-1][key] for key in ("strategy", "rule", "C", "I", "layers", "rise", "seconds")}
+            tries = [CollapseOptions(**setting, target_layers=count) for count in counts]
+            if (setting["strategy"], setting.get("rule")) == ("laco", "sequential"):
+                tries += [CollapseOptions(**setting, threshold=threshold) for threshold in THRESHOLDS]
+            for options in tries:
+                row = one(source, options, counts, Path(work) / "work", scores, dense)
+                if row is None:
+                    continue
+                rows.append(row)
+                about = {key: row[key] for key in ("strategy", "rule", "C", "I", "layers", "rise", "seconds")}
                 print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     show(rows, num_layers)
     targets = judged(rows, num_layers)
