@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from streamcollapse.arch import likeness
+from streamcollapse.errors import ModelError
 from streamcollapse.jobs.opening import Job
 from streamcollapse.merge.plan import PlanLayer, original_layers
 from streamcollapse.merge.view import mismatch
@@ -82,6 +83,11 @@ def check_prunable(job: Job, options: CollapseOptions) -> None:
 
     Tried on the first candidate; one that merges unlike layers is passed over by the search, and tells nothing.
     """
+    if options.strategy == "rule-based":  # it takes its groups as they come, and passes none over
+        for step in groups_from_the_top(job.num_layers, options, target_of(job, options)):
+            if reason := mismatch(job.checkpoint, job.architecture.layout, step.merged_layer):
+                layers = f"layers {step.pointer}-{step.pointer + step.merged}"
+                raise ModelError(f"{layers} cannot be merged: {reason}; raise --lowest, or lower --highest")
     candidate = first_candidate(job, options)
     if candidate is None or mismatch(job.checkpoint, job.architecture.layout, candidate.merged_layer):
         return

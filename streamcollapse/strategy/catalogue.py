@@ -26,8 +26,8 @@ STRATEGIES = {
     ),
     "greedy": Strategy(
         "scores every merge of two neighbours and takes the best, round after round",
-        "Song et al. 2024, SLEB (arXiv 2402.09025), with merges and any metric",
-        "1 for the reference, up to 1 for each layer that goes",
+        "Song et al. 2024, SLEB (arXiv 2402.09025), there by perplexity and without merges",
+        "1 for the reference, up to 1 for each layer that goes where memory holds a round's candidates",
         "first,sequential",
     ),
     "rule-based": Strategy(

@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from streamcollapse import Calibration, CollapseOptions, Compute, Output, Plan, Streaming, apply, prune, resume, search
-from streamcollapse.errors import OptionError
+from streamcollapse.errors import ModelError, OptionError
 from streamcollapse.progress import DecisionMade, Event, WarningRaised
 from streamcollapse.strategy.catalogue import STRATEGIES
+from tests.checkpoints import save_model
+from tests.families import FAMILIES
 from tests.in_memory import in_memory_greedy, in_memory_search
 from tests.jobs.test_prune import SAMPLES
 
@@ -125,6 +127,14 @@ def test_rule_based_merges_the_papers_groups(tmp_path: Path, llama: Path) -> Non
     assert [d[:2] for d in plain.decisions] == [(7, 1), (4, 1)]
     assert [d.similarity for d in decisions_of(pruned.plan)] == pytest.approx([d[2] for d in plain.decisions], abs=1e-5)
     assert [layer.base for layer in pruned.plan.layers] == [0, 1, 2, 3, 5, 6]
+
+
+def test_layers_that_are_unlike_are_not_merged_by_the_rule(tmp_path: Path) -> None:
+    source = save_model(FAMILIES["qwen 3 moe, dense and sparse"](), tmp_path / "source", gain=1.5)
+    options = CollapseOptions(layers_per_merge=2, interval=1, strategy="rule-based", rule="mean")
+    with pytest.raises(ModelError, match=r"layers \d+-\d+ cannot be merged: .*; raise --lowest, or lower --highest"):
+        prune(source, tmp_path / "out", options, compute=FLOAT32)
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
 
 def test_the_papers_groups_of_32_layers() -> None:
