@@ -6,6 +6,7 @@ Independent of the library: it shares no code with it, and follows the paper's A
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,12 +79,50 @@ def last_hidden(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor
         return model(input_ids=input_ids, output_hidden_states=True, use_cache=False).hidden_states[-1][0]
 
 
-def mean_similarity(candidate: PreTrainedModel, original: PreTrainedModel, token_ids: Sequence[torch.Tensor]) -> float:
-    total = 0.0
+def mean_similarity(
+    candidate: PreTrainedModel, original: PreTrainedModel, token_ids: Sequence[torch.Tensor], metric: str = "cosine"
+) -> float:
+    """The mean over samples; of a metric of tokens the mean over all tokens; of one in nats exp(-it)."""
+    values, weights = [], []
     for ids in token_ids:
-        a, b = last_hidden(candidate, ids).flatten(), last_hidden(original, ids).flatten()
-        total += float(torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0))
-    return total / len(token_ids)
+        if metric in ("nll", "kl"):
+            values.append(nats(candidate, original, ids, metric))
+            weights.append(ids.shape[1] - (metric == "nll"))
+            continue
+        a, b = last_hidden(candidate, ids).double(), last_hidden(original, ids).double()
+        if metric.startswith("cka"):
+            values.append(float(hsic(a, b, metric) / (hsic(a, a, metric) * hsic(b, b, metric)).sqrt()))
+        else:
+            a, b = (a, b) if metric == "token-cosine" else (a.flatten()[None], b.flatten()[None])
+            values.append(float(torch.nn.functional.cosine_similarity(a, b, dim=1).mean()))
+        weights.append(len(a) if metric == "token-cosine" else 1)
+    mean = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+    return math.exp(-mean) if metric in ("nll", "kl") else mean
+
+
+@torch.no_grad()
+def nats(candidate: PreTrainedModel, original: PreTrainedModel, ids: torch.Tensor, metric: str) -> float:
+    """How much the loss rises, as the models say it, or the divergence of their distributions."""
+    if metric == "nll":
+        losses = [float(model(input_ids=ids, labels=ids, use_cache=False).loss) for model in (candidate, original)]
+        return losses[0] - losses[1]
+    p, q = (model(input_ids=ids, use_cache=False).logits[0].double().softmax(-1) for model in (original, candidate))
+    return float((p * (p / q).log()).sum(-1).mean())
+
+
+def hsic(a: torch.Tensor, b: torch.Tensor, metric: str) -> torch.Tensor:
+    """tr(K H L H) of two sets of rows (Gretton et al. 2005, up to a factor)."""
+    n = len(a)
+    centring = torch.eye(n, dtype=torch.float64) - torch.full((n, n), 1 / n, dtype=torch.float64)
+    kernels = []
+    for x in (a, b):
+        if metric == "cka-linear":
+            kernels.append(x @ x.T)
+        else:
+            distances = torch.nn.functional.pdist(x)
+            squares = (x[:, None] - x[None]).square().sum(-1)
+            kernels.append((-squares / (2 * distances.square().median())).exp())
+    return torch.trace(kernels[0] @ centring @ kernels[1] @ centring)
 
 
 def in_memory_search(
@@ -101,6 +140,7 @@ def in_memory_search(
     trust_remote_code: bool = False,
     loader: Any = AutoModelForCausalLM,
     competing: Sequence[tuple[str, float]] = (),
+    metric: str = "cosine",
 ) -> Outcome:
     """``competing``: rules with their scales, instead of ``rule``; the most similar counts."""
     original = loader.from_pretrained(directory, dtype=torch.float32, trust_remote_code=trust_remote_code).eval()
@@ -112,7 +152,7 @@ def in_memory_search(
         count = len(find_layers(outcome.model))
         k = min(c - 1, count - l)
         tried = [merged_model(outcome.model, l, k, *one, norms) for one in competing or [(rule, scale)]]
-        scores = [None if model is None else mean_similarity(model, original, token_ids) for model in tried]
+        scores = [None if model is None else mean_similarity(model, original, token_ids, metric) for model in tried]
         outcome.tried.append(scores)
         best = max(range(len(scores)), key=lambda i: -2.0 if scores[i] is None else scores[i])  # type: ignore[return-value]
         candidate, similarity = tried[best], scores[best]
@@ -129,7 +169,14 @@ def in_memory_search(
 
 
 def in_memory_greedy(
-    directory: Path, samples: Sequence[str], *, rules: Sequence[str], rounds: int, low: int = 1, high: int | None = None
+    directory: Path,
+    samples: Sequence[str],
+    *,
+    rules: Sequence[str],
+    rounds: int,
+    low: int = 1,
+    high: int | None = None,
+    metric: str = "kl",
 ) -> Outcome:
     """In each round every pair of neighbours by each of ``rules``; the most similar model is kept."""
     original = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
@@ -146,7 +193,7 @@ def in_memory_greedy(
             for rule in rules:
                 model = merged_model(outcome.model, l, 1, rule, 1.0, False)
                 assert model is not None
-                similarity = mean_similarity(model, original, token_ids)
+                similarity = mean_similarity(model, original, token_ids, metric)
                 if best is None or similarity > best[0] + 1e-9:
                     best = (similarity, l, model, rule)
         assert best is not None

@@ -240,6 +240,7 @@ def _label(work: Prune | Convert) -> str:
         parts.append(f"T{options.threshold:g}")
     if STRATEGIES[options.strategy].rule is not None:
         parts.append(options.rule.replace(",", "+"))
+    parts += [options.metric] if options.metric != (STRATEGIES[options.strategy].metric or "cosine") else []
     parts += [f"scale{options.rdsc_scale:g}"] if options.rdsc_scale != default.rdsc_scale else []
     parts += [f"L{options.lowest}"] if options.lowest != default.lowest else []
     parts += [f"H{options.highest}"] if options.highest is not None else []

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from streamcollapse.cli import options as o
+from streamcollapse.cli.grouped import grouped
 from streamcollapse.cli.screen import live_progress, one_line_errors, print_json
 from streamcollapse.settings import Calibration, Compute, Streaming
 from streamcollapse.strategy.collapse import CollapseOptions
@@ -42,21 +43,13 @@ NewTokens = Annotated[int, typer.Option("--new-tokens", help="Tokens to generate
 Repeat = Annotated[int, typer.Option("--repeat", help="Measured runs; the median counts.")]
 
 
+@grouped
 def bench(
     source: o.Source,
-    layers_per_merge: o.LayersPerMerge = o.COLLAPSE.layers_per_merge,
-    interval: o.Interval = o.COLLAPSE.interval,
-    threshold: o.Threshold = o.COLLAPSE.threshold,
-    rule: o.Rule = None,
-    calibration: o.CalibrationFile = None,
-    max_tokens: o.MaxTokens = o.CALIBRATION.max_tokens,
-    device: o.Device = o.COMPUTE.device,
-    compute_dtype: o.ComputeDtype = o.COMPUTE.dtype,
-    lookahead: o.Lookahead = "auto",
-    prefetch: o.Prefetch = o.STREAMING.prefetch,
-    io: o.Io = o.STREAMING.io,
-    ram_budget: o.RamBudget = None,
-    vram_budget: o.VramBudget = None,
+    method: CollapseOptions,
+    samples: Calibration,
+    compute: Compute,
+    streaming: Streaming,
     scratch: Scratch = None,
     cold: Cold = False,
     plot: Plot = None,
@@ -65,34 +58,31 @@ def bench(
 ) -> None:
     """Prune SOURCE into a directory that is removed again, and say what each phase took against what the disk can
     do."""
-    with one_line_errors():
-        from streamcollapse.cli import plots, tables
-        from streamcollapse.jobs.bench import bench as run
+    from streamcollapse.cli import plots, tables
+    from streamcollapse.jobs.bench import bench as run
 
-        method = CollapseOptions(layers_per_merge, interval, threshold=threshold, rule=rule or "")
-        streaming = Streaming(Streaming.parse_lookahead(lookahead), prefetch, io, ram_budget, vram_budget)
-        if plot is not None:
-            plots.check_plot(plot)
-        with live_progress(quiet=as_json) as listener:
-            found = run(
-                source,
-                method,
-                calibration=Calibration(calibration, max_tokens),
-                compute=Compute(device, compute_dtype),
-                streaming=streaming,
-                scratch=scratch,
-                cold=cold,
-                trust_remote_code=trust_remote_code,
-                listener=listener,
-            )
-        if plot is not None:
-            points = [
-                (t, {"resident": s.rss, "anonymous": s.anonymous, "control group": s.group, "device": s.vram_device})
-                for t, s in found.timeline
-            ]
-            phases = [(p["name"], p["seconds"]) for p in found.report["usage"]["phases"]]
-            plots.plot_memory(points, phases, plot)
-        print_json(found.to_json()) if as_json else tables.show_bench(found)
+    if plot is not None:
+        plots.check_plot(plot)
+    with live_progress(quiet=as_json) as listener:
+        found = run(
+            source,
+            method,
+            calibration=samples,
+            compute=compute,
+            streaming=streaming,
+            scratch=scratch,
+            cold=cold,
+            trust_remote_code=trust_remote_code,
+            listener=listener,
+        )
+    if plot is not None:
+        points = [
+            (t, {"resident": s.rss, "anonymous": s.anonymous, "control group": s.group, "device": s.vram_device})
+            for t, s in found.timeline
+        ]
+        phases = [(p["name"], p["seconds"]) for p in found.report["usage"]["phases"]]
+        plots.plot_memory(points, phases, plot)
+    print_json(found.to_json()) if as_json else tables.show_bench(found)
 
 
 def speed(

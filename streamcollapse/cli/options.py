@@ -9,7 +9,7 @@ import typer
 
 from streamcollapse.merge.rules import RULES
 from streamcollapse.settings import COMPUTE_DTYPES, IO_MODES, Calibration, Compute, Output, Streaming
-from streamcollapse.strategy.catalogue import STRATEGIES
+from streamcollapse.strategy.catalogue import METRICS, STRATEGIES
 from streamcollapse.strategy.collapse import CollapseOptions
 from streamcollapse.strategy.variants import BEST
 
@@ -66,6 +66,17 @@ Rule = Annotated[
         "base + sum of differences, which usually destroys them. mean: equal weights. first: drop the followers. "
         "Of several with commas, or best (all of them), the most similar "
         "counts for each candidate.",
+        rich_help_panel=_METHOD,
+    ),
+]
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        show_default="the strategy's; cosine for laco, kl for greedy",
+        metavar="|".join(METRICS),
+        help="What similarity is: of last hidden states (cosine, token-cosine, cka-linear, cka-kernel), or of what "
+        "the head makes of them (nll, kl). 1 is the same.",
         rich_help_panel=_METHOD,
     ),
 ]

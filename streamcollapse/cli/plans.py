@@ -87,6 +87,8 @@ def show_strategies(strategies: Mapping[str, Strategy]) -> None:
         rows.append(("model reads", strategy.reads))
         if strategy.rule is not None:
             rows.append(("default rule", strategy.rule))
+        if strategy.metric is not None:
+            rows.append(("default metric", strategy.metric))
         if strategy.needs_target:
             rows.append(("needs", "--target-layers or --target-ratio"))
         console.print(Text(name, "bold"))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from streamcollapse.cli import options as o
+from streamcollapse.cli.grouped import grouped
 from streamcollapse.cli.screen import live_progress, one_line_errors, print_json
 from streamcollapse.settings import Calibration, Compute, Output, Streaming
 from streamcollapse.strategy.collapse import CollapseOptions
@@ -50,130 +51,78 @@ TextTokens = Annotated[
 ]
 
 
+@grouped
 def prune(
     source: o.Source,
     out: o.Out,
-    layers_per_merge: o.LayersPerMerge = o.COLLAPSE.layers_per_merge,
-    interval: o.Interval = o.COLLAPSE.interval,
-    lowest: o.Lowest = o.COLLAPSE.lowest,
-    highest: o.Highest = o.COLLAPSE.highest,
-    threshold: o.Threshold = o.COLLAPSE.threshold,
-    rule: o.Rule = None,
-    rdsc_scale: o.RdscScale = "1",
-    merge_norms: o.MergeNorms = o.COLLAPSE.merge_norms,
-    strategy: o.Strategy = o.COLLAPSE.strategy,
-    target_layers: o.TargetLayers = None,
-    target_ratio: o.TargetRatio = None,
-    calibration: o.CalibrationFile = None,
-    max_tokens: o.MaxTokens = o.CALIBRATION.max_tokens,
-    device: o.Device = o.COMPUTE.device,
-    compute_dtype: o.ComputeDtype = o.COMPUTE.dtype,
-    lookahead: o.Lookahead = "auto",
-    prefetch: o.Prefetch = o.STREAMING.prefetch,
-    io: o.Io = o.STREAMING.io,
-    ram_budget: o.RamBudget = None,
-    vram_budget: o.VramBudget = None,
-    work_dir: o.WorkDir = None,
-    max_shard_size: o.MaxShardSize = str(o.OUTPUT.max_shard_size),
-    overwrite: o.Overwrite = o.OUTPUT.overwrite,
+    method: CollapseOptions,
+    samples: Calibration,
+    compute: Compute,
+    streaming: Streaming,
+    output: Output,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Prune SOURCE by layer collapse into the new directory DIR: reference pass, search, write."""
-    with one_line_errors():
-        from streamcollapse.cli import tables
-        from streamcollapse.jobs import preview as previews
-        from streamcollapse.jobs import prune as jobs
+    from streamcollapse.cli import tables
+    from streamcollapse.jobs import preview as previews
+    from streamcollapse.jobs import prune as jobs
 
-        scales, aim = CollapseOptions.parse_scales(rdsc_scale), (strategy, target_layers, target_ratio)
-        method = CollapseOptions(
-            layers_per_merge, interval, lowest, highest, threshold, rule or "", scales, merge_norms, *aim
+    if dry_run:
+        preview = previews.preview_search(source, method, samples, compute, streaming, trust_remote_code, out, output)
+        print_json(preview.to_json()) if as_json else tables.show_preview(preview)
+        return
+    with live_progress(quiet=as_json) as listener:
+        pruned = jobs.prune(
+            source,
+            out,
+            method,
+            calibration=samples,
+            compute=compute,
+            streaming=streaming,
+            output=output,
+            trust_remote_code=trust_remote_code,
+            listener=listener,
         )
-        samples, compute = Calibration(calibration, max_tokens), Compute(device, compute_dtype)
-        looking = Streaming.parse_lookahead(lookahead)
-        streaming = Streaming(looking, prefetch, io, ram_budget, vram_budget, work_dir)
-        output = Output(max_shard_size, overwrite)
-        if dry_run:
-            preview = previews.preview_search(
-                source, method, samples, compute, streaming, trust_remote_code, out, output
-            )
-            print_json(preview.to_json()) if as_json else tables.show_preview(preview)
-            return
-        with live_progress(quiet=as_json) as listener:
-            pruned = jobs.prune(
-                source,
-                out,
-                method,
-                calibration=samples,
-                compute=compute,
-                streaming=streaming,
-                output=output,
-                trust_remote_code=trust_remote_code,
-                listener=listener,
-            )
-        print_json({"out": str(pruned.out), **pruned.report}) if as_json else tables.show_pruned(pruned)
+    print_json({"out": str(pruned.out), **pruned.report}) if as_json else tables.show_pruned(pruned)
 
 
+@grouped
 def search(
     source: o.Source,
     plan: PlanOut,
-    layers_per_merge: o.LayersPerMerge = o.COLLAPSE.layers_per_merge,
-    interval: o.Interval = o.COLLAPSE.interval,
-    lowest: o.Lowest = o.COLLAPSE.lowest,
-    highest: o.Highest = o.COLLAPSE.highest,
-    threshold: o.Threshold = o.COLLAPSE.threshold,
-    rule: o.Rule = None,
-    rdsc_scale: o.RdscScale = "1",
-    merge_norms: o.MergeNorms = o.COLLAPSE.merge_norms,
-    strategy: o.Strategy = o.COLLAPSE.strategy,
-    target_layers: o.TargetLayers = None,
-    target_ratio: o.TargetRatio = None,
-    calibration: o.CalibrationFile = None,
-    max_tokens: o.MaxTokens = o.CALIBRATION.max_tokens,
-    device: o.Device = o.COMPUTE.device,
-    compute_dtype: o.ComputeDtype = o.COMPUTE.dtype,
-    lookahead: o.Lookahead = "auto",
-    prefetch: o.Prefetch = o.STREAMING.prefetch,
-    io: o.Io = o.STREAMING.io,
-    ram_budget: o.RamBudget = None,
-    vram_budget: o.VramBudget = None,
-    work_dir: o.WorkDir = None,
+    method: CollapseOptions,
+    samples: Calibration,
+    compute: Compute,
+    streaming: Streaming,
     overwrite: o.Overwrite = o.OUTPUT.overwrite,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Search SOURCE for merges and write the plan; no weights are written."""
-    with one_line_errors():
-        from streamcollapse.cli import plans, tables
-        from streamcollapse.jobs import preview as previews
-        from streamcollapse.jobs import prune as jobs
+    from streamcollapse.cli import plans, tables
+    from streamcollapse.jobs import preview as previews
+    from streamcollapse.jobs import prune as jobs
 
-        scales, aim = CollapseOptions.parse_scales(rdsc_scale), (strategy, target_layers, target_ratio)
-        method = CollapseOptions(
-            layers_per_merge, interval, lowest, highest, threshold, rule or "", scales, merge_norms, *aim
+    previews.check_plan_path(plan, overwrite)
+    if dry_run:
+        preview = previews.preview_search(source, method, samples, compute, streaming, trust_remote_code)
+        print_json(preview.to_json()) if as_json else tables.show_preview(preview)
+        return
+    with live_progress(quiet=as_json) as listener:
+        found = jobs.search(
+            source,
+            method,
+            calibration=samples,
+            compute=compute,
+            streaming=streaming,
+            trust_remote_code=trust_remote_code,
+            listener=listener,
+            save_as=plan,
         )
-        samples, compute = Calibration(calibration, max_tokens), Compute(device, compute_dtype)
-        looking = Streaming.parse_lookahead(lookahead)
-        streaming = Streaming(looking, prefetch, io, ram_budget, vram_budget, work_dir)
-        previews.check_plan_path(plan, overwrite)
-        if dry_run:
-            preview = previews.preview_search(source, method, samples, compute, streaming, trust_remote_code)
-            print_json(preview.to_json()) if as_json else tables.show_preview(preview)
-            return
-        with live_progress(quiet=as_json) as listener:
-            found = jobs.search(
-                source,
-                method,
-                calibration=samples,
-                compute=compute,
-                streaming=streaming,
-                trust_remote_code=trust_remote_code,
-                listener=listener,
-                save_as=plan,
-            )
-        print_json(found.to_json()) if as_json else plans.show_plan(found, plan)
+    print_json(found.to_json()) if as_json else plans.show_plan(found, plan)
 
 
 def strategies(as_json: o.Json = False) -> None:
@@ -187,40 +136,39 @@ def strategies(as_json: o.Json = False) -> None:
         show_strategies(STRATEGIES)
 
 
+@grouped
 def apply(
     source: o.Source,
     plan: PlanIn,
     out: o.Out,
+    output: Output,
     device: o.Device = o.COMPUTE.device,
-    max_shard_size: o.MaxShardSize = str(o.OUTPUT.max_shard_size),
-    overwrite: o.Overwrite = o.OUTPUT.overwrite,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Write the pruned checkpoint that PLAN makes of SOURCE into the new directory DIR."""
-    with one_line_errors():
-        from streamcollapse.cli import tables
-        from streamcollapse.jobs import preview as previews
-        from streamcollapse.jobs import prune as jobs
-        from streamcollapse.merge.plan import Plan
+    from streamcollapse.cli import tables
+    from streamcollapse.jobs import preview as previews
+    from streamcollapse.jobs import prune as jobs
+    from streamcollapse.merge.plan import Plan
 
-        parsed, compute, output = Plan.load(plan), Compute(device), Output(max_shard_size, overwrite)
-        if dry_run:
-            preview = previews.preview_apply(source, parsed, out, compute, output, trust_remote_code)
-            print_json(preview.to_json()) if as_json else tables.show_preview(preview)
-            return
-        with live_progress(quiet=as_json) as listener:
-            pruned = jobs.apply(
-                source,
-                parsed,
-                out,
-                compute=compute,
-                output=output,
-                trust_remote_code=trust_remote_code,
-                listener=listener,
-            )
-        print_json({"out": str(pruned.out), **pruned.report}) if as_json else tables.show_pruned(pruned)
+    parsed, compute = Plan.load(plan), Compute(device)
+    if dry_run:
+        preview = previews.preview_apply(source, parsed, out, compute, output, trust_remote_code)
+        print_json(preview.to_json()) if as_json else tables.show_preview(preview)
+        return
+    with live_progress(quiet=as_json) as listener:
+        pruned = jobs.apply(
+            source,
+            parsed,
+            out,
+            compute=compute,
+            output=output,
+            trust_remote_code=trust_remote_code,
+            listener=listener,
+        )
+    print_json({"out": str(pruned.out), **pruned.report}) if as_json else tables.show_pruned(pruned)
 
 
 def resume(
@@ -244,51 +192,49 @@ def resume(
             print_json({"out": str(found.out), **found.report}) if as_json else tables.show_pruned(found)
 
 
+@grouped
 def inspect(
     source: o.Source,
-    device: o.Device = o.COMPUTE.device,
-    compute_dtype: o.ComputeDtype = o.COMPUTE.dtype,
+    compute: Compute,
     as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Say what SOURCE is and what pruning it would need in memory; reads headers only."""
-    with one_line_errors():
-        from streamcollapse.cli import tables
-        from streamcollapse.jobs.inspect import inspect as run
+    from streamcollapse.cli import tables
+    from streamcollapse.jobs.inspect import inspect as run
 
-        found = run(source, compute=Compute(device, compute_dtype), trust_remote_code=trust_remote_code)
-        print_json(found.to_json()) if as_json else tables.show_inspection(found)
+    found = run(source, compute=compute, trust_remote_code=trust_remote_code)
+    print_json(found.to_json()) if as_json else tables.show_inspection(found)
 
 
+@grouped
 def perplexity(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=o.CHECKPOINT)],
     text: TextFile,
+    compute: Compute,
     plan: ScoredPlan = None,
     window: Window = None,
     stride: Stride = None,
     max_tokens: TextTokens = None,
-    device: o.Device = o.COMPUTE.device,
-    compute_dtype: o.ComputeDtype = o.COMPUTE.dtype,
     as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Perplexity of MODEL on a text, with weights streamed; with --plan of what PLAN makes of it, unwritten."""
-    with one_line_errors():
-        from streamcollapse.cli import tables
-        from streamcollapse.jobs.perplexity import perplexity as run
-        from streamcollapse.merge.plan import Plan
+    from streamcollapse.cli import tables
+    from streamcollapse.jobs.perplexity import perplexity as run
+    from streamcollapse.merge.plan import Plan
 
-        parsed = None if plan is None else Plan.load(plan)
-        with live_progress(quiet=as_json) as listener:
-            score = run(
-                model,
-                text,
-                window=window,
-                stride=stride,
-                max_tokens=max_tokens,
-                plan=parsed,
-                compute=Compute(device, compute_dtype),
-                trust_remote_code=trust_remote_code,
-                listener=listener,
-            )
-        print_json(tables.score_json(score)) if as_json else tables.show_score(score, model)
+    parsed = None if plan is None else Plan.load(plan)
+    with live_progress(quiet=as_json) as listener:
+        score = run(
+            model,
+            text,
+            window=window,
+            stride=stride,
+            max_tokens=max_tokens,
+            plan=parsed,
+            compute=compute,
+            trust_remote_code=trust_remote_code,
+            listener=listener,
+        )
+    print_json(tables.score_json(score)) if as_json else tables.show_score(score, model)

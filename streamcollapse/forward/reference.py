@@ -30,8 +30,8 @@ class Reference:
     """What candidates are measured against, a list entry for each batch.
 
     ``boundaries[b][i]`` are the hidden states [N, T, D] before source layer ``first + i``, on the CPU; ``last_hidden``
-    the original model's last hidden states [N, T, D'] on the compute device; ``calls[b][i]`` the other arguments of
-    layer i.
+    the original model's last hidden states [N, T, D'] and ``top`` what leaves its top layer, before the final norm
+    [N, T, D], both on the compute device; ``calls[b][i]`` the other arguments of layer i.
     """
 
     batches: Sequence[Batch]
@@ -39,6 +39,7 @@ class Reference:
     first: int
     boundaries: list[torch.Tensor]
     last_hidden: list[torch.Tensor]
+    top: list[torch.Tensor]
 
     def boundary(self, layer_index: int) -> list[torch.Tensor]:
         """The hidden states before 0-based source layer ``layer_index``, per batch; it must be one that was kept."""
@@ -94,7 +95,7 @@ def reference_pass(
         for states, h in zip(boundaries, hidden, strict=True):
             states[len(layers) - kept.start].copy_(h)
             room.settle(states[len(layers) - kept.start])
-    return Reference(batches, calls, kept.start, boundaries, [model.last_hidden(h) for h in hidden])
+    return Reference(batches, calls, kept.start, boundaries, [model.last_hidden(h) for h in hidden], hidden)
 
 
 def _finite(hidden: list[torch.Tensor], batches: Sequence[Batch]) -> bool:

@@ -6,14 +6,13 @@ bit the same whoever shares the sweep, and whoever has come the same way up to s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
 from streamcollapse.arch.layout import Layout
 from streamcollapse.forward.kept import KeptLayers
-from streamcollapse.forward.metrics import cosine_similarities
+from streamcollapse.forward.measure import Measure
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.forward.reference import Reference
 from streamcollapse.forward.schedule import Stack, schedule
@@ -31,11 +30,12 @@ def sweep(
     stacks: Sequence[Stack],
     merge_norms: bool,
     reference: Reference,
+    measure: Measure,
     meter: Meter,
     listener: Listener,
     kept: KeptLayers | None = None,
 ) -> list[float | None]:
-    """Mean cosine similarity of each of ``stacks`` to the original, None where its hidden states are not finite.
+    """How alike each of ``stacks`` is to the original by ``measure``, None where that is not finite.
 
     Layers that ``kept`` has are read from there; those that it wants are stored in it on the way.
     """
@@ -66,17 +66,9 @@ def sweep(
                     if passage.onward:
                         hidden[passage.number], waiting[passage.number] = states, passage.onward
                     if passage.finished:
-                        similarity = _similarity(model, states, reference)
+                        similarity = measure(states)
                         for number in passage.finished:
                             similarities[number] = similarity
             listener(LayerDone(visit.last_source, layout.num_layers, meter.bytes_read - before))
     assert not hidden, "every candidate reaches the top"
     return similarities
-
-
-def _similarity(model: StreamedModel, hidden: Sequence[torch.Tensor], reference: Reference) -> float | None:
-    values: list[float] = []
-    for h, original, batch in zip(hidden, reference.last_hidden, reference.batches, strict=True):
-        values += cosine_similarities(model.last_hidden(h), original, batch.lengths)
-    mean = math.fsum(values) / len(values)
-    return mean if math.isfinite(mean) else None

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from streamcollapse.forward.measure import Measure, make_measure
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.forward.reference import Reference
 from streamcollapse.forward.schedule import Stack
 from streamcollapse.forward.sweep import sweep
-from streamcollapse.jobs.evaluations import Evaluation, Memory
+from streamcollapse.jobs.evaluations import Evaluation, EvaluationKey, Memory
 from streamcollapse.jobs.opening import Job
 from streamcollapse.jobs.streams import Means
 from streamcollapse.merge.plan import Decision, PlanLayer, stack_key
 from streamcollapse.merge.view import mismatch
 from streamcollapse.settings import Streaming
-from streamcollapse.strategy.collapse import Candidate, CollapseState
+from streamcollapse.strategy.collapse import Candidate, CollapseOptions, CollapseState
 from streamcollapse.strategy.lookahead import Depth, Outcome, likely_states
 from streamcollapse.strategy.odds import Odds
 
@@ -31,10 +32,12 @@ class Evaluator:
         reference: Reference,
         memory: Memory,
         streaming: Streaming,
-        merge_norms: bool,
+        options: CollapseOptions,
     ) -> None:
         self._job, self._model, self._given, self._reference = job, model, given, reference
-        self._memory, self._lookahead, self._merge_norms = memory, streaming.lookahead, merge_norms
+        self._memory, self._lookahead = memory, streaming.lookahead
+        self._merge_norms, self._metric = options.merge_norms, options.metric
+        self._measure: Measure | None = None  # made when there is something to measure
 
     def evaluations(self, state: CollapseState, odds: Odds) -> list[Evaluation]:
         """The evaluations of ``state``'s candidates, from memory or from a sweep that starts with them."""
@@ -44,9 +47,12 @@ class Evaluator:
             found = [self._remembered(candidate) for candidate in state.candidates]
         return [one for one in found if one is not None]
 
+    def _key(self, candidate: Candidate) -> EvaluationKey:
+        return self._metric, stack_key(candidate.layers)
+
     def _remembered(self, candidate: Candidate) -> Evaluation | None:
         """What is known of ``candidate``: it was evaluated, or cannot be."""
-        key = stack_key(candidate.layers)
+        key = self._key(candidate)
         found = self._memory.get(key)
         if found is None:
             reason = mismatch(self._job.source, self._job.architecture.layout, candidate.merged_layer)
@@ -92,6 +98,8 @@ class Evaluator:
     def _evaluate(self, candidates: Sequence[Candidate], layers: Sequence[PlanLayer]) -> None:
         """Evaluate ``candidates`` in one sweep."""
         self._given.kept.want(layers)
+        if self._measure is None:
+            self._measure = make_measure(self._metric, self._model, self._reference, self._job.vocabulary)
         similarities = sweep(
             self._model,
             self._given.stream,
@@ -99,6 +107,7 @@ class Evaluator:
             [Stack(candidate.layers, candidate.start) for candidate in candidates],
             self._merge_norms,
             self._reference,
+            self._measure,
             self._job.meter,
             self._job.listener,
             self._given.kept,
@@ -106,8 +115,8 @@ class Evaluator:
         self._job.checkpoint.check_unchanged()  # before anything is believed that was computed from it
         found = {}
         for candidate, similarity in zip(candidates, similarities, strict=True):
-            reason = None if similarity is not None else "its hidden states are not finite"
-            found[stack_key(candidate.layers)] = Evaluation(similarity, reason)
+            reason = None if similarity is not None else f"its similarity by {self._metric} is not finite"
+            found[self._key(candidate)] = Evaluation(similarity, reason)
         self._memory.add(found)
 
 

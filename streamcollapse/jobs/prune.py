@@ -156,7 +156,7 @@ def _search(
     with job.meter.phase("reference"):
         job.listener(PhaseStarted("reference", job.num_layers))
         reference = place.reference(job, samples, model, given.stream, boundaries(options, job.num_layers))
-    evaluator = Evaluator(job, model, given, reference, place.memory, streaming, options.merge_norms)
+    evaluator = Evaluator(job, model, given, reference, place.memory, streaming, options)
     with job.meter.phase("search"):
         job.listener(PhaseStarted("search"))
         found = run_search(job, options, reference, evaluator, place)

@@ -15,6 +15,7 @@ from streamcollapse.jobs.targets import target_of
 from streamcollapse.jobs.workplace import WorkPlace
 from streamcollapse.merge.plan import Decision, PlanLayer
 from streamcollapse.progress import CandidateStarted, DecisionMade, StackChanged, WarningRaised
+from streamcollapse.strategy.catalogue import METRICS
 from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
 from streamcollapse.strategy.direct import drop_least_influence, drop_least_turning, groups_from_the_top
 from streamcollapse.strategy.greedy import GreedyState
@@ -96,7 +97,7 @@ def _to_target(search: Search) -> Found:
     fewer = _collapse(search, replace(options, threshold=-1.0), keep=False)
     if target.allows(fewer.layers):
         return _collapse(search, fewer.options, keep=True)
-    more = _collapse(search, replace(options, threshold=1.0), keep=False)
+    more = _collapse(search, replace(options, threshold=METRICS[options.metric].highest), keep=False)
     while (low := _lowest_merged(fewer)) < (high := _highest_apart(more)):
         middle = (low + high) / 2
         if not low <= middle < high:

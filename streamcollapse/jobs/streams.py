@@ -9,11 +9,13 @@ from pathlib import Path
 
 from streamcollapse.forward.batches import MAX_CALL_TOKENS
 from streamcollapse.forward.kept import KeptLayers
+from streamcollapse.forward.measure import LOGITS_BYTES
 from streamcollapse.jobs.opening import Job, Samples
 from streamcollapse.jobs.targets import boundaries, first_candidate
 from streamcollapse.settings import Streaming
 from streamcollapse.storage.probe import cached_share, read_rate
 from streamcollapse.storage.reader import check_direct_reads
+from streamcollapse.strategy.catalogue import METRICS
 from streamcollapse.strategy.collapse import CollapseOptions
 from streamcollapse.stream.budget import budget_for, free_ram
 from streamcollapse.stream.copies import CudaCopies
@@ -41,11 +43,21 @@ def allotment(job: Job, samples: Samples | None, streaming: Streaming, options: 
     candidate = first_candidate(job, options)
     window = 1 if candidate is None or not candidate.merged else len(candidate.merged_layer.mix)
     choice = allot(
-        work_of(job, samples, len(boundaries(options, job.num_layers)), window),
+        replace(
+            work_of(job, samples, len(boundaries(options, job.num_layers)), window), head=_head_bytes(job, options)
+        ),
         budget_for(streaming, job.placement.device),
         streaming,
     )
     return replace(choice, io=choose_io(job, streaming.io, choice))
+
+
+def _head_bytes(job: Job, options: CollapseOptions) -> int:
+    """What a metric of next-token distributions holds: the head, and four blocks of logits at its busiest."""
+    output = job.architecture.skeleton.model.get_output_embeddings()
+    if not METRICS[options.metric].by_logits or output is None:
+        return 0
+    return int(output.weight.numel()) * job.placement.dtype.itemsize + 4 * LOGITS_BYTES
 
 
 def least_allotment(job: Job, samples: Samples | None, boundaries: int) -> Allotment:

@@ -185,7 +185,8 @@ def _found(directory: WorkDirectory, model: StreamedModel, batches: Sequence[Bat
         (directory.path / REFERENCE).unlink(missing_ok=True)
         return None
     calls = [recording.calls for recording in model.record(batches)]
-    return Reference(batches, calls, first, boundaries, last)
+    top = [states[-1].to(device) for states in boundaries]  # a work directory has all boundaries
+    return Reference(batches, calls, first, boundaries, last, top)
 
 
 def _tensor(room: OnDisk, found: Mapping[str, Any], name: str) -> torch.Tensor:

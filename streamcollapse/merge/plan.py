@@ -45,6 +45,7 @@ class PlanLayer:
         return self.base, tuple(sorted(self.mix.items()))
 
 
+_USUAL: dict[str, Any] = {"strategy": "laco", "target_layers": None, "target_ratio": None, "metric": "cosine"}
 OPTIONAL = ("reason", "rule", "tried")  # fields of a decision that not every search fills
 
 
@@ -82,6 +83,7 @@ class SearchRecord:
     strategy: str = "laco"
     target_layers: int | None = None
     target_ratio: float | None = None
+    metric: str = "cosine"
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Plan:
         document["merge_norms"] = self.merge_norms
         if self.search is not None:
             search = asdict(self.search)
-            for name, usual in (("strategy", "laco"), ("target_layers", None), ("target_ratio", None)):
+            for name, usual in _USUAL.items():
                 if search[name] == usual:
                     del search[name]
             search["decisions"] = [_said(asdict(d)) for d in self.search.decisions]
@@ -248,7 +250,7 @@ def _parse_search(search: Any) -> SearchRecord:
     kinds: dict[str, type] = {"rule": str, "calibration_sha256": str, "compute_dtype": str}
     kinds |= dict.fromkeys(("layers_per_merge", "lowest", "highest", "interval"), int)
     kinds["threshold"] = float
-    optional: dict[str, type] = {"strategy": str, "target_layers": int, "target_ratio": float}
+    optional: dict[str, type] = {"strategy": str, "target_layers": int, "target_ratio": float, "metric": str}
     _keys(search, "search", {*kinds, "rdsc_scale", "decisions"}, {*optional})
     kinds |= {key: kind for key, kind in optional.items() if key in search}
     fields: dict[str, Any] = {key: _typed(search, key, kind, "search") for key, kind in kinds.items()}

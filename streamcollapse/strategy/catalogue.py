@@ -1,4 +1,4 @@
-"""The strategies there are: what each does, where it is from, and what it costs."""
+"""The strategies and the metrics there are: what each does, where it is from, and what it costs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Strategy:
-    """``reads``: multiples of the model that reference pass and search read. ``rule``: the default, where merge rules
-    matter. ``needs_target``: it only stops at a target."""
+    """``reads``: multiples of the model that reference pass and search read. ``rule`` and ``metric``: the defaults,
+    where they matter. ``needs_target``: it only stops at a target."""
 
     does: str
     source: str
     reads: str
     rule: str | None
+    metric: str | None
     needs_target: bool = False
 
 
@@ -23,23 +24,27 @@ STRATEGIES = {
         "Yang et al. 2024, Algorithm 1 (arXiv 2402.11187)",
         "1 for the reference, and as few sweeps as look-ahead can make of the candidates",
         "sequential",
+        "cosine",
     ),
     "greedy": Strategy(
         "scores every merge of two neighbours and takes the best, round after round",
         "Song et al. 2024, SLEB (arXiv 2402.09025), there by perplexity and without merges",
         "1 for the reference, up to 1 for each layer that goes where memory holds a round's candidates",
         "first,sequential",
+        "kl",
     ),
     "rule-based": Strategy(
         "merges groups of C layers from the top, I layers apart, without looking",
         "Yang et al. 2024, appendix B.7",
         "1 for the reference, up to 1 to say how similar each step leaves the model",
         "sequential",
+        "cosine",
     ),
     "block-influence": Strategy(
         "drops the layers that change their input least, by the cosine of each token",
         "Men et al. 2024, ShortGPT (arXiv 2403.03853)",
         "1",
+        None,
         None,
         needs_target=True,
     ),
@@ -48,6 +53,36 @@ STRATEGIES = {
         "Gromov et al. 2024 (arXiv 2403.17887)",
         "1",
         None,
+        None,
         needs_target=True,
     ),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How alike a candidate is to the original; 1 is the same. ``highest`` that it can be. ``by_logits``: it needs the
+    head, as the others need last hidden states."""
+
+    does: str
+    source: str
+    highest: float = 1.0
+    by_logits: bool = False
+
+
+METRICS = {
+    "cosine": Metric("cosine of a sample's last hidden states, flattened; mean over samples", "Yang et al. 2024, 2.2"),
+    "token-cosine": Metric("cosine of each token's last hidden states; mean over tokens", "as ShortGPT between layers"),
+    "nll": Metric(
+        "perplexity of the original on the samples over the candidate's", "Song et al. 2024, SLEB", 1e6, by_logits=True
+    ),
+    "kl": Metric(
+        "exp(-KL) of the next-token distributions, original against candidate; KL is the mean over tokens in nats",
+        "Yang et al. 2024, B.5 in name",
+        by_logits=True,
+    ),
+    "cka-linear": Metric(
+        "linear CKA of last hidden states, token by token; mean over samples", "Kornblith et al. 2019"
+    ),
+    "cka-kernel": Metric("CKA with an RBF kernel at the median distance", "Kornblith et al. 2019"),
 }

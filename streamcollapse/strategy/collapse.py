@@ -12,7 +12,7 @@ from functools import cached_property
 
 from streamcollapse.errors import OptionError, printable
 from streamcollapse.merge.plan import LayerKey, PlanLayer, collapse, original_layers
-from streamcollapse.strategy.catalogue import STRATEGIES
+from streamcollapse.strategy.catalogue import METRICS, STRATEGIES
 from streamcollapse.strategy.variants import BEST, Variant, check_rules, variants
 
 
@@ -25,7 +25,8 @@ class CollapseOptions:
     candidate, and the most similar counts. ``rdsc_scale`` is the factor of the differences under the rule ``rdsc``, or
     several, which compete as well. ``merge_norms``: norms follow the mix instead of staying the base's.
     ``strategy``: one of strategy/catalogue.py, whose default rule counts where ``rule`` is empty. ``target_layers`` or
-    ``target_ratio`` (pruned parameters over all): how far to prune, instead of the threshold.
+    ``target_ratio`` (pruned parameters over all): how far to prune, instead of the threshold. ``metric``: what
+    similarity is, one of strategy/catalogue.py, whose default for the strategy counts where it is empty.
     """
 
     layers_per_merge: int = 4
@@ -39,11 +40,17 @@ class CollapseOptions:
     strategy: str = "laco"
     target_layers: int | None = None
     target_ratio: float | None = None
+    metric: str = ""
 
     def __post_init__(self) -> None:
         self._check_strategy()
         if self.rule == "":
             object.__setattr__(self, "rule", STRATEGIES[self.strategy].rule or "first")
+        if self.metric == "":
+            object.__setattr__(self, "metric", STRATEGIES[self.strategy].metric or "cosine")
+        if self.metric not in METRICS:
+            name, choices = printable(repr(self.metric)), ", ".join(METRICS)
+            raise OptionError(f"metric {name} is unknown; choose one of {choices}")
         for name in ("layers_per_merge", "interval", "lowest", "highest", "target_layers"):
             value = getattr(self, name)
             if value is not None or name not in ("highest", "target_layers"):
@@ -58,8 +65,11 @@ class CollapseOptions:
             raise OptionError(f"lowest (L) is {self.lowest}; layers are counted from 1")
         if self.highest is not None and self.lowest > self.highest:
             raise OptionError(f"lowest (L) is {self.lowest}, above highest (H), {self.highest}")
-        if not -1.0 <= self.threshold <= 1.0:
-            raise OptionError(f"threshold (T) is {self.threshold}; a cosine similarity lies between -1 and 1")
+        if not -1.0 <= self.threshold <= METRICS[self.metric].highest:
+            raise OptionError(
+                f"threshold (T) is {self.threshold}; similarity by {self.metric} lies between -1 and "
+                f"{METRICS[self.metric].highest:g}"
+            )
         check_rules(self.rule, self.scales)
         object.__setattr__(self, "rdsc_scale", self.scales[0] if len(self.scales) == 1 else self.scales)
 

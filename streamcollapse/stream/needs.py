@@ -49,7 +49,7 @@ class Work:
     stored weights cannot be used as they are; ``state``: the hidden states of all samples at one layer boundary;
     ``boundaries``: how many of these the search starts from; ``activations``: inside one call of a layer; ``tensor``:
     the largest tensor of a layer; ``window``: layers that a merge combines, of which all have to be there at once;
-    ``fused``: what ``fused_bytes`` counts.
+    ``fused``: what ``fused_bytes`` counts; ``head``: final norm, head and logits, where the metric needs them.
     """
 
     num_layers: int
@@ -62,6 +62,7 @@ class Work:
     tensor: int
     window: int = 1
     fused: int = 0
+    head: int = 0
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,9 @@ def needs_on_cpu(work: Work, choice: Allotment) -> list[Need]:
         Need(
             "search",
             f"hidden states of {_counted(choice.candidates, 'candidate')}",
-            (choice.candidates + 2) * work.state,
+            (choice.candidates + 3) * work.state,
         ),
+        *([Need("search", "the head, and logits", work.head)] if work.head else []),
         Need("search", "activations", work.activations),
         Need("search", _where(choice), kept),
         Need("search", f"resident layers: {choice.resident_layers}", choice.resident_layers * work.layer),
@@ -187,7 +189,7 @@ def needs_on_device(work: Work, choice: Allotment) -> list[Need]:
     kept = _boundary_bytes(work, choice)
     pinned, resident = DeviceLoader.HOST_SLOTS * work.layer, choice.resident_layers * work.layer
     needs = []
-    for phase, states in (("reference", 3), ("search", choice.candidates + 3)):
+    for phase, states in (("reference", 4), ("search", choice.candidates + 4)):
         slots = ((work.window if phase == "search" else 1) + choice.prefetch) * work.layer
         needs += [
             Need(phase, "libraries, on first use", LIBRARIES),
@@ -198,10 +200,11 @@ def needs_on_device(work: Work, choice: Allotment) -> list[Need]:
             *([Need(phase, "experts of one layer, put together", work.fused, "vram")] if work.fused else []),
             Need(
                 phase,
-                f"hidden states of {_counted(states - 3, 'candidate')} and the original",
+                f"hidden states of {_counted(states - 4, 'candidate')} and the original",
                 states * work.state,
                 "vram",
             ),
+            *([Need(phase, "the head, and logits", work.head, "vram")] if work.head and phase == "search" else []),
             Need(phase, "activations", work.activations, "vram"),
             Need(phase, f"resident layers: {choice.resident_layers}", resident, "vram"),
         ]

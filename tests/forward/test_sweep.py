@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamcollapse.forward.batches import make_batches
+from streamcollapse.forward.measure import make_measure
 from streamcollapse.forward.reference import reference_pass
 from streamcollapse.forward.schedule import Passage, Stack, Visit, last_source, schedule
 from streamcollapse.forward.sweep import sweep
@@ -90,8 +91,10 @@ def test_every_candidate_walks_its_own_stack_in_order(data: st.DataObject, num_l
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("rule", sorted(RULES))
-def test_company_changes_no_bit_and_each_tensor_is_read_once(llama_bf16: Path, rule: str, dtype: str) -> None:
+@pytest.mark.parametrize(("rule", "metric"), [*zip(sorted(RULES), ("kl", "nll", "cka-kernel", "cosine"), strict=True)])
+def test_company_changes_no_bit_and_each_tensor_is_read_once(
+    llama_bf16: Path, rule: str, metric: str, dtype: str
+) -> None:
     job = open_job(llama_bf16, Compute("cpu", dtype), False, silent)
     model, layout = job.model(), job.architecture.layout
     batches = make_batches(random_samples(), max_tokens=40)
@@ -112,10 +115,11 @@ def test_company_changes_no_bit_and_each_tensor_is_read_once(llama_bf16: Path, r
     reads: Counter[str] = Counter()
     source = ObservedSource(job.checkpoint, lambda name, size: reads.update([name]))
     stream = plain_stream(job, source)
-    together = sweep(model, stream, layout, stacks, False, reference, job.meter, silent)
+    measure = make_measure(metric, model, reference, job.vocabulary)
+    together = sweep(model, stream, layout, stacks, False, reference, measure, job.meter, silent)
     assert all(count == 1 for count in reads.values()), "a tensor was read twice"
-    apart = [sweep(model, stream, layout, [s], False, reference, job.meter, silent)[0] for s in stacks]
+    apart = [sweep(model, stream, layout, [s], False, reference, measure, job.meter, silent)[0] for s in stacks]
     assert together == apart
     assert len(set(together)) > 3
-    backwards = sweep(model, stream, layout, stacks[::-1], False, reference, job.meter, silent)
+    backwards = sweep(model, stream, layout, stacks[::-1], False, reference, measure, job.meter, silent)
     assert backwards[::-1] == together

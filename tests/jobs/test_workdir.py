@@ -57,7 +57,7 @@ def test_torn_and_damaged_records_are_evaluated_again(llama: Path, tmp_path: Pat
     plan = _search(llama, work)
     log = work / "journal.jsonl"
     lines = [line for line in log.read_text().splitlines() if json.loads(line)["kind"] == "evaluated"]
-    assert all(set(json.loads(line)) == {"kind", "stack", "similarity", "reason"} for line in lines)
+    assert all(set(json.loads(line)) == {"kind", "metric", "stack", "similarity", "reason"} for line in lines)
     assert len(lines) > 2
     log.write_text("not json\n" + lines[0] + "\n" + lines[1][:20])
     (work / "reference.json").unlink()
@@ -92,7 +92,7 @@ def test_values_that_no_similarity_has_are_evaluated_again(llama: Path, tmp_path
     log = work / "journal.jsonl"
     records = [json.loads(line) for line in log.read_text().splitlines()]
     keys = [record["stack"] for record in records if record["kind"] == "evaluated"]
-    line = '{{"kind": "evaluated", "stack": "{}", "similarity": {}, "reason": null}}\n'
+    line = '{{"kind": "evaluated", "metric": "cosine", "stack": "{}", "similarity": {}, "reason": null}}\n'
     log.write_text("".join(line.format(key, value) for key in keys))
     assert _search(llama, work) == plan
 

@@ -124,7 +124,7 @@ def test_states_are_not_changed_by_looking_ahead() -> None:
         ({"interval": 0}, r"\(I\) is 0; it must be at least 1"),
         ({"lowest": 0}, r"\(L\) is 0; layers are counted from 1"),
         ({"lowest": 9, "highest": 8}, r"\(L\) is 9, above highest \(H\), 8"),
-        ({"threshold": 1.01}, r"\(T\) is 1.01; a cosine similarity lies between -1 and 1"),
+        ({"threshold": 1.01}, r"\(T\) is 1.01; similarity by cosine lies between -1 and 1"),
         ({"threshold": float("nan")}, r"\(T\) is nan"),
         ({"interval": 1.5}, "interval is 1.5, not a whole number"),
         ({"highest": "8"}, "highest is '8', not a whole number"),

@@ -1,0 +1,124 @@
+"""A metric at work: how alike a candidate is to the original, from what leaves its top layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch.nn import functional
+
+from streamcollapse.errors import CalibrationError
+from streamcollapse.forward import metrics
+from streamcollapse.forward.batches import Batch
+from streamcollapse.forward.model import StreamedModel, Weights
+from streamcollapse.forward.reference import Reference
+from streamcollapse.storage.finite import check_finite
+
+LOGITS_BYTES = 1 << 24  # logits made at once, in float32
+
+Measure = Callable[[Sequence[torch.Tensor]], float | None]
+_OfStates = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], list[float]]
+
+_OF_STATES: dict[str, _OfStates] = {
+    "cosine": metrics.cosine_similarities,
+    "token-cosine": metrics.token_cosines,
+    "cka-linear": metrics.linear_cka,
+    "cka-kernel": metrics.kernel_cka,
+}
+
+
+def make_measure(metric: str, model: StreamedModel, reference: Reference, vocabulary: int) -> Measure:
+    """The measure by ``metric`` (strategy/catalogue.py): of what leaves the top layer of a candidate, [N, T, D] for
+    each batch, how alike it is to the original; None where that is no finite number.
+
+    Raises CalibrationError where the samples are too short for the metric, NonFiniteError for a head that is not
+    finite.
+    """
+    longest = max(max(batch.lengths) for batch in reference.batches)
+    if longest < 2 and metric in ("nll", "cka-linear", "cka-kernel"):
+        raise CalibrationError(f"metric {metric} needs samples of two tokens or more, and all have one")
+    if metric in _OF_STATES:
+        return _OfHiddenStates(_OF_STATES[metric], model, reference)
+    by_logits = _OfLogits(model, reference, vocabulary)
+    return by_logits.divergence if metric == "kl" else by_logits.likelihood
+
+
+class _OfHiddenStates:
+    """The mean of ``similarities`` of the last hidden states."""
+
+    def __init__(self, similarities: _OfStates, model: StreamedModel, reference: Reference) -> None:
+        self._similarities, self._model, self._reference = similarities, model, reference
+
+    def __call__(self, hidden: Sequence[torch.Tensor]) -> float | None:
+        values: list[float] = []
+        for h, original, batch in zip(hidden, self._reference.last_hidden, self._reference.batches, strict=True):
+            values += self._similarities(self._model.last_hidden(h), original, batch.lengths)
+        return _finite(metrics.mean(values))
+
+
+class _OfLogits:
+    """Metrics of the next-token distributions. The head is held; logits are made a block at a time."""
+
+    def __init__(self, model: StreamedModel, reference: Reference, vocabulary: int) -> None:
+        self._model, self._reference = model, reference
+        self._head: Weights = model.head()
+        for name, weight in self._head.items():
+            check_finite(name, weight)
+        self._most = max(LOGITS_BYTES // (4 * vocabulary), 1)
+        self._loss = self._mean_loss(reference.top)
+
+    def likelihood(self, hidden: Sequence[torch.Tensor]) -> float | None:
+        """exp(loss of the original - loss), the loss being the mean over predicted tokens in nats: the perplexity of
+        the original over the candidate's."""
+        return _finite(_exp(self._loss - self._mean_loss(hidden)))
+
+    def divergence(self, hidden: Sequence[torch.Tensor]) -> float | None:
+        """exp(-KL), KL(original || candidate) of the next-token distributions being the mean over all tokens in
+        nats."""
+        total, tokens = 0.0, 0
+        for h, top, batch in zip(hidden, self._reference.top, self._reference.batches, strict=True):
+            for block, real in _blocks(batch, self._most, 0):
+                ours, theirs = (self._log_probabilities(x[block])[real] for x in (h, top))
+                total += float(functional.kl_div(ours, theirs, reduction="sum", log_target=True))
+            tokens += sum(batch.lengths)
+        return _finite(_exp(-total / tokens))
+
+    def _mean_loss(self, hidden: Sequence[torch.Tensor]) -> float:
+        total, tokens = 0.0, 0
+        for h, batch in zip(hidden, self._reference.batches, strict=True):
+            following_NT = batch.input_ids_NT.roll(-1, dims=1)
+            for block, real in _blocks(batch, self._most, 1):
+                targets = following_NT[block][real].to(h.device)
+                log_probabilities = self._log_probabilities(h[block])[real]
+                total += float(functional.nll_loss(log_probabilities, targets, reduction="sum"))
+            tokens += sum(length - 1 for length in batch.lengths)
+        return total / tokens if tokens else math.nan
+
+    def _log_probabilities(self, hidden_NTD: torch.Tensor) -> torch.Tensor:
+        return functional.log_softmax(self._model.logits(self._head, hidden_NTD).float(), dim=-1)
+
+
+_Block = tuple[slice, slice]  # rows and tokens of a batch
+
+
+def _blocks(batch: Batch, most: int, short: int) -> Iterator[tuple[_Block, torch.Tensor]]:
+    """Parts of ``batch`` of at most ``most`` tokens (one at least), and which of their tokens count, [n, t]: the real
+    ones but the last ``short`` of each row."""
+    rows, width = batch.input_ids_NT.shape
+    lengths_N1 = torch.tensor(batch.lengths).unsqueeze(1)
+    real_NT = torch.arange(width).unsqueeze(0) < lengths_N1 - short
+    down, along = max(most // width, 1), min(most, width)
+    for row in range(0, rows, down):
+        for token in range(0, width, along):
+            block = slice(row, row + down), slice(token, token + along)
+            if real_NT[block].any():
+                yield block, real_NT[block]
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
