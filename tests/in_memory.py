@@ -23,6 +23,24 @@ class Outcome:
     tried: list[list[float | None]] = field(default_factory=list)  # of each rule that competed
 
 
+def mixed_model(original: PreTrainedModel, layers: Sequence[tuple[int, dict[int, float]]]) -> PreTrainedModel:
+    """``original`` with these layers: base, and coefficients of source layers for all but the norms."""
+    result, sources = copy.deepcopy(original), find_layers(original)
+    kept = []
+    with torch.no_grad():
+        for base, mix in layers:
+            layer = copy.deepcopy(sources[base])
+            for name, parameter in layer.named_parameters():
+                if "norm" not in name and "ln_" not in name:
+                    parameter.copy_(sum(c * dict(sources[s].named_parameters())[name] for s, c in mix.items()))
+            kept.append(layer)
+    stack = find_layers(result)
+    del stack[:]
+    stack.extend(kept)
+    result.config.get_text_config().num_hidden_layers = len(kept)
+    return result
+
+
 def find_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
     for decoder in (model.get_decoder(), model.base_model):  # transformers 4 has no decoder for some families
         for name in ("layers", "h", "blocks"):

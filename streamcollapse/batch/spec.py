@@ -245,6 +245,8 @@ def _label(work: Prune | Convert) -> str:
     parts += [f"L{options.lowest}"] if options.lowest != default.lowest else []
     parts += [f"H{options.highest}"] if options.highest is not None else []
     parts += ["norms"] if options.merge_norms else []
+    parts += ["rescaled"] if options.rescale else []
+    parts += [f"{options.merges_per_round}at-once"] if options.merges_per_round > 1 else []
     parts += [Path(work.calibration.file).stem] if work.calibration.file is not None else []
     parts += [f"{work.calibration.max_tokens}tokens"] if work.calibration.max_tokens != Calibration().max_tokens else []
     parts += [work.compute_dtype] if work.compute_dtype != "auto" else []

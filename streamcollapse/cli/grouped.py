@@ -22,6 +22,8 @@ def _method(
     target_ratio: o.TargetRatio = None,
     rule: o.Rule = None,
     metric: o.MetricName = None,
+    rescale: o.Rescale = o.COLLAPSE.rescale,
+    merges_per_round: o.MergesPerRound = o.COLLAPSE.merges_per_round,
     layers_per_merge: o.LayersPerMerge = o.COLLAPSE.layers_per_merge,
     interval: o.Interval = o.COLLAPSE.interval,
     lowest: o.Lowest = o.COLLAPSE.lowest,
@@ -43,6 +45,8 @@ def _method(
         target_layers,
         target_ratio,
         metric or "",
+        rescale,
+        merges_per_round,
     )
 
 

@@ -80,6 +80,22 @@ MetricName = Annotated[
         rich_help_panel=_METHOD,
     ),
 ]
+Rescale = Annotated[
+    bool,
+    typer.Option(
+        "--rescale/--no-rescale",
+        help="At the end, find a scale for each layer that stays, so that the result is most similar.",
+        rich_help_panel=_METHOD,
+    ),
+]
+MergesPerRound = Annotated[
+    int,
+    typer.Option(
+        "--merges-per-round",
+        help="Merges that --strategy greedy takes in a round, if they have no layer in common.",
+        rich_help_panel=_METHOD,
+    ),
+]
 RdscScale = Annotated[
     str,
     typer.Option(

@@ -4,50 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from streamcollapse.errors import OptionError
 from streamcollapse.forward.influence import angular_distances, block_influence
 from streamcollapse.forward.reference import Reference
-from streamcollapse.jobs.candidates import Evaluator, decide, most_similar
+from streamcollapse.jobs.candidates import Evaluator, decide
+from streamcollapse.jobs.finding import Found, Search
 from streamcollapse.jobs.opening import Job
+from streamcollapse.jobs.rescaling import rescaled
 from streamcollapse.jobs.targets import target_of
 from streamcollapse.jobs.workplace import WorkPlace
 from streamcollapse.merge.plan import Decision, PlanLayer
-from streamcollapse.progress import CandidateStarted, DecisionMade, StackChanged, WarningRaised
+from streamcollapse.progress import CandidateStarted, StackChanged, WarningRaised
 from streamcollapse.strategy.catalogue import METRICS
 from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
 from streamcollapse.strategy.direct import drop_least_influence, drop_least_turning, groups_from_the_top
 from streamcollapse.strategy.greedy import GreedyState
 from streamcollapse.strategy.odds import Odds
-from streamcollapse.strategy.target import Target
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search came to: ``options`` with what it filled in, the layers, and the decisions in order."""
-
-    options: CollapseOptions
-    layers: tuple[PlanLayer, ...]
-    decisions: list[Decision]
-
-
-@dataclass(frozen=True)
-class Search:
-    """What a strategy has to work with."""
-
-    job: Job
-    options: CollapseOptions
-    target: Target
-    reference: Reference
-    evaluator: Evaluator
-    place: WorkPlace
-
-    def tell(self, decision: Decision, layers: tuple[PlanLayer, ...]) -> None:
-        """Say what was decided, and what the stack is after it."""
-        listener = self.job.listener
-        listener(DecisionMade(decision.l, decision.merged, decision.similarity, decision.accepted, decision.reason))
-        listener(StackChanged(cells(layers, self.job.num_layers)))
 
 
 def run_search(
@@ -60,13 +34,8 @@ def run_search(
     found = _STRATEGIES[options.strategy](search)
     if len(found.layers) == job.num_layers:
         job.listener(WarningRaised("no merge was accepted: the result is the source as it is"))
-    return found
-
-
-def cells(layers: tuple[PlanLayer, ...], num_layers: int) -> tuple[int, ...]:
-    """How many source layers each layer stands for, dropped ones above it included."""
-    bases = [layer.base for layer in layers]
-    return tuple(end - base for base, end in zip(bases, [*bases[1:], num_layers], strict=True))
+        return found
+    return rescaled(search, found) if fitted.rescale else found
 
 
 def _laco(search: Search) -> Found:
@@ -127,22 +96,30 @@ def _highest_apart(found: Found) -> float:
 
 
 def _greedy(search: Search) -> Found:
-    target, decisions = search.target, list[Decision]()
-    state = GreedyState.start(search.job.num_layers, search.options, target)
-    threshold = -math.inf if target.is_set else search.options.threshold
+    target, options, decisions = search.target, search.options, list[Decision]()
+    state = GreedyState.start(search.job.num_layers, options, target)
+    threshold = -math.inf if target.is_set else options.threshold
     while state.candidates:
         search.job.listener(CandidateStarted(state.candidates[0].pointer, 1, None if target.is_set else threshold))
         evaluations = search.evaluator.scores(state.candidates, state.layers)
-        best = most_similar(evaluations)
-        candidate, similarity = state.candidates[best], evaluations[best].similarity
-        accepted = similarity is not None and similarity > threshold
-        rule = candidate.rule if len(search.options.variants) > 1 else None
-        decision = Decision(candidate.pointer, candidate.merged, similarity, accepted, evaluations[best].reason, rule)
-        search.place.decided(len(decisions), decision)
-        decisions.append(decision)
-        state = state.after(candidate if accepted else None)
-        search.tell(decision, state.layers)
-    return Found(search.options, state.layers, decisions)
+        together = state.together([one.similarity for one in evaluations], options.merges_per_round)
+        if not together:
+            first, why = state.candidates[0], evaluations[0].reason
+            decision = Decision(first.pointer, first.merged, None, False, why)
+            search.keep(decision, len(decisions), state.layers)
+            return Found(options, state.layers, [*decisions, decision])
+        stacks = [stack for _, stack in together]
+        joint = [one.similarity for one in search.evaluator.scores(stacks, state.layers)]
+        good = [s is not None and s > threshold for s in joint]
+        taken = good.index(False) if False in good else len(good)
+        told = together[:taken] or together[:1]
+        for (candidate, stack), similarity in zip(told, joint, strict=False):
+            rule = candidate.rule if len(options.variants) > 1 else None
+            decision = Decision(candidate.pointer, candidate.merged, similarity, taken > 0, None, rule)
+            search.keep(decision, len(decisions), stack.layers if taken else state.layers)
+            decisions.append(decision)
+        state = state.after(together[taken - 1][1] if taken else None)
+    return Found(options, state.layers, decisions)
 
 
 def _rule_based(search: Search) -> Found:
@@ -151,9 +128,8 @@ def _rule_based(search: Search) -> Found:
     evaluations = search.evaluator.scores(steps, ()) if steps else []
     for number, (step, evaluation) in enumerate(zip(steps, evaluations, strict=True)):
         decision = Decision(step.pointer, step.merged, evaluation.similarity, True, evaluation.reason)
-        search.place.decided(number, decision)
+        search.keep(decision, number, step.layers)
         decisions.append(decision)
-        search.tell(decision, step.layers)
     if not steps:
         raise OptionError("no group of layers can be merged by the rule; lower --layers-per-merge or the target")
     return Found(search.options, steps[-1].layers, decisions)
@@ -175,8 +151,7 @@ def _angular(search: Search) -> Found:
 
 def _chosen(search: Search, layers: tuple[PlanLayer, ...], decisions: list[Decision]) -> Found:
     for number, decision in enumerate(decisions):
-        search.place.decided(number, decision)
-        search.tell(decision, layers)
+        search.keep(decision, number, layers)
     return Found(search.options, layers, decisions)
 
 

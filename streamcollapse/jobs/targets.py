@@ -29,9 +29,9 @@ def boundaries(options: CollapseOptions, num_layers: int) -> range:
     """The 0-based layer boundaries that a search needs of the reference pass."""
     fitted = options.for_model(num_layers)
     assert fitted.highest is not None
-    if options.strategy == "laco":
+    if options.strategy == "laco" and not options.rescale:
         return range(fitted.lowest - 1, max(CollapseState.start(num_layers, options).pointer, 0))
-    if options.strategy in ("greedy", "rule-based"):
+    if options.strategy in ("laco", "greedy", "rule-based"):
         return range(fitted.lowest - 1, fitted.highest)
     return range(num_layers + 1)
 

@@ -45,7 +45,14 @@ class PlanLayer:
         return self.base, tuple(sorted(self.mix.items()))
 
 
-_USUAL: dict[str, Any] = {"strategy": "laco", "target_layers": None, "target_ratio": None, "metric": "cosine"}
+_USUAL: dict[str, Any] = {
+    "strategy": "laco",
+    "target_layers": None,
+    "target_ratio": None,
+    "metric": "cosine",
+    "rescale": False,
+    "merges_per_round": 1,
+}
 OPTIONAL = ("reason", "rule", "tried")  # fields of a decision that not every search fills
 
 
@@ -84,6 +91,8 @@ class SearchRecord:
     target_layers: int | None = None
     target_ratio: float | None = None
     metric: str = "cosine"
+    rescale: bool = False
+    merges_per_round: int = 1
 
 
 @dataclass(frozen=True)
@@ -251,6 +260,7 @@ def _parse_search(search: Any) -> SearchRecord:
     kinds |= dict.fromkeys(("layers_per_merge", "lowest", "highest", "interval"), int)
     kinds["threshold"] = float
     optional: dict[str, type] = {"strategy": str, "target_layers": int, "target_ratio": float, "metric": str}
+    optional |= {"rescale": bool, "merges_per_round": int}
     _keys(search, "search", {*kinds, "rdsc_scale", "decisions"}, {*optional})
     kinds |= {key: kind for key, kind in optional.items() if key in search}
     fields: dict[str, Any] = {key: _typed(search, key, kind, "search") for key, kind in kinds.items()}

@@ -27,6 +27,7 @@ class CollapseOptions:
     ``strategy``: one of strategy/catalogue.py, whose default rule counts where ``rule`` is empty. ``target_layers`` or
     ``target_ratio`` (pruned parameters over all): how far to prune, instead of the threshold. ``metric``: what
     similarity is, one of strategy/catalogue.py, whose default for the strategy counts where it is empty.
+    ``rescale``: search scales for the layers that stay (strategy/rescale.py). ``merges_per_round``: of ``greedy``.
     """
 
     layers_per_merge: int = 4
@@ -41,6 +42,8 @@ class CollapseOptions:
     target_layers: int | None = None
     target_ratio: float | None = None
     metric: str = ""
+    rescale: bool = False
+    merges_per_round: int = 1
 
     def __post_init__(self) -> None:
         self._check_strategy()
@@ -51,12 +54,15 @@ class CollapseOptions:
         if self.metric not in METRICS:
             name, choices = printable(repr(self.metric)), ", ".join(METRICS)
             raise OptionError(f"metric {name} is unknown; choose one of {choices}")
-        for name in ("layers_per_merge", "interval", "lowest", "highest", "target_layers"):
+        for name in ("layers_per_merge", "interval", "lowest", "highest", "target_layers", "merges_per_round"):
             value = getattr(self, name)
             if value is not None or name not in ("highest", "target_layers"):
                 object.__setattr__(self, name, _whole(name, value))
-        if not isinstance(self.merge_norms, bool):
-            raise OptionError(f"merge norms is {self.merge_norms!r}, neither True nor False")
+        for name in ("merge_norms", "rescale"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name.replace('_', ' ')} is {getattr(self, name)!r}, neither True nor False")
+        if self.merges_per_round < 1:
+            raise OptionError(f"merges per round is {self.merges_per_round}; a round takes at least 1")
         if self.layers_per_merge < 2:
             raise OptionError(f"layers per merge (C) is {self.layers_per_merge}; merging takes at least 2 layers")
         if self.interval < 1:

@@ -7,6 +7,7 @@ share the way up to there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -51,6 +52,33 @@ class GreedyState:
                 rules = (*found[key].rules, variant.label) if key in found else (variant.label,)
                 found[key] = Candidate(position + 1, 1, layers, rules)
         return tuple(found.values())
+
+    def together(self, similarities: Sequence[float | None], most: int) -> list[tuple[Candidate, Candidate]]:
+        """The most similar candidate, then with the next one that has no layer in common with those taken, and so on:
+        at most ``most`` merges, as the target allows. Each merge comes with the stack that it and those before it make.
+
+        ``similarities`` of the candidates, in order; those without one are passed over.
+        """
+        pairs = zip(self.candidates, similarities, strict=True)
+        known = [(similarity, candidate) for candidate, similarity in pairs if similarity is not None]
+        taken, stacks = list[Candidate](), list[tuple[Candidate, Candidate]]()
+        for _, candidate in sorted(known, key=lambda pair: (-pair[0], self.candidates.index(pair[1]))):
+            if any(abs(candidate.position - other.position) < 2 for other in taken):
+                continue
+            layers = self._merged([*taken, candidate])
+            if len(taken) == most or (self.target.is_set and not self.target.allows(layers)):
+                break
+            taken.append(candidate)
+            lowest = min(taken, key=lambda one: one.position)
+            stacks.append((candidate, replace(lowest, layers=layers)))
+        return stacks
+
+    def _merged(self, taken: Sequence[Candidate]) -> tuple[PlanLayer, ...]:
+        layers = self.layers
+        for candidate in sorted(taken, key=lambda candidate: -candidate.position):  # those above keep no place
+            position = candidate.position
+            layers = (*layers[:position], candidate.merged_layer, *layers[position + 2 :])
+        return layers
 
     def after(self, accepted: Candidate | None) -> GreedyState:
         """The state after a round in which ``accepted`` was taken, or none was good enough."""
