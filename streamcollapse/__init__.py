@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from streamcollapse.jobs.planning import compose_plans, make_plan
     from streamcollapse.jobs.prune import Pruned, apply, prune, search
     from streamcollapse.jobs.resume import resume
+    from streamcollapse.jobs.similarity import Similarities, similarity
     from streamcollapse.jobs.verify import Verification, verify
     from streamcollapse.merge.plan import Plan
     from streamcollapse.settings import Calibration, Compute, Output, Streaming
@@ -35,6 +36,7 @@ _HOMES = {
     "Output": "settings",
     "Plan": "merge.plan",
     "Pruned": "jobs.prune",
+    "Similarities": "jobs.similarity",
     "StreamCollapseError": "errors",
     "Streaming": "settings",
     "Verification": "jobs.verify",
@@ -47,6 +49,7 @@ _HOMES = {
     "prune": "jobs.prune",
     "resume": "jobs.resume",
     "search": "jobs.prune",
+    "similarity": "jobs.similarity",
     "verify": "jobs.verify",
 }
 
@@ -59,6 +62,7 @@ __all__ = [
     "Output",
     "Plan",
     "Pruned",
+    "Similarities",
     "StreamCollapseError",
     "Streaming",
     "Verification",
@@ -71,6 +75,7 @@ __all__ = [
     "prune",
     "resume",
     "search",
+    "similarity",
     "verify",
 ]
 

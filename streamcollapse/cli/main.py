@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from streamcollapse.cli.analysis import similarity
 from streamcollapse.cli.batch import batch
 from streamcollapse.cli.demo import demo
 from streamcollapse.cli.formats import convert, verify
@@ -26,7 +27,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (prune, search, strategies, apply, resume, inspect, perplexity, convert, verify, batch, bench, speed, demo):
+for verb in (
+    prune,
+    search,
+    strategies,
+    apply,
+    resume,
+    inspect,
+    similarity,
+    perplexity,
+    convert,
+    verify,
+    batch,
+    bench,
+    speed,
+    demo,
+):
     app.command()(verb)
 app.add_typer(plan)
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # for their names alone: importing them takes seconds
 def decision_line(decision: Decision, search: SearchRecord) -> str:
     """One decision in words."""
     layers = f"layers {decision.l}-{decision.l + decision.merged}"
+    if is_scale(decision):
+        return f"layer {decision.l}: {decision.rule}, similarity {decision.similarity or 0.0:.4f}"
     if search.strategy == "angular":
         layers = f"layers {decision.l}-{decision.l + decision.merged - 1}"
     elif search.strategy == "block-influence":
@@ -35,6 +37,11 @@ def decision_line(decision: Decision, search: SearchRecord) -> str:
         return f"{layers}: similarity {decision.similarity:.4f}, merged{by}"
     sign, verdict = (">", "merged") if decision.accepted else ("<=", "kept apart")
     return f"{layers}: similarity {decision.similarity:.4f} {sign} {search.threshold:g}, {verdict}{by}"
+
+
+def is_scale(decision: Decision) -> bool:
+    """Whether it is about the scale of a layer, not a merge."""
+    return decision.rule is not None and decision.rule.startswith("scale ")
 
 
 def has_target(search: SearchRecord) -> bool:
@@ -62,11 +69,15 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
         rows.append(("strategy", search.strategy))
     elif has_target(search):
         rows.append(("threshold", f"{search.threshold:.6g}, found for the target"))
-    accepted = sum(d.accepted for d in search.decisions)
+    decisions = [d for d in search.decisions if not is_scale(d)]
+    accepted = sum(d.accepted for d in decisions)
     verdict = "dropped" if search.strategy in ("block-influence", "angular") else "merged"
-    rows.append(("candidates", f"{len(search.decisions)} tested, {accepted} {verdict}"))
-    rows += [("", decision_line(d, search)) for d in search.decisions if d.accepted]
-    rejected = [d for d in search.decisions if d.similarity is not None and not d.accepted]
+    rows.append(("candidates", f"{len(decisions)} tested, {accepted} {verdict}"))
+    rows += [("", decision_line(d, search)) for d in decisions if d.accepted]
+    if scales := [d for d in search.decisions if is_scale(d)]:
+        changed = len({d.l for d in scales})
+        rows.append(("rescaled", f"{changed} layers: similarity {scales[-1].similarity or 0.0:.4f}"))
+    rejected = [d for d in decisions if d.similarity is not None and not d.accepted]
     if rejected:
         best = max(rejected, key=lambda d: d.similarity or -1.0)
         rows.append(("best kept apart", decision_line(best, search)))

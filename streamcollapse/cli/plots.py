@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,46 @@ def plot_memory(
         start += seconds
     axes.set(xlabel="seconds", ylabel="GB", ylim=(0, None))
     axes.legend()
+    _save(figure, path)
+
+
+def plot_lines(lines: Mapping[str, Sequence[float | None]], labels: tuple[str, str], path: Path) -> None:
+    """Draw each of ``lines`` over layers, from 0, into ``path``; ``labels`` of the axes."""
+    figure, axes = _matplotlib().subplots(figsize=(9, 4), layout="constrained")
+    for name, values in lines.items():
+        axes.plot([float("nan") if value is None else value for value in values], label=name, marker=".")
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.grid(alpha=0.3)
+    if len(lines) > 1:
+        axes.legend()
+    _save(figure, path)
+
+
+def plot_merges(rows: Mapping[int, Sequence[float | None]], title: str, path: Path) -> None:
+    """Draw the similarity of every merge, size over start, as a heat map into ``path``."""
+    width = max(map(len, rows.values()))
+    cells = [
+        [float("nan") if v is None else v for v in row] + [float("nan")] * (width - len(row)) for row in rows.values()
+    ]
+    size = (max(0.32 * width, 5.0), 1.2 + 0.45 * len(rows))
+    figure, axes = _matplotlib().subplots(figsize=size, layout="constrained")
+    image = axes.imshow(cells, aspect="auto", origin="lower", cmap="viridis")
+    axes.set(xlabel="first layer of the group", ylabel="layers merged", title=title)
+    axes.set_yticks(range(len(rows)), [str(size) for size in rows])
+    figure.colorbar(image, label="similarity")
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
         raise OutputError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
+
+
+def has_matplotlib() -> bool:
+    """Whether pictures can be drawn."""
+    return find_spec("matplotlib") is not None
 
 
 def _matplotlib() -> Any:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-MAX_CALL_TOKENS = 256  # bounds activations: with a feed-forward of 28672, 29 MB for each of them in float32
+MAX_CALL_TOKENS = 256  # whatever the model: with a feed-forward of 28672, 29 MB for each activation in float32
+MOST_CALL_TOKENS = 2048  # where layers are narrow: the cost of a call is then mostly that of making it
+_PADDED = 0.75  # of the longest row, that a row has at the least to share its call
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,11 @@ class Batch:
     lengths: tuple[int, ...]
 
 
+def call_tokens(width: int) -> int:
+    """How many tokens a call of a layer takes whose widest matrix has ``width`` columns: activations of like size."""
+    return min(max(MAX_CALL_TOKENS * 28_672 // width, MAX_CALL_TOKENS), MOST_CALL_TOKENS)
+
+
 def make_batches(samples: Sequence[Sequence[int]], max_tokens: int = MAX_CALL_TOKENS) -> list[Batch]:
     """Group samples, longest first, so that rows times the longest row stays within ``max_tokens`` (one row at least).
 
@@ -29,7 +36,7 @@ def make_batches(samples: Sequence[Sequence[int]], max_tokens: int = MAX_CALL_TO
     batches: list[Batch] = []
     group: list[Sequence[int]] = []
     for sample in sorted(samples, key=len, reverse=True):
-        if group and len(group[0]) * (len(group) + 1) > max_tokens:
+        if group and (len(group[0]) * (len(group) + 1) > max_tokens or len(sample) < _PADDED * len(group[0])):
             batches.append(_pad(group))
             group = []
         group.append(sample)

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from streamcollapse.forward.metrics import cosine_similarities, mean
 from streamcollapse.forward.reference import Reference
 
 
@@ -18,6 +19,18 @@ def block_influence(reference: Reference, num_layers: int) -> list[float]:
         cosines = _cosines(reference, i, i + 1)
         influence.append(1.0 - math.fsum(value for row in cosines for value in row) / sum(map(len, cosines)))
     return influence
+
+
+@torch.inference_mode()
+def neighbour_cosines(reference: Reference, num_layers: int) -> list[float]:
+    """For each layer the cosine between what enters it and what leaves it, a sample flattened, the mean over samples
+    (paper, Figure 5a, of layer i and the one below it)."""
+    found = []
+    for i in range(num_layers):
+        pairs = zip(reference.boundary(i), reference.boundary(i + 1), reference.batches, strict=True)
+        values = [v for below, above, batch in pairs for v in cosine_similarities(above, below, batch.lengths)]
+        found.append(mean(values))
+    return found
 
 
 @torch.inference_mode()

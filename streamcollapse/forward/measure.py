@@ -16,6 +16,7 @@ from streamcollapse.forward.reference import Reference
 from streamcollapse.storage.finite import check_finite
 
 LOGITS_BYTES = 1 << 24  # logits made at once, in float32
+KEPT_BYTES = 1 << 28  # of the original's distributions; where they are more they are made anew for every candidate
 
 Measure = Callable[[Sequence[torch.Tensor]], float | None]
 _OfStates = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], list[float]]
@@ -67,6 +68,8 @@ class _OfLogits:
             check_finite(name, weight)
         self._most = max(LOGITS_BYTES // (4 * vocabulary), 1)
         self._loss = self._mean_loss(reference.top)
+        keep = distributions_bytes([batch.lengths for batch in reference.batches], vocabulary) <= KEPT_BYTES
+        self._kept: dict[tuple[int, int, int], torch.Tensor] | None = {} if keep else None
 
     def likelihood(self, hidden: Sequence[torch.Tensor]) -> float | None:
         """exp(loss of the original - loss), the loss being the mean over predicted tokens in nats: the perplexity of
@@ -77,9 +80,9 @@ class _OfLogits:
         """exp(-KL), KL(original || candidate) of the next-token distributions being the mean over all tokens in
         nats."""
         total, tokens = 0.0, 0
-        for h, top, batch in zip(hidden, self._reference.top, self._reference.batches, strict=True):
+        for number, (h, batch) in enumerate(zip(hidden, self._reference.batches, strict=True)):
             for block, real in _blocks(batch, self._most, 0):
-                ours, theirs = (self._log_probabilities(x[block])[real] for x in (h, top))
+                ours, theirs = self._log_probabilities(h[block])[real], self._of_original(number, block, real)
                 total += float(functional.kl_div(ours, theirs, reduction="sum", log_target=True))
             tokens += sum(batch.lengths)
         return _finite(_exp(-total / tokens))
@@ -95,8 +98,23 @@ class _OfLogits:
             tokens += sum(length - 1 for length in batch.lengths)
         return total / tokens if tokens else math.nan
 
+    def _of_original(self, number: int, block: _Block, real: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of the real tokens in ``block`` of batch ``number``: kept, where there is room for all."""
+        key = number, block[0].start, block[1].start
+        if self._kept is None or key not in self._kept:
+            made = self._log_probabilities(self._reference.top[number][block])[real]
+            if self._kept is None:
+                return made
+            self._kept[key] = made
+        return self._kept[key]
+
     def _log_probabilities(self, hidden_NTD: torch.Tensor) -> torch.Tensor:
         return functional.log_softmax(self._model.logits(self._head, hidden_NTD).float(), dim=-1)
+
+
+def distributions_bytes(lengths: Sequence[Sequence[int]], vocabulary: int) -> int:
+    """Bytes of the next-token distributions of samples of ``lengths``, batch by batch."""
+    return 4 * vocabulary * sum(map(sum, lengths))
 
 
 _Block = tuple[slice, slice]  # rows and tokens of a batch

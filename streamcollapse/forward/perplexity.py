@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from streamcollapse.arch.layout import Layout
 from streamcollapse.errors import CalibrationError, NonFiniteError
-from streamcollapse.forward.batches import Batch, make_batches
+from streamcollapse.forward.batches import MOST_CALL_TOKENS, Batch, make_batches
 from streamcollapse.forward.model import StreamedModel, Weights, overflow
 from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.merge.view import MergedView
@@ -24,7 +24,6 @@ from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.weights import WeightStream
 
 MAX_HIDDEN_BYTES = 1 << 30  # hidden states held at once; a longer text takes several passes over the weights
-MAX_CALL_TOKENS = 2048  # windows run together as long as they are short: fewer, larger calls
 MAX_LOGITS_BYTES = 1 << 26  # logits made at once, in float32
 
 
@@ -92,7 +91,7 @@ def streamed_perplexity(
     NonFiniteError when a weight or the result is not finite.
     """
     longest_first = sorted(windows, key=lambda window: -len(window.token_ids))  # the order of batches
-    batches = make_batches([window.token_ids for window in longest_first], MAX_CALL_TOKENS)
+    batches = make_batches([window.token_ids for window in longest_first], MOST_CALL_TOKENS)
     predicted = iter(longest_first)
     total, tokens = 0.0, 0
     head = model.head()

@@ -6,7 +6,7 @@ model is always the original, and the candidate starts from the boundary there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from streamcollapse.arch.layout import Layout
 from streamcollapse.arch.replay import LayerCall
 from streamcollapse.errors import NonFiniteError
 from streamcollapse.forward.batches import Batch
-from streamcollapse.forward.model import StreamedModel, overflow
+from streamcollapse.forward.model import LayerWeights, StreamedModel, overflow
 from streamcollapse.merge.plan import original_layers
 from streamcollapse.merge.view import MergedView
 from streamcollapse.progress import LayerDone, Listener
@@ -57,11 +57,12 @@ def reference_pass(
     meter: Meter,
     listener: Listener,
     room: Room = InMemory(),  # noqa: B008 - holds nothing
+    look: Callable[[LayerWeights], None] | None = None,
 ) -> Reference:
     """Stream the original model once over ``batches``, keeping the boundaries in ``kept`` (step 1); the last one there
     is what leaves the top layer.
 
-    The boundaries are kept in ``room``.
+    The boundaries are kept in ``room``. ``look`` is shown the weights of each layer, bottom first.
 
     Raises OutputError when ``room`` has no space, NonFiniteError, naming layer and tensor, when a weight that is
     reached is NaN or infinite, or when the hidden states overflow the compute dtype.
@@ -86,6 +87,8 @@ def reference_pass(
                 with meter.computing(1):
                     pairs = zip(hidden, calls, strict=True)
                     hidden = [model.run(position, weights, h, c[position]) for h, c in pairs]
+                if look is not None:
+                    look(weights)
                 if not _finite(hidden, batches):
                     model.check_weights(view, position, weights)
                     dtype = str(hidden[0].dtype).removeprefix("torch.")

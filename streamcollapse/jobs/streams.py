@@ -9,7 +9,7 @@ from pathlib import Path
 
 from streamcollapse.forward.batches import MAX_CALL_TOKENS
 from streamcollapse.forward.kept import KeptLayers
-from streamcollapse.forward.measure import LOGITS_BYTES
+from streamcollapse.forward.measure import KEPT_BYTES, LOGITS_BYTES, distributions_bytes
 from streamcollapse.jobs.opening import Job, Samples
 from streamcollapse.jobs.targets import boundaries, first_candidate
 from streamcollapse.settings import Streaming
@@ -38,13 +38,18 @@ def work_of(job: Job, samples: Samples | None, boundaries: int, window: int = 1)
     return measure_work(job.source, layout, dtype, job.hidden_size, tokens, call, boundaries, window)
 
 
-def allotment(job: Job, samples: Samples | None, streaming: Streaming, options: CollapseOptions) -> Allotment:
-    """How a search with ``options`` spends the memory it may use. Raises BudgetError before any weight is read."""
+def allotment(
+    job: Job, samples: Samples | None, streaming: Streaming, options: CollapseOptions, starts: range | None = None
+) -> Allotment:
+    """How a search with ``options`` spends the memory it may use; ``starts``: the boundaries it keeps, where they are
+    not those of the strategy. Raises BudgetError before any weight is read."""
+    kept = boundaries(options, job.num_layers) if starts is None else starts
     candidate = first_candidate(job, options)
     window = 1 if candidate is None or not candidate.merged else len(candidate.merged_layer.mix)
     choice = allot(
         replace(
-            work_of(job, samples, len(boundaries(options, job.num_layers)), window), head=_head_bytes(job, options)
+            work_of(job, samples, len(kept), window),
+            head=_head_bytes(job, samples, options),
         ),
         budget_for(streaming, job.placement.device),
         streaming,
@@ -52,12 +57,16 @@ def allotment(job: Job, samples: Samples | None, streaming: Streaming, options: 
     return replace(choice, io=choose_io(job, streaming.io, choice))
 
 
-def _head_bytes(job: Job, options: CollapseOptions) -> int:
-    """What a metric of next-token distributions holds: the head, and four blocks of logits at its busiest."""
+def _head_bytes(job: Job, samples: Samples | None, options: CollapseOptions) -> int:
+    """What a metric of next-token distributions holds: the head, four blocks of logits at its busiest, and for ``kl``
+    the original's distributions where they are few."""
     output = job.architecture.skeleton.model.get_output_embeddings()
     if not METRICS[options.metric].by_logits or output is None:
         return 0
-    return int(output.weight.numel()) * job.placement.dtype.itemsize + 4 * LOGITS_BYTES
+    lengths = [(ASSUMED_TOKENS,)] if samples is None else [batch.lengths for batch in samples.batches]
+    kept = distributions_bytes(lengths, job.vocabulary) if options.metric == "kl" else 0
+    held = 4 * LOGITS_BYTES + (kept if kept <= KEPT_BYTES else 0)
+    return int(output.weight.numel()) * job.placement.dtype.itemsize + held
 
 
 def least_allotment(job: Job, samples: Samples | None, boundaries: int) -> Allotment:

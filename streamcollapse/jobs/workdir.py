@@ -33,7 +33,7 @@ from streamcollapse.storage.rooms import OnDisk
 from streamcollapse.storage.staging import gone_of, partial_of, work_of
 from streamcollapse.storage.writer import disk_errors
 
-FORMAT = "streamcollapse.work/2"
+FORMAT = "streamcollapse.work/3"
 RUN, JOB, JOURNAL, REFERENCE = "run.json", "job.json", "journal.jsonl", "reference.json"
 _LOCK = "lock"
 _SCRATCH = ".streamcollapse-"  # what the names of temporary directories in it begin with

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData, metadata_load
 from yaml import YAMLError
 
-from streamcollapse.merge.plan import Plan
+from streamcollapse.merge.plan import Plan, SearchRecord
 from streamcollapse.units import format_bytes
 
 _MOST_BYTES = 10_000_000  # of a card that is read
@@ -68,16 +68,23 @@ def _body(plan: Plan, report: dict[str, Any]) -> str:
     ]
     search = plan.search
     if search is not None:
-        accepted = sum(d.accepted for d in search.decisions)
-        decided = f"{accepted} of {len(search.decisions)} candidates accepted"
-        lines += [
-            "",
-            f"Rule `{search.rule}`, C = {search.layers_per_merge}, L = {search.lowest}, H = {search.highest}, "
-            f"I = {search.interval}, T = {search.threshold}; {decided}.",
-        ]
+        lines += ["", _method(search)]
     lines += ["", "Every layer as a mix of the source's layers: `streamcollapse_plan.json`. What the run cost: "]
     lines[-1] += "`streamcollapse_report.json`."
     return "\n".join(lines) + "\n"
+
+
+def _method(search: SearchRecord) -> str:
+    """How the layers were found, in a sentence."""
+    merges = [d for d in search.decisions if d.merged or not (d.rule or "").startswith("scale ")]
+    decided = f"{sum(d.accepted for d in merges)} of {len(merges)} candidates accepted"
+    said = [f"Strategy `{search.strategy}`", f"rule `{search.rule}`", f"metric `{search.metric}`"]
+    if search.strategy in ("laco", "rule-based"):
+        said.append(f"C = {search.layers_per_merge}, I = {search.interval}")
+    said.append(f"L = {search.lowest}, H = {search.highest}, T = {search.threshold}")
+    if search.rescale:
+        said.append("layers rescaled")
+    return f"{', '.join(said)}; {decided}."
 
 
 def _plain(text: str) -> str:

@@ -188,7 +188,7 @@ def test_the_output_directory(llama_bf16: Path, tmp_path: Path) -> None:
         "base_model: source",
         "license: apache-2.0",
         "language: en",
-        "C = 3, L = 1, H = 8, I = 1, T = -1.0",
+        "C = 3, I = 1, L = 1, H = 8, T = -1.0",
     ):
         assert expected in card
     report = json.loads((out / "streamcollapse_report.json").read_text())
@@ -352,7 +352,7 @@ def test_a_candidate_that_overflows_is_passed_over(llama: Path) -> None:
     plan = search(llama, options, compute=FLOAT32)
     assert plan.search is not None
     assert plan.num_layers == 8
-    assert {d.reason for d in plan.search.decisions} == {"its hidden states are not finite"}
+    assert {d.reason for d in plan.search.decisions} == {"its similarity by cosine is not finite"}
 
 
 def test_a_write_that_fails_keeps_the_search(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

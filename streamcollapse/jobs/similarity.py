@@ -1,0 +1,122 @@
+"""How alike the layers of a model are: their weights, what they do to hidden states, and every merge of neighbours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from streamcollapse.errors import OptionError
+from streamcollapse.forward.distances import NeighbourDistances
+from streamcollapse.forward.influence import block_influence, neighbour_cosines
+from streamcollapse.jobs.candidates import Evaluator
+from streamcollapse.jobs.opening import calibration_samples, open_job
+from streamcollapse.jobs.streams import allotment, means
+from streamcollapse.jobs.targets import check_prunable
+from streamcollapse.jobs.workplace import search_place
+from streamcollapse.merge.plan import collapse, original_layers
+from streamcollapse.progress import Listener, MemoryPlanned, PhaseStarted, silent
+from streamcollapse.settings import Calibration, Compute, Streaming
+from streamcollapse.storage.writer import disk_errors
+from streamcollapse.strategy.collapse import Candidate, CollapseOptions
+from streamcollapse.strategy.variants import Variant
+
+FORMAT = "streamcollapse.similarity/1"
+SIMILARITY_FILE = "similarity.json"
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """``weight_distances[suffix][i]``: L2 between layers i and i + 1. ``hidden_cosines[i]``, ``block_influence[i]``:
+    between what enters layer i and what leaves it. ``merges[rule][size][start]``: similarity by ``metric`` of the model
+    in which ``size`` layers from 0-based ``start`` on are one, None where they cannot be. ``usage``: what it cost."""
+
+    source: str
+    num_layers: int
+    metric: str
+    calibration_sha256: str
+    weight_distances: dict[str, list[float | None]]
+    hidden_cosines: list[float]
+    block_influence: list[float]
+    merges: dict[str, dict[int, list[float | None]]]
+    usage: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as JSON types."""
+        return {"format": FORMAT, **asdict(self)}
+
+    def save(self, directory: Path) -> None:
+        """Write ``similarity.json`` into ``directory``. Raises OutputError."""
+        path = directory / SIMILARITY_FILE
+        with disk_errors(path):
+            path.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def similarity(
+    source: str | Path,
+    options: CollapseOptions = CollapseOptions(rule="best"),  # noqa: B008 - frozen
+    *,
+    calibration: Calibration = Calibration(),  # noqa: B008
+    compute: Compute = Compute(),  # noqa: B008
+    streaming: Streaming = Streaming(),  # noqa: B008
+    trust_remote_code: bool = False,
+    listener: Listener = silent,
+) -> Similarities:
+    """How alike the layers of the checkpoint ``source`` are. Writes nothing.
+
+    Of ``options`` count the largest group that is merged (``layers_per_merge``), the rules, the metric, the range and
+    the norms. Streams the model once, and the merges in as few sweeps as there is memory for. Raises
+    StreamCollapseError.
+    """
+    job = open_job(source, compute, trust_remote_code, listener)
+    if job.num_layers < 2:
+        raise OptionError("the model has one layer, which nothing can be compared with")
+    samples = calibration_samples(job, calibration)
+    check_prunable(job, options)
+    starts = range(job.num_layers + 1)
+    choice = allotment(job, samples, streaming, options, starts)
+    listener(
+        MemoryPlanned(tuple((n.phase, n.what, n.num_bytes, n.memory) for n in choice.needs), choice.budgets, choice.io)
+    )
+    distances = NeighbourDistances()
+    with (
+        search_place(job, samples, options, streaming, choice.spill, None) as place,
+        means(job, choice, place.scratch) as given,
+    ):
+        model = job.model()
+        with job.meter.phase("reference"):
+            listener(PhaseStarted("reference", job.num_layers))
+            reference = place.reference(job, samples, model, given.stream, starts, distances.add)
+        evaluator = Evaluator(job, model, given, reference, place.memory, streaming, options)
+        found = list(_groups(job.num_layers, options))
+        with job.meter.phase("search"):
+            listener(PhaseStarted("search"))
+            scores = evaluator.scores([candidate for _, _, candidate in found], original_layers(job.num_layers))
+        merges: dict[str, dict[int, list[float | None]]] = {}
+        for (variant, size, candidate), score in zip(found, scores, strict=True):
+            row = merges.setdefault(variant.label, {}).setdefault(size, [None] * (job.num_layers - size + 1))
+            row[candidate.position] = score.similarity
+        return Similarities(
+            job.name,
+            job.num_layers,
+            options.metric,
+            samples.digest,
+            distances.distances,
+            neighbour_cosines(reference, job.num_layers),
+            block_influence(reference, job.num_layers),
+            merges,
+            job.meter.summary(),
+        )
+
+
+def _groups(num_layers: int, options: CollapseOptions) -> Iterator[tuple[Variant, int, Candidate]]:
+    """Every group of 2 to C neighbours within L and H as one layer, by each of the rules."""
+    fitted, whole = options.for_model(num_layers), original_layers(num_layers)
+    assert fitted.highest is not None
+    for variant in fitted.variants:
+        for size in range(2, min(fitted.layers_per_merge, num_layers) + 1):
+            for start in range(fitted.lowest - 1, fitted.highest - size + 1):
+                layers = collapse(whole, start, size - 1, variant.rule, variant.scale)
+                yield variant, size, Candidate(start + 1, size - 1, layers, (variant.label,))
