@@ -71,3 +71,23 @@ def compose(
         made = compose_plans(first, second)
         made.save(to)
         print_json(made.to_json()) if as_json else show_plan(made, to)
+
+
+@plan.command()
+def export(
+    source: o.Source,
+    made: Annotated[Path, typer.Argument(readable=False, metavar="PLAN", help="Plan of this source.")],
+    out: Annotated[Path, typer.Option("--out", readable=False, metavar="FILE", help="Where to write it.")],
+    to: Annotated[str, typer.Option("--to", metavar="mergekit", help="The tool to write it for.")] = "mergekit",
+    overwrite: o.Overwrite = o.OUTPUT.overwrite,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Write PLAN in the words of another tool, which then builds the same model of SOURCE."""
+    with one_line_errors():
+        from streamcollapse.jobs.planning import export_plan, write_export
+        from streamcollapse.jobs.preview import check_plan_path
+        from streamcollapse.merge.plan import Plan
+
+        check_plan_path(out, overwrite, "--out")
+        write_export(export_plan(source, Plan.load(made), to, trust_remote_code=trust_remote_code), out)
+        print(f"{out}: mergekit-yaml {out} DIR builds the model")

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from streamcollapse.arch import likeness
+from streamcollapse.errors import OptionError, OutputError, printable
 from streamcollapse.jobs.opening import open_job
 from streamcollapse.merge.composing import compose, hand_made, parse_group, parse_layers
+from streamcollapse.merge.exporting import to_mergekit
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
 from streamcollapse.progress import silent
@@ -37,3 +41,34 @@ def make_plan(
 def compose_plans(first: str | Path, second: str | Path) -> Plan:
     """One plan for the source of the plan in the file ``first``, of both. Raises PlanError."""
     return compose(Plan.load(first), Plan.load(second))
+
+
+EXPORTS = ("mergekit",)
+
+
+def export_plan(source: str | Path, plan: Plan, to: str, *, trust_remote_code: bool = False) -> str:
+    """``plan`` of the checkpoint ``source`` in the words of the tool ``to`` (one of ``EXPORTS``), as a document; reads
+    headers only.
+
+    Raises StreamCollapseError.
+    """
+    if to not in EXPORTS:
+        raise OptionError(f"tool {printable(repr(to))} is unknown; choose one of {', '.join(EXPORTS)}")
+    job = open_job(source, Compute("cpu"), trust_remote_code, silent)
+    layout = job.architecture.layout
+    check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, layout)
+    dtype = str(job.architecture.weights_dtype).removeprefix("torch.")
+    document = to_mergekit(plan, layout, str(job.checkpoint.directory.resolve()), dtype)
+    return f"# {plan.num_layers} of {plan.num_source_layers} layers of {job.name}\n" + yaml.safe_dump(
+        document, sort_keys=False
+    )
+
+
+def write_export(text: str, path: Path) -> None:
+    """Write ``text`` to ``path``, whole or not at all. Raises OutputError."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error

@@ -77,15 +77,15 @@ def preview_apply(
     return Preview(describe(job, least_allotment(job, None, 0)), None, None, 0, size, size)
 
 
-def check_plan_path(path: Path, overwrite: bool) -> None:
-    """Raise OutputError unless a plan may be written to ``path``."""
+def check_plan_path(path: Path, overwrite: bool, option: str = "--plan") -> None:
+    """Raise OutputError unless a plan may be written to ``path``, which ``option`` gave."""
     if path.is_dir() or (path.exists() and not overwrite):
-        what = "is a directory" if path.is_dir() else "exists; choose another --plan or pass --overwrite"
+        what = "is a directory" if path.is_dir() else f"exists; choose another {option} or pass --overwrite"
         raise OutputError(f"{printable(path)}: {what}")
     if not path.resolve().parent.is_dir():
         raise OutputError(f"{printable(path.parent)}: does not exist; create it first")
     if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{printable(path.parent)}: is not writable; choose another --plan")
+        raise OutputError(f"{printable(path.parent)}: is not writable; choose another {option}")
 
 
 def smallest_output(job: Job, options: CollapseOptions) -> int:
