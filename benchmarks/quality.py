@@ -1,16 +1,14 @@
 """How good are the smaller models, strategy by strategy and rule by rule?
 
 Question   Perplexity of held-out text with about 10, 25, 33 and 50 % of the layers gone, for every strategy with each
-of
-           its rules and metrics, beside the time and the bytes that finding the plan took; and what C, I and T, the
+           of its rules and metrics, beside the time and the bytes that finding the plan took; and what C, I and T, the
            calibration samples, the metric, and dropping instead of merging make of it.
 Ceiling    The dense model's own perplexity: the table gives by how much log-perplexity (the mean loss, in nats) rises.
 Targets    At 25 % and at 50 % the recommended setting raises it by at most 0.7 times what ``laco`` with the rule
            ``sequential`` does at its best C, I and T, and by no more than the better of block-influence and angular,
            each with the calibration samples that suit it best.
 Method     Models: the bundled one, and one of another family (grow_model.py). Samples: the ten sentences that a user
-gets
-           without asking (``sentences``), or 24 passages of 128 tokens (``passages``), from after the text that is
+           gets without asking (``sentences``), or 24 passages of 128 tokens (``passages``), from after the text that is
            scored; for the ablation 5 to 140 sentences, and twenty of them in noise. ``laco`` is searched over the grid
            of C and I with its threshold found for the number of layers, and for ``sequential`` on the sentences over a
            grid of thresholds too, since several can give one number and the found one need not be the best; a run
