@@ -8,7 +8,7 @@ Targets    At 25 % and at 50 % the recommended setting raises it by at most 0.7 
            ``sequential`` does at its best C, I and T, and by no more than the better of block-influence and angular,
            each with the calibration samples that suit it best.
 Method     Models: the bundled one, and one of another family (grow_model.py). Samples: the ten sentences that a user
-           gets without asking (``sentences``), or 24 passages of 128 tokens (``passages``), from after the text that is
+           gets without asking (``sentences``), or 24 passages of 256 tokens (``passages``), from after the text that is
            scored; for the ablation 5 to 140 sentences, and twenty of them in noise. ``laco`` is searched over the grid
            of C and I with its threshold found for the number of layers, and for ``sequential`` on the sentences over a
            grid of thresholds too, since several can give one number and the found one need not be the best; a run
@@ -49,7 +49,7 @@ from streamcollapse.strategy.collapse import CollapseOptions
 
 SHARES = (0.10, 0.25, 0.33, 0.50)
 THRESHOLDS = [round(0.99 - 0.04 * i, 2) for i in range(15)]
-WINDOW, PASSAGES, PASSAGE = 256, 24, 128
+WINDOW, PASSAGES, PASSAGE = 256, 24, 256
 RECOMMENDED = {"strategy": "greedy", "rule": "first,sequential", "metric": "kl", "rescale": True}
 WANTED = 0.7  # of what the paper's procedure loses
 AT = (0.25, 0.50)

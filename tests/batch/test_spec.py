@@ -115,6 +115,15 @@ def test_names_are_short_where_that_tells_apart(base: Path) -> None:
     assert [t.name.partition("-")[0] for t in found.tasks] == ["a", "b", "c"]
 
 
+def test_names_tell_metrics_scales_and_rounds_apart(base: Path) -> None:
+    grid = {"strategy": "greedy", "target_layers": 5, "metric": ["kl", "nll"], "rescale": [False, True]}
+    found = jobs_of(base, {"jobs": [{"source": "models/a", **grid, "merges_per_round": [1, 2]}]})
+    names = [t.name for t in found.tasks]
+    assert len({*names}) == 8
+    assert names[0] == "a-greedy-N5-first+sequential", "what is not the default of the strategy is told"
+    assert names[-1] == "a-greedy-N5-first+sequential-nll-rescaled-2at-once"
+
+
 def test_the_same_job_twice_is_one(base: Path) -> None:
     found = jobs_of(
         base, {"jobs": [{"source": "models/*"}, {"source": "models/a"}, {"source": "./models/../models/a"}]}
