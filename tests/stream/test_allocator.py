@@ -41,7 +41,7 @@ def test_activations_are_not_mapped_anew_and_large_blocks_leave_the_process() ->
 
     pages = 6_800_000 // 4096
     # How the blocks find room among what the imports left free differs a little from process to process.
-    faults, free, after_large = min((run("steady_heap()") for _ in range(3)), key=lambda found: found[1])
+    faults, free, after_large = min((run("steady_heap()") for _ in range(5)), key=lambda found: found[1])
     assert faults < 10 * pages, "not every time"
     assert free < 6_800_000 + (10 << 20), "and not much more than stays at the top of the heap"
     assert after_large < free + 10_000_000
