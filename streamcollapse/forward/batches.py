@@ -9,7 +9,7 @@ import torch
 
 MAX_CALL_TOKENS = 256  # whatever the model: with a feed-forward of 28672, 29 MB for each activation in float32
 MOST_CALL_TOKENS = 2048  # where layers are narrow: the cost of a call is then mostly that of making it
-_PADDED = 0.75  # of the longest row, that a row has at the least to share its call
+LIKE_LENGTH = 0.75  # of the longest row, that a row has at the least to share its call without much padding
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,17 @@ def call_tokens(width: int) -> int:
     return min(max(MAX_CALL_TOKENS * 28_672 // width, MAX_CALL_TOKENS), MOST_CALL_TOKENS)
 
 
-def make_batches(samples: Sequence[Sequence[int]], max_tokens: int = MAX_CALL_TOKENS) -> list[Batch]:
+def make_batches(
+    samples: Sequence[Sequence[int]], max_tokens: int = MAX_CALL_TOKENS, like_length: float = 0.0
+) -> list[Batch]:
     """Group samples, longest first, so that rows times the longest row stays within ``max_tokens`` (one row at least).
 
-    Samples of like length share a call, so that little is padded.
+    Samples of like length share a call, so that little is padded: none shorter than ``like_length`` times the longest.
     """
     batches: list[Batch] = []
     group: list[Sequence[int]] = []
     for sample in sorted(samples, key=len, reverse=True):
-        if group and (len(group[0]) * (len(group) + 1) > max_tokens or len(sample) < _PADDED * len(group[0])):
+        if group and (len(group[0]) * (len(group) + 1) > max_tokens or len(sample) < like_length * len(group[0])):
             batches.append(_pad(group))
             group = []
         group.append(sample)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from streamcollapse.arch.replay import DecoderStack
 from streamcollapse.errors import ModelError, NonFiniteError
-from streamcollapse.forward.batches import make_batches
+from streamcollapse.forward.batches import call_tokens, make_batches
 from streamcollapse.forward.reference import Reference, reference_pass
 from streamcollapse.jobs.opening import Job, open_job
 from streamcollapse.progress import LayerDone, silent
@@ -231,3 +231,11 @@ def test_layers_that_return_something_else_are_refused(llama: Path, monkeypatch:
     monkeypatch.setattr(decoder, "forward", forward)
     with pytest.raises(ModelError, match="not supported"):
         DecoderStack(job.architecture.skeleton).record({}, torch.zeros(2, 3, dtype=torch.int64))
+
+
+def test_who_shares_a_call() -> None:
+    samples = [[1] * length for length in (40, 9, 31, 29, 8, 40)]
+    assert [b.lengths for b in make_batches(samples, max_tokens=160, like_length=0.75)] == [(40, 40, 31), (29,), (9, 8)]
+    assert [b.lengths for b in make_batches(samples, max_tokens=80, like_length=0.75)] == [(40, 40), (31, 29), (9, 8)]
+    assert [b.lengths for b in make_batches(samples, max_tokens=160)] == [(40, 40, 31, 29), (9, 8)]
+    assert (call_tokens(28_672), call_tokens(14_336), call_tokens(64), call_tokens(100_000)) == (256, 512, 2048, 256)
