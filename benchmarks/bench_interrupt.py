@@ -34,7 +34,7 @@ from about import report
 from make_checkpoint import SHAPES, make_checkpoint
 
 WANTED = 2.0
-VERBS = {"prune": (), "convert": ("--dtype", "float16")}
+VERBS = {"prune": ("--strategy", "laco"), "convert": ("--dtype", "float16")}
 
 
 def start(verb: str, source: Path, out: Path) -> subprocess.Popen[str]:

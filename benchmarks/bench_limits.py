@@ -61,7 +61,8 @@ def seven(given: argparse.Namespace, work: Path) -> tuple[dict[str, Any], bool]:
     source, out = work / "llama2-7b", work / "out"
     if not source.exists():
         make_checkpoint(source, SHAPES["llama2-7b"])
-    prune = [sys.executable, "-m", "streamcollapse", "prune", str(source), "--out", str(out), "--json"]
+    verb = ["prune", str(source), "--out", str(out), "--strategy", "laco", "--json"]
+    prune = [sys.executable, "-m", "streamcollapse", *verb]
     try:
         with memory_group(GROUP_BYTES) as group:
             measured, peak = run(group.launching(prune), dict(os.environ)), group.peak_bytes
@@ -140,7 +141,8 @@ planned = []
 allotment = jobs.allotment
 jobs.allotment = lambda *a: planned.append(allotment(*a)) or planned[0]
 before = sample_memory().rss
-plan = jobs.search(source, streamcollapse.CollapseOptions(threshold=float(threshold)), calibration=Calibration(samples),
+plan = jobs.search(source, streamcollapse.CollapseOptions(strategy="laco", threshold=float(threshold)),
+calibration=Calibration(samples),
                    streaming=Streaming(int(lookahead), ram_budget=budget))
 usage = {**opened[0].meter.summary(), "memory": planned[0].to_json()}
 print(json.dumps({"usage": usage, "interpreter_rss": before, "layers_after": plan.num_layers,

@@ -43,7 +43,7 @@ def one_run(source: Path, out: Path, case: dict[str, Any]) -> dict[str, Any]:
     import streamcollapse
     from streamcollapse.stream.memory import sample_memory
 
-    options = streamcollapse.CollapseOptions(rule=case["rule"], threshold=case["threshold"])
+    options = streamcollapse.CollapseOptions(strategy="laco", rule=case["rule"], threshold=case["threshold"])
     compute = streamcollapse.Compute("cpu", case["dtype"])
     prune = streamcollapse.prune
     before = sample_memory().anonymous

@@ -231,7 +231,7 @@ def measured(given: argparse.Namespace, work: Path, scratch: Path) -> dict[str, 
     about = environment_of(given.threads)
     print("environment " + ", ".join(f"{key} {value}" for key, value in about.items()))
     calibration = scratch / "calibration.txt"
-    text = (resources.files("streamcollapse.data") / "calibration.txt").read_text(encoding="utf-8")
+    text = (resources.files("streamcollapse.data") / "sentences.txt").read_text(encoding="utf-8")
     calibration.write_text("".join(line + "\n" for line in text.splitlines()[: given.samples]), encoding="utf-8")
     bench = Bench(source, scratch, calibration, dtype, given.threads, given.cold, given.limit)
     runs, reasons = rounds(bench, given, work / "environments")

@@ -77,6 +77,8 @@ def one(num_layers: int, given: argparse.Namespace, place: Path) -> dict[str, An
         "--out",
         str(out),
         "--json",
+        "--strategy",
+        "laco",
         "--rule",
         given.rule,
     ]
@@ -85,7 +87,7 @@ def one(num_layers: int, given: argparse.Namespace, place: Path) -> dict[str, An
     document, usage = measured.document, measured.document["usage"]
     plan = Plan.load(out / "streamcollapse_plan.json")
     layer_bytes = sum(p.stat().st_size for p in source.glob("*.safetensors")) - 2 * 2 * shape.vocabulary * shape.hidden
-    options = CollapseOptions(threshold=given.threshold, rule=given.rule)
+    options = CollapseOptions(strategy="laco", threshold=given.threshold, rule=given.rule)
     row = {
         "layers": num_layers,
         "layers_after": document["layers"]["after"],

@@ -77,7 +77,17 @@ def command(bench: Bench, name: str, python: Path) -> list[str]:
     settings = [x for key, value in SETTINGS.items() for x in (f"--{key.replace('_', '-')}", str(value))]
     if name == OURS:
         ours = [str(python), "-m", "streamcollapse", "prune", source, "--out", out, "--device", "cpu", "--json"]
-        return [*ours, "--rule", "sequential", "--compute-dtype", bench.dtype, *calibration, *settings]
+        return [
+            *ours,
+            "--strategy",
+            "laco",
+            "--rule",
+            "sequential",
+            "--compute-dtype",
+            bench.dtype,
+            *calibration,
+            *settings,
+        ]
     if name == APPLY:
         ours = [str(python), "-m", "streamcollapse", "apply", source, str(bench.plan), "--out", out]
         return [*ours, "--device", "cpu", "--json"]

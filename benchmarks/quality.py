@@ -8,105 +8,49 @@ Targets    At 25 % and at 50 % the recommended setting raises it by at most 0.7 
            ``sequential`` does at its best C, I and T, and by no more than the better of block-influence and angular,
            each with the calibration samples that suit it best.
 Method     Models: the bundled one, and one of another family (grow_model.py). Samples: the ten sentences that a user
-           gets without asking (``sentences``), or 24 passages of 256 tokens (``passages``), from after the text that is
-           scored; for the ablation 5 to 140 sentences, and twenty of them in noise. ``laco`` is searched over the grid
-           of C and I with its threshold found for the number of layers, and for ``sequential`` on the sentences over a
-           grid of thresholds too, since several can give one number and the found one need not be the best; a run
-           counts for the number of layers that it gives. These share a work directory, so that a candidate is
-           evaluated once: their time and bytes are those of what was new. All others start with nothing. A setting that
-           cannot prune as little as is wanted is left out. Plans are scored without being written.
+           gets without asking of laco (``sentences``), or those that greedy gets (``passages``), which are from after
+           the text that is scored; for the ablation 5 to 140 sentences, and twenty of them in noise. ``laco`` is
+           searched over the grid of C and I with its threshold found for the number of layers, and for ``sequential``
+           on the sentences over a grid of thresholds too, since several can give one number and the found one need not
+           be the best; a run counts for the number of layers that it gives. These share a work directory, so that a
+           candidate is evaluated once, and no time is given for them. All others start with nothing. Time is processor
+           time, of all cores together. Bytes are those of a model of which no layer stays in memory. A setting that
+           cannot prune as little as is wanted is left out. Plans are scored without being written. Beside the rows: by
+           each metric the similarity of every merge of four neighbours by the rule ``sequential``.
 
-    python benchmarks/quality.py [--model bundled|grown] [--source DIR] [--tokens 12000] [--quick] [--save FILE]
+    python benchmarks/quality.py [--model bundled|grown] [--source DIR] [--tokens 12000] [--quick] [--rows FILE]
+                                 [--save FILE]
 
-On other samples than the ten sentences only 25 % and 50 % are tried, but for the recommended setting.
+Strategies with their rules are tried at all four shares, as is the recommended setting; the rest at 25 % and 50 %.
 
-``--source``: a grown model that is there already. The last line of stdout is one JSON document; exit code 1 if a target
-is missed.
+``--source``: a grown model that is there already. ``--rows``: where each row is added once it is found, and looked up
+before it is searched: a run that was ended goes on there. The last line of stdout is one JSON document; exit code 1 if
+a target is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from about import report
 from grow_model import HELD_OUT, grow_into
-from transformers import AutoTokenizer
+from quality_settings import AT, DATA, RECOMMENDED, SHARES, Setting, samples, settings
 
-from streamcollapse import Calibration, Plan, Streaming, inspect, perplexity, search
+from streamcollapse import Plan, Streaming, inspect, perplexity, search, similarity
 from streamcollapse.errors import OptionError
 from streamcollapse.progress import Event, LayerDone
 from streamcollapse.strategy.catalogue import METRICS
 from streamcollapse.strategy.collapse import CollapseOptions
+from streamcollapse.stream.needs import Allotment
 
-SHARES = (0.10, 0.25, 0.33, 0.50)
-THRESHOLDS = [round(0.99 - 0.04 * i, 2) for i in range(15)]
-WINDOW, PASSAGES, PASSAGE = 256, 24, 256
-RECOMMENDED = {"strategy": "greedy", "rule": "first,sequential", "metric": "kl", "rescale": True}
+WINDOW = 256
 WANTED = 0.7  # of what the paper's procedure loses
-AT = (0.25, 0.50)
-DATA = Path(str(resources.files("streamcollapse.data")))
-
-
-def samples(folder: Path, source: Path) -> dict[str, Calibration]:
-    """The calibration samples by name."""
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    text = (DATA / "text" / "wiki_eval.txt").read_text(encoding="utf-8")
-    ids = tokenizer(text, verbose=False)["input_ids"][HELD_OUT:]
-    passages = [tokenizer.decode(ids[i * PASSAGE : (i + 1) * PASSAGE]) for i in range(PASSAGES)]
-    sentences = (DATA / "text" / "wiki_calibration.txt").read_text(encoding="utf-8").strip().split("\n")
-    dice = random.Random(0)
-    noisy = ["".join(dice.choice("abcdefghijklmnopqrstuvwxyz ,.#%0123") if dice.random() < 0.2 else c for c in line)
-             for line in sentences[:20]]  # fmt: skip
-    found = {"sentences": Calibration(), "passages": _file(folder, "passages", passages)}
-    for count in (5, 20, 50, 100, 140):
-        found[f"{count} sentences"] = _file(folder, f"{count}", sentences[:count])
-    return found | {"20 noisy sentences": _file(folder, "noisy", noisy)}
-
-
-def _file(folder: Path, name: str, texts: list[str]) -> Calibration:
-    path = folder / f"{name}.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    return Calibration(path, 2 * PASSAGE)
-
-
-def settings(quick: bool) -> Iterator[tuple[dict[str, Any], str, bool]]:
-    """Every strategy with each of its rules, what it is calibrated on, and whether it shares what was evaluated."""
-    for c in (4,) if quick else (2, 3, 4, 6):
-        for i in (1, 2) if quick else (1, 2, 3, 4):
-            for name in ("sentences", "passages"):
-                yield {"strategy": "laco", "rule": "sequential", "layers_per_merge": c, "interval": i}, name, True
-    for rule in ("sequential", "rdsc", "mean", "first", "best"):
-        yield {"strategy": "laco", "rule": rule}, "sentences", False
-    for rule in ("first", "sequential", "mean", "first,sequential", "best"):
-        yield {"strategy": "greedy", "rule": rule, "metric": "kl"}, "sentences", False
-    for metric in METRICS:
-        yield {"strategy": "greedy", "metric": metric}, "sentences", False
-        yield {"strategy": "laco", "metric": metric}, "sentences", False
-    for strategy in ("laco", "greedy"):
-        yield {"strategy": strategy, "metric": "kl", "rescale": True}, "sentences", False
-    yield {"strategy": "greedy", "metric": "kl", "merges_per_round": 3}, "sentences", False
-    for rule in ("sequential", "mean"):
-        yield {"strategy": "rule-based", "rule": rule}, "sentences", False
-    for strategy in ("block-influence", "angular"):
-        for name in ("sentences", "passages"):
-            yield {"strategy": strategy}, name, False
-    if not quick:
-        for name in ("5 sentences", "20 sentences", "20 noisy sentences", "50 sentences", "140 sentences"):
-            for strategy in ("laco", "greedy"):
-                yield {"strategy": strategy}, name, False
-        yield {"strategy": "greedy", "metric": "kl"}, "passages", False
-        yield {"strategy": "laco", "metric": "kl", "rescale": True}, "passages", False
-        yield {"strategy": "block-influence", "metric": "kl", "rescale": True}, "passages", False
-    yield RECOMMENDED, "passages", False
 
 
 class Scores:
@@ -125,56 +69,79 @@ class Scores:
 
 
 class Trials:
-    """Runs of settings on one model."""
+    """Runs of settings on one model; rows that ``kept`` has are not searched again."""
 
-    def __init__(self, source: Path, scores: Scores, folder: Path) -> None:
-        self._source, self._scores, self._folder = source, scores, folder
-        self._samples = samples(folder, source)
-        self._dense = scores.of(None)
+    def __init__(self, source: Path, scores: Scores, counts: list[int], folder: Path, kept: Path | None) -> None:
+        self._source, self._scores, self._counts, self._folder, self._kept = source, scores, counts, folder, kept
+        self._samples = samples(folder)
         self._bytes = inspect(source).num_bytes
+        lines = kept.read_text(encoding="utf-8").splitlines() if kept and kept.exists() else []
+        self._known: dict[str, dict[str, Any] | None] = {}
+        for line in lines:
+            self._known |= json.loads(line)
 
-    def run(self, options: CollapseOptions, name: str, shares: bool, counts: list[int]) -> dict[str, Any] | None:
-        """What ``options`` come to; None where they cannot prune that little, or to no number of layers in
-        ``counts``."""
-        began, read = time.perf_counter(), 0
+    def run(self, options: CollapseOptions, setting: Setting) -> dict[str, Any] | None:
+        """What ``options`` come to; None where they cannot prune that little, or a threshold gives another number of
+        layers than any of those wanted."""
+        key = f"{options} on {setting.samples}"
+        if key not in self._known:
+            row = self._searched(options, setting)
+            self._known[key] = row
+            print(key if row is None else ", ".join(f"{k} {v}" for k, v in row.items() if k != "plan"), flush=True)
+            if self._kept:
+                with self._kept.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({key: row}) + "\n")
+        return self._known[key]
+
+    def _searched(self, options: CollapseOptions, setting: Setting) -> dict[str, Any] | None:
+        began, read = time.process_time(), 0
 
         def listener(event: Event) -> None:
             nonlocal read
             if isinstance(event, LayerDone):
                 read += event.num_bytes
 
-        streaming = Streaming(work_dir=self._folder / f"work-{name}" if shares else None)
+        streaming = Streaming(work_dir=self._folder / f"work-{setting.samples}" if setting.shares else None)
+        calibration = self._samples[setting.samples]
         try:
-            plan = search(
-                self._source, options, calibration=self._samples[name], streaming=streaming, listener=listener
-            )
+            plan = search(self._source, options, calibration=calibration, streaming=streaming, listener=listener)
         except OptionError as error:
-            print(f"{options.strategy} {options.rule}, {options.target_layers} layers: {error}", flush=True)
+            print(error, flush=True)
             return None
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         assert plan.search is not None
-        if options.target_layers is None and plan.num_layers not in counts:
+        if options.target_layers is None and plan.num_layers not in self._counts:
             return None
         loss, laco = self._scores.of(plan), options.strategy == "laco"
+        judges = options.rescale or options.strategy not in ("block-influence", "angular")
         return {
             "strategy": options.strategy,
             "rule": options.rule,
-            "metric": None if options.strategy in ("block-influence", "angular") and not options.rescale
-            else options.metric,
+            "metric": options.metric if judges else None,
             "rescale": options.rescale,
             "merges_per_round": options.merges_per_round,
-            "samples": name,
+            "samples": setting.samples,
             "C": options.layers_per_merge if laco else None,
             "I": options.interval if laco else None,
             "threshold": plan.search.threshold if laco else None,
             "wanted_layers": options.target_layers,
             "layers": plan.num_layers,
             "nll": loss,
-            "rise": loss - self._dense,
-            "seconds": None if shares else seconds,
-            "model_reads": None if shares else read / self._bytes,
+            "rise": loss - self._scores.of(None),
+            "cpu_seconds": None if setting.shares else seconds,
+            "model_reads": None if setting.shares else read / self._bytes,
             "plan": [[layer.base, {str(s): c for s, c in layer.mix.items()}] for layer in plan.layers],
-        }  # fmt: skip
+        }
+
+
+def metrics(source: Path) -> dict[str, list[float | None]]:
+    """By each metric the similarity of every merge of four neighbours, the lowest first: does it tell them apart?"""
+    found = {}
+    for metric in METRICS:
+        options = CollapseOptions(4, rule="sequential", metric=metric)
+        found[metric] = similarity(source, options).merges["sequential"][4]
+        print(f"{metric}: " + " ".join("-" if s is None else f"{s:.4f}" for s in found[metric]), flush=True)
+    return found
 
 
 def best(rows: list[dict[str, Any]], wanted: int, **which: Any) -> dict[str, Any] | None:
@@ -213,17 +180,26 @@ def judged(rows: list[dict[str, Any]], num_layers: int) -> list[dict[str, Any]]:
 
 
 def show(rows: list[dict[str, Any]], counts: list[int]) -> None:
-    """The rise of the loss, a line for each setting; ``laco`` on shared evaluations at its best C and I."""
-    print(f"{'rise of the loss at':<76}" + "".join(f"{count:>8}" for count in counts) + " layers")
+    """The rise of the loss, a line for each setting, ``laco`` at its best C and I; in brackets the layers that stay,
+    where it gives another number."""
+    print(f"{'rise of the loss at':<68}" + "".join(f"{count:>12}" for count in counts) + " layers")
     keys = ("strategy", "rule", "metric", "rescale", "merges_per_round", "samples")
     for values in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
-        cells = [best(rows, count, **dict(zip(keys, values, strict=True))) for count in counts]
-        line = "".join(f"{'-' if cell is None else format(cell['rise'], '.4f'):>8}" for cell in cells)
+        of_it = [row for row in rows if tuple(row[key] for key in keys) == values]
+        line = "".join(f"{_cell(of_it, count):>12}" for count in counts)
         name = " ".join(
             [str(v) for v in values[:3] if v]
             + ["rescaled"] * values[3] + [f"{values[4]} at once"] * (values[4] > 1) + [f"({values[5]})"]
         )  # fmt: skip
-        print(f"{name:<76}{line}")
+        print(f"{name:<68}{line}")
+
+
+def _cell(rows: list[dict[str, Any]], wanted: int) -> str:
+    if exact := best(rows, wanted):
+        return f"{exact['rise']:.4f}"
+    near = [row for row in rows if row["wanted_layers"] == wanted]
+    closest = min(near, key=lambda row: (abs(row["layers"] - wanted), row["rise"]), default=None)
+    return "-" if closest is None else f"{closest['rise']:.4f} ({closest['layers']})"
 
 
 def main() -> None:
@@ -232,38 +208,31 @@ def main() -> None:
     parser.add_argument("--source", type=Path)
     parser.add_argument("--tokens", type=int, default=12_000, help="of the text that is scored")
     parser.add_argument("--quick", action="store_true", help="a smaller grid of C and I, no ablation of the samples")
+    parser.add_argument("--rows", type=Path)
     parser.add_argument("--save", type=Path)
     given = parser.parse_args()
     if given.tokens > HELD_OUT:
         parser.error(f"--tokens is {given.tokens}; {HELD_OUT} are held out")
     print(__doc__.split("\n\n")[1])
+    Allotment.resident = lambda self, num_layers: range(0)  # type: ignore[method-assign]  # it would all stay, being small
     with tempfile.TemporaryDirectory() as temporary:
         source = given.source or DATA / "wiki-llama-24l"
         if given.model == "grown" and given.source is None:
             source = grow_into(Path(temporary) / "grown")
         scores = Scores(source, given.tokens)
         num_layers, dense = inspect(source).num_layers, scores.of(None)
-        rows: list[dict[str, Any]] = []
-        counts = [num_layers - round(share * num_layers) for share in SHARES]
+        counts = {share: num_layers - round(share * num_layers) for share in SHARES}
         print(f"{given.model}: {num_layers} layers, loss {dense:.4f}", flush=True)
-        trials = Trials(source, scores, Path(temporary))
-        for setting, name, shares in settings(given.quick):
-            all_of_them = name == "sentences" or setting == RECOMMENDED
-            wanted = counts if all_of_them else [num_layers - round(share * num_layers) for share in AT]
-            tries = [CollapseOptions(**setting, target_layers=count) for count in wanted]
-            if shares and name == "sentences":
-                tries += [CollapseOptions(**setting, threshold=threshold) for threshold in THRESHOLDS]
-            for options in tries:
-                row = trials.run(options, name, shares, counts)
-                if row is not None:
-                    rows.append(row)
-                    print(", ".join(f"{key} {value}" for key, value in row.items() if key != "plan"), flush=True)
-    show(rows, counts)
+        trials = Trials(source, scores, list(counts.values()), Path(temporary), given.rows)
+        tries = [(setting, options) for setting in settings(given.quick) for options in setting.tries(counts)]
+        rows = [row for setting, options in tries if (row := trials.run(options, setting))]
+        compared = metrics(source)
+    show(rows, list(counts.values()))
     targets = judged(rows, num_layers)
     for target in targets:
         print(target)
     body = {"model": given.model, "layers": num_layers, "nll": dense, "tokens": given.tokens, "window": WINDOW,
-            "recommended": RECOMMENDED, "targets": targets, "rows": rows}  # fmt: skip
+            "recommended": RECOMMENDED, "targets": targets, "similarities": compared, "rows": rows}  # fmt: skip
     report("quality", body, given.save)
     sys.exit(1 if any(target["met"] is False for target in targets) else 0)
 

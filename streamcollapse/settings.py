@@ -9,6 +9,8 @@ from pathlib import Path
 from streamcollapse.errors import OptionError
 from streamcollapse.units import parse_bytes
 
+# the calibration samples that ship with the package: ten sentences, and 24 passages of about 256 tokens
+SAMPLES = ("sentences", "passages")
 IO_MODES = ("auto", "mmap", "pread", "direct")
 MOST_PREFETCH = 64
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
@@ -34,8 +36,8 @@ class Compute:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which samples to calibrate on: ``file`` (.txt with a sample a line, .jsonl with ``text``; None for the ten
-    sentences that ship with the package), each cut to ``max_tokens`` tokens, special tokens included."""
+    """Which samples to calibrate on: ``file`` (.txt with a sample a line, .jsonl with ``text``, one of SAMPLES, or None
+    for those of SAMPLES that suit the strategy), each cut to ``max_tokens`` tokens, special tokens included."""
 
     file: str | Path | None = None
     max_tokens: int = 512

@@ -26,8 +26,8 @@ from streamcollapse.errors import JobsError, OptionError, OutputError, StreamCol
 from streamcollapse.jobs.inspect import inspect
 from streamcollapse.output.report import versions
 from streamcollapse.settings import Compute, Streaming
+from streamcollapse.storage.disk import disk_errors
 from streamcollapse.storage.locks import lock
-from streamcollapse.storage.writer import disk_errors
 from streamcollapse.units import parse_bytes
 
 REPORT_FILE = "batch_report.json"

@@ -17,7 +17,7 @@ import glob
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import yaml
 
 from streamcollapse.batch.tasks import Convert, Prune, Task
 from streamcollapse.errors import JobsError, OptionError, printable
-from streamcollapse.settings import COMPUTE_DTYPES, Calibration, Compute, Output
+from streamcollapse.settings import COMPUTE_DTYPES, SAMPLES, Calibration, Compute, Output
 from streamcollapse.storage.hub import is_hub_id
 from streamcollapse.strategy.catalogue import STRATEGIES
 from streamcollapse.strategy.collapse import CollapseOptions
@@ -34,7 +34,7 @@ MOST_TASKS = 10_000
 _MOST_BYTES = 1_000_000
 _LETTERS = {"C": "layers_per_merge", "I": "interval", "L": "lowest", "H": "highest", "T": "threshold"}
 _DEFAULTS: dict[str, Any] = {
-    **{field.name: field.default for field in fields(CollapseOptions)},
+    **{field.name: field.default for field in fields(CollapseOptions)},  # None and "": the strategy's
     "calibration": None,
     "max_tokens": Calibration().max_tokens,
     "compute_dtype": Compute().dtype,
@@ -43,7 +43,8 @@ _DEFAULTS: dict[str, Any] = {
 }
 _OF_CONVERT = {"dtype", "max_shard_size"}
 _OF_PRUNE = _DEFAULTS.keys() - {"dtype"}
-_MAY_BE_NOTHING = {"highest", "calibration", "dtype", "target_layers", "target_ratio"}
+_MAY_BE_NOTHING = {name for name, default in _DEFAULTS.items() if default is None}
+_LIKE = _DEFAULTS | asdict(CollapseOptions()) | {"highest": 32, "target_layers": 24, "target_ratio": 0.25}
 _GLOB = "*?["
 
 
@@ -143,7 +144,7 @@ def _settings(given: Mapping[Any, Any], known: Any) -> dict[str, Any]:
             raise JobsError(f"setting {printable(key)} is given twice")
         values = _listed(value)
         if not values or not all(_fits(name, v) for v in values):
-            raise JobsError(f"{name} is {printable(value)}; it needs a value like {_DEFAULTS[name] or 'a name'}")
+            raise JobsError(f"{name} is {printable(value)}; it needs a value like {_LIKE[name] or 'a name'}")
         settings[name] = values
     return settings
 
@@ -154,20 +155,16 @@ def _listed(value: Any) -> list[Any]:
 
 def _fits(name: str, value: Any) -> bool:
     """Whether ``value`` has the type that the setting ``name`` needs; YAML reads 0.7 as a number and yes as a flag."""
-    default = _DEFAULTS[name]
+    like = _LIKE[name]
     if value is None:
         return name in _MAY_BE_NOTHING
-    if name in ("highest", "target_layers"):
-        return type(value) is int
-    if name == "target_ratio":
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    if isinstance(default, float):
+    if isinstance(like, bool) or isinstance(value, bool):
+        return isinstance(like, bool) and isinstance(value, bool)
+    if isinstance(like, float):
         return isinstance(value, int | float)
     if name == "max_shard_size":
         return isinstance(value, int | str)
-    return isinstance(value, str) if default is None else type(value) is type(default)
+    return isinstance(value, str) if like is None else type(value) is type(like)
 
 
 def _work(verb: str, chosen: Mapping[str, Any], base: Path) -> Prune | Convert:
@@ -179,10 +176,13 @@ def _work(verb: str, chosen: Mapping[str, Any], base: Path) -> Prune | Convert:
     Compute(dtype=chosen["compute_dtype"])
     numbers = {"threshold": float(chosen["threshold"]), "rdsc_scale": float(chosen["rdsc_scale"])}
     options = {field.name: chosen[field.name] for field in fields(CollapseOptions)} | numbers
-    file = None if chosen["calibration"] is None else str(base / chosen["calibration"])
-    if file is not None and not Path(file).is_file():
-        raise JobsError(f"{printable(file)}: there is no such calibration file")
-    return Prune(CollapseOptions(**options), Calibration(file, chosen["max_tokens"]), chosen["compute_dtype"])
+    method = CollapseOptions(**options)
+    file = chosen["calibration"] or STRATEGIES[method.strategy].samples
+    if file not in SAMPLES:
+        file = str(base / file)
+        if not Path(file).is_file():
+            raise JobsError(f"{printable(file)}: there is no such calibration file")
+    return Prune(method, Calibration(file, chosen["max_tokens"]), chosen["compute_dtype"])
 
 
 def _sources(given: Any, base: Path) -> list[str]:
@@ -229,7 +229,7 @@ def _label(work: Prune | Convert) -> str:
     if isinstance(work, Convert):
         return work.dtype or "safetensors"
     options, default = work.options, CollapseOptions()
-    parts = [options.strategy] if options.strategy != default.strategy else []
+    parts = [options.strategy] if options.strategy != "laco" else []  # which its letters say
     if options.strategy in ("laco", "rule-based"):
         parts += [f"C{options.layers_per_merge}", f"I{options.interval}"]
     if options.target_layers is not None:
@@ -245,9 +245,11 @@ def _label(work: Prune | Convert) -> str:
     parts += [f"L{options.lowest}"] if options.lowest != default.lowest else []
     parts += [f"H{options.highest}"] if options.highest is not None else []
     parts += ["norms"] if options.merge_norms else []
-    parts += ["rescaled"] if options.rescale else []
+    if options.rescale != STRATEGIES[options.strategy].rescale:
+        parts.append("rescaled" if options.rescale else "unscaled")
     parts += [f"{options.merges_per_round}at-once"] if options.merges_per_round > 1 else []
-    parts += [Path(work.calibration.file).stem] if work.calibration.file is not None else []
+    file = work.calibration.file
+    parts += [Path(file).stem] if file is not None and file != STRATEGIES[options.strategy].samples else []
     parts += [f"{work.calibration.max_tokens}tokens"] if work.calibration.max_tokens != Calibration().max_tokens else []
     parts += [work.compute_dtype] if work.compute_dtype != "auto" else []
     return "-".join(parts)

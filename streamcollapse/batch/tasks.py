@@ -11,7 +11,7 @@ from typing import Any
 
 from streamcollapse.errors import CalibrationError, printable
 from streamcollapse.output.report import versions
-from streamcollapse.settings import Calibration
+from streamcollapse.settings import SAMPLES, Calibration
 from streamcollapse.strategy.collapse import CollapseOptions
 
 
@@ -82,8 +82,10 @@ def search_key(work: Prune, version: str, device: str) -> str:
 
 
 def _samples_digest(work: Prune | Convert) -> str | None:
-    if not isinstance(work, Prune) or work.calibration.file is None:
+    if not isinstance(work, Prune):
         return None
+    if work.calibration.file is None or work.calibration.file in SAMPLES:
+        return str(work.calibration.file)
     try:
         return hashlib.sha256(Path(work.calibration.file).read_bytes()).hexdigest()
     except OSError as error:

@@ -21,8 +21,8 @@ from streamcollapse.output.files import every_file_beside
 from streamcollapse.progress import Event, Listener
 from streamcollapse.settings import Compute, Output, Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.storage.disk import disk_errors
 from streamcollapse.storage.hub import local_directory
-from streamcollapse.storage.writer import disk_errors
 
 STATE = ".streamcollapse-batch"  # a directory in that of the results
 

@@ -43,7 +43,7 @@ def similarity(
     streaming: Streaming,
     layers_per_merge: Largest = o.COLLAPSE.layers_per_merge,
     rule: Rules = BEST,
-    metric: MetricName = o.COLLAPSE.metric,
+    metric: MetricName = "cosine",
     rdsc_scale: o.RdscScale = "1",
     merge_norms: o.MergeNorms = o.COLLAPSE.merge_norms,
     overwrite: Overwrite = o.OUTPUT.overwrite,

@@ -17,42 +17,40 @@ from streamcollapse.strategy.collapse import CollapseOptions
 
 
 def _method(
-    strategy: o.Strategy = o.COLLAPSE.strategy,
+    strategy: o.Strategy = None,
     target_layers: o.TargetLayers = None,
     target_ratio: o.TargetRatio = None,
     rule: o.Rule = None,
     metric: o.MetricName = None,
-    rescale: o.Rescale = o.COLLAPSE.rescale,
+    rescale: o.Rescale = None,
     merges_per_round: o.MergesPerRound = o.COLLAPSE.merges_per_round,
-    layers_per_merge: o.LayersPerMerge = o.COLLAPSE.layers_per_merge,
-    interval: o.Interval = o.COLLAPSE.interval,
+    layers_per_merge: o.LayersPerMerge = None,
+    interval: o.Interval = None,
     lowest: o.Lowest = o.COLLAPSE.lowest,
     highest: o.Highest = o.COLLAPSE.highest,
     threshold: o.Threshold = o.COLLAPSE.threshold,
     rdsc_scale: o.RdscScale = "1",
     merge_norms: o.MergeNorms = o.COLLAPSE.merge_norms,
 ) -> CollapseOptions:
-    return CollapseOptions(
-        layers_per_merge,
-        interval,
+    return CollapseOptions(  # None is what the library fills in
+        layers_per_merge,  # type: ignore[arg-type]
+        interval,  # type: ignore[arg-type]
         lowest,
         highest,
         threshold,
         rule or "",
         CollapseOptions.parse_scales(rdsc_scale),
         merge_norms,
-        strategy,
+        strategy or "",
         target_layers,
         target_ratio,
         metric or "",
-        rescale,
+        rescale,  # type: ignore[arg-type]
         merges_per_round,
     )
 
 
-def _calibration(
-    calibration: o.CalibrationFile = None, max_tokens: o.MaxTokens = o.CALIBRATION.max_tokens
-) -> Calibration:
+def _calibration(calibration: o.Samples = None, max_tokens: o.MaxTokens = o.CALIBRATION.max_tokens) -> Calibration:
     return Calibration(calibration, max_tokens)
 
 

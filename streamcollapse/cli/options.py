@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
-from streamcollapse.merge.rules import RULES
-from streamcollapse.settings import COMPUTE_DTYPES, IO_MODES, Calibration, Compute, Output, Streaming
-from streamcollapse.strategy.catalogue import METRICS, STRATEGIES
+from streamcollapse.settings import COMPUTE_DTYPES, IO_MODES, SAMPLES, Calibration, Compute, Output, Streaming
+from streamcollapse.strategy.catalogue import STRATEGIES
 from streamcollapse.strategy.collapse import CollapseOptions
-from streamcollapse.strategy.variants import BEST
 
 COLLAPSE, CALIBRATION, COMPUTE, OUTPUT = CollapseOptions(), Calibration(), Compute(), Output()
 STREAMING = Streaming()
@@ -31,14 +29,24 @@ Out = Annotated[
 ]
 
 LayersPerMerge = Annotated[
-    int,
+    int | None,
     typer.Option(
-        "--layers-per-merge", "-C", help="C: layers combined in each merge, 2 or more.", rich_help_panel=_METHOD
+        "--layers-per-merge",
+        "-C",
+        help="C: layers combined in each merge of laco, 2 or more.",
+        show_default=str(COLLAPSE.layers_per_merge),
+        rich_help_panel=_METHOD,
     ),
 ]
 Interval = Annotated[
-    int,
-    typer.Option("--interval", "-I", help="I: layers the pointer moves down after a merge.", rich_help_panel=_METHOD),
+    int | None,
+    typer.Option(
+        "--interval",
+        "-I",
+        help="I: layers the pointer of laco moves down after a merge.",
+        show_default=str(COLLAPSE.interval),
+        rich_help_panel=_METHOD,
+    ),
 ]
 Lowest = Annotated[
     int, typer.Option("--lowest", "-L", help="L: lowest layer to merge into, from 1.", rich_help_panel=_METHOD)
@@ -59,13 +67,12 @@ Rule = Annotated[
     str | None,
     typer.Option(
         "--rule",
-        show_default="the strategy's; sequential for laco",
-        metavar="|".join((*RULES, BEST)),
-        help="How a group of layers becomes one. sequential: its last layer, with the norms of its first: what "
-        "the authors' released code computes and what works on trained models. rdsc: the paper's Eq. (1), "
-        "base + sum of differences, which usually destroys them. mean: equal weights. first: drop the followers. "
-        "Of several with commas, or best (all of them), the most similar "
-        "counts for each candidate.",
+        show_default="the strategy's: first for greedy, sequential for laco",
+        metavar="RULE,..",
+        help="How a group of layers becomes one. first: drop the followers. sequential: its last layer, with the norms "
+        "of its first: what the authors' released code computes. rdsc: the paper's Eq. (1), base + sum of differences, "
+        "which usually destroys trained models. mean: equal weights. Of several with commas, or best (all of them), "
+        "the most similar counts for each candidate.",
         rich_help_panel=_METHOD,
     ),
 ]
@@ -74,17 +81,18 @@ MetricName = Annotated[
     typer.Option(
         "--metric",
         show_default="the strategy's; cosine for laco, kl for greedy",
-        metavar="|".join(METRICS),
+        metavar="NAME",
         help="What similarity is: of last hidden states (cosine, token-cosine, cka-linear, cka-kernel), or of what "
         "the head makes of them (nll, kl). 1 is the same.",
         rich_help_panel=_METHOD,
     ),
 ]
 Rescale = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--rescale/--no-rescale",
         help="At the end, find a scale for each layer that stays, so that the result is most similar.",
+        show_default="rescale for greedy, else not",
         rich_help_panel=_METHOD,
     ),
 ]
@@ -114,11 +122,12 @@ MergeNorms = Annotated[
     ),
 ]
 Strategy = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--strategy",
-        metavar="|".join(STRATEGIES),
-        help="How the layers are found; the verb strategies says what each does, and what it reads.",
+        metavar="NAME",
+        help=f"How the layers are found: {', '.join(STRATEGIES)}. The verb strategies says what each does, and costs.",
+        show_default="greedy, or laco where -C or -I is given",
         rich_help_panel=_METHOD,
     ),
 ]
@@ -126,7 +135,7 @@ TargetLayers = Annotated[
     int | None,
     typer.Option(
         "--target-layers",
-        help="Prune to this many layers; the threshold is found.",
+        help="Prune to this many layers, whatever the threshold.",
         show_default="as far as the threshold allows",
         rich_help_panel=_METHOD,
     ),
@@ -135,19 +144,19 @@ TargetRatio = Annotated[
     float | None,
     typer.Option(
         "--target-ratio",
-        help="Prune as much as goes up to this share of the parameters; the threshold is found.",
+        help="Prune as much as goes up to this share of the parameters.",
         show_default="as far as the threshold allows",
         rich_help_panel=_METHOD,
     ),
 ]
-CalibrationFile = Annotated[
-    Path | None,
+Samples = Annotated[
+    str | None,
     typer.Option(
         "--calibration",
-        readable=False,
         metavar="FILE",
-        help=".txt with a sample a line, or .jsonl with a field text.",
-        show_default="ten encyclopedic sentences that ship with the package",
+        help=f"Samples: .txt with one a line, or .jsonl with a field text; {' or '.join(SAMPLES)}, which ship with the "
+        "package.",
+        show_default="passages for greedy, else sentences",
         rich_help_panel=_METHOD,
     ),
 ]
@@ -237,4 +246,8 @@ MaxShardSize = Annotated[
 Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace DIR once the new one is complete.", rich_help_panel=_OUTPUT),
+]
+OverwriteFile = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace an older file once the new one is complete.", rich_help_panel=_OUTPUT),
 ]

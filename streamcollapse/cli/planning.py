@@ -41,7 +41,7 @@ def make(
         ),
     ] = None,
     merge_norms: o.MergeNorms = o.COLLAPSE.merge_norms,
-    overwrite: o.Overwrite = o.OUTPUT.overwrite,
+    overwrite: o.OverwriteFile = o.OUTPUT.overwrite,
     as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
@@ -59,7 +59,11 @@ def make(
 
 @plan.command()
 def compose(
-    first: PlanFile, second: PlanFile, to: Target, overwrite: o.Overwrite = o.OUTPUT.overwrite, as_json: o.Json = False
+    first: PlanFile,
+    second: PlanFile,
+    to: Target,
+    overwrite: o.OverwriteFile = o.OUTPUT.overwrite,
+    as_json: o.Json = False,
 ) -> None:
     """Write one plan against the source of the first PLAN, for what the second makes of its result."""
     with one_line_errors():
@@ -79,15 +83,16 @@ def export(
     made: Annotated[Path, typer.Argument(readable=False, metavar="PLAN", help="Plan of this source.")],
     out: Annotated[Path, typer.Option("--out", readable=False, metavar="FILE", help="Where to write it.")],
     to: Annotated[str, typer.Option("--to", metavar="mergekit", help="The tool to write it for.")] = "mergekit",
-    overwrite: o.Overwrite = o.OUTPUT.overwrite,
+    overwrite: o.OverwriteFile = o.OUTPUT.overwrite,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Write PLAN in the words of another tool, which then builds the same model of SOURCE."""
     with one_line_errors():
-        from streamcollapse.jobs.planning import export_plan, write_export
+        from streamcollapse.jobs.planning import export_plan
         from streamcollapse.jobs.preview import check_plan_path
         from streamcollapse.merge.plan import Plan
+        from streamcollapse.storage.disk import write_whole
 
         check_plan_path(out, overwrite, "--out")
-        write_export(export_plan(source, Plan.load(made), to, trust_remote_code=trust_remote_code), out)
+        write_whole(out, export_plan(source, Plan.load(made), to, trust_remote_code=trust_remote_code))
         print(f"{out}: mergekit-yaml {out} DIR builds the model")

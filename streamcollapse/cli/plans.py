@@ -11,7 +11,7 @@ from rich.text import Text
 from streamcollapse.cli.screen import strip
 from streamcollapse.cli.text import lines_of, plain_console, unicode
 from streamcollapse.errors import printable
-from streamcollapse.strategy.catalogue import Strategy
+from streamcollapse.strategy.catalogue import Metric, Strategy
 
 if TYPE_CHECKING:  # for their names alone: importing them takes seconds
     from streamcollapse.merge.plan import Decision, Plan, SearchRecord
@@ -96,11 +96,17 @@ def show_strategies(strategies: Mapping[str, Strategy]) -> None:
     for name, strategy in strategies.items():
         rows: list[tuple[str, str | Text]] = [("does", strategy.does), ("source", strategy.source)]
         rows.append(("model reads", strategy.reads))
-        if strategy.rule is not None:
-            rows.append(("default rule", strategy.rule))
-        if strategy.metric is not None:
-            rows.append(("default metric", strategy.metric))
+        named = {"rule": strategy.rule, "metric": strategy.metric, "calibration": strategy.samples}
+        chosen = [f"--{option} {value}" for option, value in named.items() if value is not None]
+        rows.append(("default", " ".join(chosen + ["--rescale"] * strategy.rescale)))
         if strategy.needs_target:
             rows.append(("needs", "--target-layers or --target-ratio"))
         console.print(Text(name, "bold"))
         console.print(lines_of([(f"  {key}", value) for key, value in rows]))
+
+
+def show_metrics(metrics: Mapping[str, Metric]) -> None:
+    """What each metric compares, and where it is from."""
+    console = plain_console()
+    console.print(Text("metrics, of which 1 is the same", "bold"))
+    console.print(lines_of([(f"  {name}", f"{metric.does} ({metric.source})") for name, metric in metrics.items()]))

@@ -96,7 +96,7 @@ def search(
     samples: Calibration,
     compute: Compute,
     streaming: Streaming,
-    overwrite: o.Overwrite = o.OUTPUT.overwrite,
+    overwrite: o.OverwriteFile = o.OUTPUT.overwrite,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
@@ -126,14 +126,16 @@ def search(
 
 
 def strategies(as_json: o.Json = False) -> None:
-    """List the strategies of a search: what each does, where it is from, what it reads."""
-    from streamcollapse.cli.plans import show_strategies
-    from streamcollapse.strategy.catalogue import STRATEGIES
+    """List the strategies of a search and the metrics it may judge by: what each does, where it is from, its cost."""
+    from streamcollapse.cli.plans import show_metrics, show_strategies
+    from streamcollapse.strategy.catalogue import METRICS, STRATEGIES
 
     if as_json:
-        print_json({name: vars(strategy) for name, strategy in STRATEGIES.items()})
+        listed = {name: vars(one) for name, one in STRATEGIES.items()}
+        print_json({"strategies": listed, "metrics": {name: vars(one) for name, one in METRICS.items()}})
     else:
         show_strategies(STRATEGIES)
+        show_metrics(METRICS)
 
 
 @grouped

@@ -10,7 +10,7 @@ from streamcollapse.errors import OptionError, OutputError, PlanError, printable
 from streamcollapse.jobs.opening import Job
 from streamcollapse.jobs.workdir import JOB, read_document
 from streamcollapse.merge.plan import Plan
-from streamcollapse.settings import Calibration, Compute, Output, Streaming
+from streamcollapse.settings import SAMPLES, Calibration, Compute, Output, Streaming
 from streamcollapse.storage.staging import work_of
 from streamcollapse.strategy.collapse import CollapseOptions
 
@@ -49,7 +49,7 @@ class Asked:
             "verb": "prune" if self.plan is None else "apply",
             "source": str(self.job.checkpoint.directory.absolute()),
             **self.run(),
-            "calibration": None if file is None else str(Path(file).absolute()),
+            "calibration": file if file is None or file in SAMPLES else str(Path(file).absolute()),
             "max_tokens": self.calibration.max_tokens if self.calibration else None,
             "plan": None if self.plan is None else self.plan.to_json(),
             "device": str(self.job.placement.device),

@@ -21,11 +21,12 @@ from streamcollapse.progress import Listener, PhaseStarted, TensorWritten, silen
 from streamcollapse.settings import COMPUTE_DTYPES, Output, Streaming
 from streamcollapse.storage.cast import CastSource
 from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.storage.disk import check_space, disk_errors
 from streamcollapse.storage.hub import local_directory, local_path
 from streamcollapse.storage.index import is_file, read_json
 from streamcollapse.storage.source import TensorSource, bytes_by_dtype
 from streamcollapse.storage.staging import check_output, staged_bytes, staged_directory, tidy_up, work_of
-from streamcollapse.storage.writer import ShardPlan, check_space, disk_errors, plan_shards, write_shards
+from streamcollapse.storage.writer import ShardPlan, plan_shards, write_shards
 from streamcollapse.stream.budget import free_ram
 from streamcollapse.stream.loaders import MappedLoader
 from streamcollapse.stream.meters import Meter

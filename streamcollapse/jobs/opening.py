@@ -19,6 +19,7 @@ from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.hub import local_directory
 from streamcollapse.storage.source import ObservedSource
 from streamcollapse.strategy.calibration import load_samples, load_tokenizer, samples_digest, tokenize
+from streamcollapse.strategy.catalogue import STRATEGIES
 from streamcollapse.stream.allocator import steady_heap
 from streamcollapse.stream.device import Placement, resolve
 from streamcollapse.stream.meters import Meter
@@ -117,9 +118,9 @@ class Samples:
         return max((tuple(b.input_ids_NT.shape) for b in self.batches), key=lambda shape: shape[0] * shape[1])  # type: ignore[return-value]
 
 
-def calibration_samples(job: Job, calibration: Calibration) -> Samples:
-    """Load and tokenise the samples. Raises CalibrationError."""
-    texts = load_samples(calibration)
+def calibration_samples(job: Job, calibration: Calibration, strategy: str) -> Samples:
+    """Load and tokenise the samples; without a file, those that suit ``strategy``. Raises CalibrationError."""
+    texts = load_samples(calibration, STRATEGIES[strategy].samples)
     tokenizer: Any = load_tokenizer(job.checkpoint.directory, job.trust_remote_code)
     limit = min(calibration.max_tokens, longest_context(job) or calibration.max_tokens)
     token_ids = tokenize(tokenizer, texts, limit, job.vocabulary)

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from streamcollapse.arch import likeness
-from streamcollapse.errors import OptionError, OutputError, printable
+from streamcollapse.errors import OptionError, printable
 from streamcollapse.jobs.opening import open_job
 from streamcollapse.merge.composing import compose, hand_made, parse_group, parse_layers
 from streamcollapse.merge.exporting import to_mergekit
@@ -62,13 +62,3 @@ def export_plan(source: str | Path, plan: Plan, to: str, *, trust_remote_code: b
     return f"# {plan.num_layers} of {plan.num_source_layers} layers of {job.name}\n" + yaml.safe_dump(
         document, sort_keys=False
     )
-
-
-def write_export(text: str, path: Path) -> None:
-    """Write ``text`` to ``path``, whole or not at all. Raises OutputError."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error

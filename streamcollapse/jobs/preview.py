@@ -18,9 +18,9 @@ from streamcollapse.merge.view import check_plan
 from streamcollapse.output.report import sizes
 from streamcollapse.progress import silent
 from streamcollapse.settings import Calibration, Compute, Output, Streaming
+from streamcollapse.storage.disk import check_space
 from streamcollapse.storage.hub import local_path
 from streamcollapse.storage.staging import check_output
-from streamcollapse.storage.writer import check_space
 from streamcollapse.strategy.collapse import CollapseOptions
 
 
@@ -55,7 +55,7 @@ def preview_search(
         check_output(Path(out), local_path(source), output.overwrite)
     job = open_job(source, compute, trust_remote_code, silent)
     check_prunable(job, options)
-    samples = calibration_samples(job, calibration)
+    samples = calibration_samples(job, calibration, options.strategy)
     check_work_directory(streaming, job, samples, options.merge_norms)
     smallest = smallest_output(job, options)
     if out is not None:

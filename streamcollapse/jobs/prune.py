@@ -33,9 +33,10 @@ from streamcollapse.output.checkpoint import (
 from streamcollapse.output.report import build_report, load_report, sizes
 from streamcollapse.progress import Listener, MemoryPlanned, PhaseStarted, silent
 from streamcollapse.settings import Calibration, Compute, Output, Streaming
+from streamcollapse.storage.disk import check_space
 from streamcollapse.storage.hub import local_path
 from streamcollapse.storage.staging import check_output, staged_bytes, staged_directory, tidy_up
-from streamcollapse.storage.writer import check_space, plan_shards
+from streamcollapse.storage.writer import plan_shards
 from streamcollapse.strategy.collapse import CollapseOptions
 from streamcollapse.stream.needs import Allotment
 
@@ -76,7 +77,7 @@ def prune_job(
     job: Job, out: Path, options: CollapseOptions, calibration: Calibration, streaming: Streaming, output: Output
 ) -> Pruned:
     """``prune`` of a checkpoint that is open, into an ``out`` that was checked."""
-    samples = calibration_samples(job, calibration)
+    samples = calibration_samples(job, calibration, options.strategy)
     check_space(out, smallest_output(job, options) - staged_bytes(out))
     choice = _planned_memory(job, options, samples, streaming)
     asked = Asked(job, out, streaming, output, options=options, calibration=calibration)
@@ -106,7 +107,7 @@ def search(
     """
     target = None if save_as is None else Path(save_as)
     job = open_job(source, compute, trust_remote_code, listener)
-    samples = calibration_samples(job, calibration)
+    samples = calibration_samples(job, calibration, options.strategy)
     choice = _planned_memory(job, options, samples, streaming)
     with (
         search_place(job, samples, options, streaming, choice.spill, target) as place,

@@ -19,7 +19,7 @@ from streamcollapse.jobs.workplace import search_place
 from streamcollapse.merge.plan import collapse, original_layers
 from streamcollapse.progress import Listener, MemoryPlanned, PhaseStarted, silent
 from streamcollapse.settings import Calibration, Compute, Streaming
-from streamcollapse.storage.writer import disk_errors
+from streamcollapse.storage.disk import disk_errors
 from streamcollapse.strategy.collapse import Candidate, CollapseOptions
 from streamcollapse.strategy.variants import Variant
 
@@ -56,7 +56,7 @@ class Similarities:
 
 def similarity(
     source: str | Path,
-    options: CollapseOptions = CollapseOptions(rule="best"),  # noqa: B008 - frozen
+    options: CollapseOptions = CollapseOptions(rule="best", strategy="laco"),  # noqa: B008 - frozen
     *,
     calibration: Calibration = Calibration(),  # noqa: B008
     compute: Compute = Compute(),  # noqa: B008
@@ -73,7 +73,7 @@ def similarity(
     job = open_job(source, compute, trust_remote_code, listener)
     if job.num_layers < 2:
         raise OptionError("the model has one layer, which nothing can be compared with")
-    samples = calibration_samples(job, calibration)
+    samples = calibration_samples(job, calibration, options.strategy)
     check_prunable(job, options)
     starts = range(job.num_layers + 1)
     choice = allotment(job, samples, streaming, options, starts)

@@ -26,12 +26,12 @@ from streamcollapse.jobs.evaluations import JournalMemory
 from streamcollapse.merge.plan import Decision
 from streamcollapse.settings import Streaming
 from streamcollapse.storage.digests import is_intact
+from streamcollapse.storage.disk import disk_errors
 from streamcollapse.storage.index import is_file
 from streamcollapse.storage.journal import Journal
 from streamcollapse.storage.locks import lock
 from streamcollapse.storage.rooms import OnDisk
 from streamcollapse.storage.staging import gone_of, partial_of, work_of
-from streamcollapse.storage.writer import disk_errors
 
 FORMAT = "streamcollapse.work/3"
 RUN, JOB, JOURNAL, REFERENCE = "run.json", "job.json", "journal.jsonl", "reference.json"

@@ -33,9 +33,9 @@ from streamcollapse.jobs.workdir import (
 )
 from streamcollapse.merge.plan import Decision
 from streamcollapse.settings import Streaming
+from streamcollapse.storage.disk import disk_errors
 from streamcollapse.storage.rooms import InMemory, OnDisk, Room
 from streamcollapse.storage.staging import work_of
-from streamcollapse.storage.writer import disk_errors
 from streamcollapse.strategy.collapse import CollapseOptions
 from streamcollapse.stream.weights import WeightStream
 

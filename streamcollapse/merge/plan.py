@@ -16,8 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.errors import OutputError, PlanError, printable
+from streamcollapse.errors import PlanError, printable
 from streamcollapse.merge.rules import RULES, Mix
+from streamcollapse.storage.disk import write_whole
 
 FORMAT = "streamcollapse.plan/1"
 LARGEST_COEFFICIENT = 1e6  # float32 weights stay finite with room to spare
@@ -146,12 +147,7 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write the document to ``path``, whole or not at all. Raises OutputError."""
-        partial = Path(path).with_name(f".{Path(path).name}.partial")
-        try:
-            partial.write_text(_laid_out(self.to_json()), encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            raise OutputError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
+        write_whole(Path(path), _laid_out(self.to_json()))
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

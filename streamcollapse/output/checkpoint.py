@@ -19,7 +19,8 @@ from streamcollapse.output.card import model_card
 from streamcollapse.output.files import companion_files, copy_files
 from streamcollapse.output.report import save_report
 from streamcollapse.progress import Listener, TensorWritten
-from streamcollapse.storage.writer import ShardPlan, disk_errors, write_shards
+from streamcollapse.storage.disk import disk_errors
+from streamcollapse.storage.writer import ShardPlan, write_shards
 from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.weights import WeightStream
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from streamcollapse.storage.beside import TEMPLATES, is_beside
-from streamcollapse.storage.writer import disk_errors
+from streamcollapse.storage.disk import disk_errors
 
 KEPT = (
     "generation_config.json",

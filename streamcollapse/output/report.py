@@ -12,9 +12,9 @@ from typing import Any
 from streamcollapse.errors import CheckpointError, printable
 from streamcollapse.merge.plan import Plan
 from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.storage.disk import disk_errors
 from streamcollapse.storage.index import read_json
 from streamcollapse.storage.source import TensorSource
-from streamcollapse.storage.writer import disk_errors
 
 FORMAT = "streamcollapse.report/1"
 

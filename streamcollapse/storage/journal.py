@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.storage.writer import disk_errors
+from streamcollapse.storage.disk import disk_errors
 
 
 class Journal:

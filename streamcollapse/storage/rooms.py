@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 
 from streamcollapse.errors import OutputError, printable
+from streamcollapse.storage.disk import disk_errors
 from streamcollapse.storage.mapping import forget_pages
-from streamcollapse.storage.writer import disk_errors
 
 
 class Room(Protocol):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from streamcollapse.errors import OutputError, printable
-from streamcollapse.storage.writer import disk_errors
+from streamcollapse.storage.disk import disk_errors
 
 _LONGEST_NAME = 200  # bytes; file systems take 255, and the staging directory's name adds to it
 

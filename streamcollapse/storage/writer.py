@@ -9,23 +9,21 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import struct
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from streamcollapse.errors import OutputError, printable
 from streamcollapse.storage.digests import Digest
+from streamcollapse.storage.disk import disk_errors
 from streamcollapse.storage.finite import check_finite
 from streamcollapse.storage.header import DTYPE_NAMES
 from streamcollapse.storage.index import INDEX_FILE, SINGLE_FILE
 from streamcollapse.storage.sink import open_sink
 from streamcollapse.storage.source import TensorSource
-from streamcollapse.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -144,28 +142,3 @@ def _reserve(path: Path, shard: ShardPlan) -> None:
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-@contextmanager
-def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Turns an OSError inside it into an OutputError that names ``path`` and, on a full disk, what is left."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(no_space(path.parent, needed)) from error
-        raise OutputError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
-
-
-def no_space(directory: Path, needed: int | None) -> str:
-    """The one line for a disk that is too full for ``needed`` bytes in ``directory``."""
-    free = format_bytes(shutil.disk_usage(directory).free)
-    need = "" if needed is None else f"{format_bytes(needed)} needed, "
-    return f"{printable(directory)}: no space on the disk: {need}{free} free; free some or choose another place"
-
-
-def check_space(out: Path, needed: int) -> None:
-    """Raise OutputError unless the file system that will hold ``out`` has ``needed`` bytes free."""
-    parent = out.resolve().parent
-    if shutil.disk_usage(parent).free < needed:
-        raise OutputError(no_space(parent, needed))

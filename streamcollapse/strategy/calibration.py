@@ -13,15 +13,24 @@ from transformers import AutoTokenizer
 
 from streamcollapse.arch.config import THEIR_ERRORS, first_line
 from streamcollapse.errors import CalibrationError, printable
-from streamcollapse.settings import Calibration
+from streamcollapse.settings import SAMPLES, Calibration
+
+_SHIPPED = {"sentences": "sentences.txt", "passages": "passages.jsonl"}
 
 
-def load_samples(calibration: Calibration) -> list[str]:
-    """The samples in order. Raises CalibrationError when there are none or the file cannot be read."""
-    if calibration.file is None:
-        packaged = resources.files("streamcollapse.data").joinpath("calibration.txt")
-        return _lines(packaged.read_text(encoding="utf-8"))
-    path = Path(calibration.file)
+def load_samples(calibration: Calibration, default: str = "sentences") -> list[str]:
+    """The samples in order; those of SAMPLES named ``default`` where ``calibration`` names none.
+
+    Raises CalibrationError when there are none or the file cannot be read.
+    """
+    name = calibration.file or default
+    if name in SAMPLES:
+        with resources.as_file(resources.files("streamcollapse.data") / _SHIPPED[str(name)]) as shipped:
+            return _load(shipped)
+    return _load(Path(name))
+
+
+def _load(path: Path) -> list[str]:
     text = read_text(path)
     if path.suffix.lower() == ".json":
         raise CalibrationError(f"{printable(path)}: give .txt with a sample a line, or .jsonl with a field text")

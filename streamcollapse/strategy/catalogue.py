@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Strategy:
-    """``reads``: multiples of the model that reference pass and search read. ``rule`` and ``metric``: the defaults,
-    where they matter. ``needs_target``: it only stops at a target."""
+    """``reads``: multiples of the model that reference pass and search read. The defaults of what goes with it:
+    ``rule`` and ``metric``, where they matter, ``samples``, ``rescale``. ``needs_target``: it only stops at a
+    target."""
 
     does: str
     source: str
@@ -16,6 +17,8 @@ class Strategy:
     rule: str | None
     metric: str | None
     needs_target: bool = False
+    samples: str = "sentences"
+    rescale: bool = False
 
 
 STRATEGIES = {
@@ -29,9 +32,12 @@ STRATEGIES = {
     "greedy": Strategy(
         "scores every merge of two neighbours and takes the best, round after round",
         "Song et al. 2024, SLEB (arXiv 2402.09025), there by perplexity and without merges",
-        "1 for the reference, up to 1 for each layer that goes where memory holds a round's candidates",
-        "first,sequential",
+        "1 for the reference, up to 1 for each layer that goes where memory holds a round's candidates, "
+        "and 2 for each round of scales",
+        "first",
         "kl",
+        samples="passages",
+        rescale=True,
     ),
     "rule-based": Strategy(
         "merges groups of C layers from the top, I layers apart, without looking",

@@ -20,37 +20,41 @@ from streamcollapse.strategy.variants import BEST, Variant, check_rules, variant
 class CollapseOptions:
     """The settings of layer collapse under the paper's letters.
 
-    ``layers_per_merge`` C, ``interval`` I, ``lowest`` L, ``highest`` H (None: all layers), ``threshold`` T.
+    ``layers_per_merge`` C (4) and ``interval`` I (2), ``lowest`` L, ``highest`` H (None: all layers), ``threshold`` T.
     ``rule``: one of merge/rules.py, several with commas, or ``best`` for all of them: each is tried for every
     candidate, and the most similar counts. ``rdsc_scale`` is the factor of the differences under the rule ``rdsc``, or
     several, which compete as well. ``merge_norms``: norms follow the mix instead of staying the base's.
-    ``strategy``: one of strategy/catalogue.py, whose default rule counts where ``rule`` is empty. ``target_layers`` or
-    ``target_ratio`` (pruned parameters over all): how far to prune, instead of the threshold. ``metric``: what
-    similarity is, one of strategy/catalogue.py, whose default for the strategy counts where it is empty.
-    ``rescale``: search scales for the layers that stay (strategy/rescale.py). ``merges_per_round``: of ``greedy``.
+    ``strategy``: one of strategy/catalogue.py; where it is empty, ``laco`` if C or I is given, which it alone walks by,
+    else ``greedy``. ``target_layers`` or ``target_ratio`` (pruned parameters over all): how far to prune, instead of
+    the threshold. ``metric``: what similarity is, one of strategy/catalogue.py. ``rescale``: search scales for the
+    layers that stay (strategy/rescale.py). The strategy's own ``rule``, ``metric`` and ``rescale`` count where none is
+    given. ``merges_per_round``: of ``greedy``. What was not given is filled in when the settings are made.
     """
 
-    layers_per_merge: int = 4
-    interval: int = 2
+    layers_per_merge: int = None  # type: ignore[assignment]
+    interval: int = None  # type: ignore[assignment]
     lowest: int = 1
     highest: int | None = None
     threshold: float = 0.65
     rule: str = ""
     rdsc_scale: float | tuple[float, ...] = 1.0
     merge_norms: bool = False
-    strategy: str = "laco"
+    strategy: str = ""
     target_layers: int | None = None
     target_ratio: float | None = None
     metric: str = ""
-    rescale: bool = False
+    rescale: bool = None  # type: ignore[assignment]
     merges_per_round: int = 1
 
     def __post_init__(self) -> None:
+        walks = self.layers_per_merge is not None or self.interval is not None
+        self._default("strategy", "laco" if walks else "greedy")
         self._check_strategy()
-        if self.rule == "":
-            object.__setattr__(self, "rule", STRATEGIES[self.strategy].rule or "first")
-        if self.metric == "":
-            object.__setattr__(self, "metric", STRATEGIES[self.strategy].metric or "cosine")
+        self._default("layers_per_merge", 4)
+        self._default("interval", 2)
+        self._default("rule", STRATEGIES[self.strategy].rule or "first")
+        self._default("metric", STRATEGIES[self.strategy].metric or "cosine")
+        self._default("rescale", STRATEGIES[self.strategy].rescale)
         if self.metric not in METRICS:
             name, choices = printable(repr(self.metric)), ", ".join(METRICS)
             raise OptionError(f"metric {name} is unknown; choose one of {choices}")
@@ -78,6 +82,10 @@ class CollapseOptions:
             )
         check_rules(self.rule, self.scales)
         object.__setattr__(self, "rdsc_scale", self.scales[0] if len(self.scales) == 1 else self.scales)
+
+    def _default(self, name: str, value: object) -> None:
+        if getattr(self, name) in (None, ""):
+            object.__setattr__(self, name, value)
 
     def _check_strategy(self) -> None:
         if self.strategy not in STRATEGIES:

@@ -51,13 +51,15 @@ def test_strategies_and_targets_are_settings_like_others(base: Path) -> None:
         """,
     )
     greedy = CollapseOptions(strategy="greedy", target_layers=6)
-    assert greedy.rule == "first,sequential"
-    assert found.tasks[2].work == Prune(greedy, Calibration(), "auto")
+    assert found.tasks[2].work == Prune(greedy, Calibration("passages"), "auto")
+    assert found.tasks[0].work == Prune(
+        CollapseOptions(strategy="laco", target_layers=6), Calibration("sentences"), "auto"
+    )
     assert [t.name.removeprefix("a-") for t in found.tasks] == [
         "C4-I2-N6-sequential",
         "C4-I2-N5-sequential",
-        "greedy-N6-first+sequential",
-        "greedy-N5-first+sequential",
+        "greedy-N6-first",
+        "greedy-N5-first",
         "angular-N6",
         "angular-N5",
         "greedy-ratio0.25-first",
@@ -96,7 +98,7 @@ def test_sources_times_settings(base: Path) -> None:
         for layers in (3, 4)
         for rule in ("sequential", "mean")
     ]
-    other = Prune(CollapseOptions(lowest=5, threshold=1.0), Calibration(), "float32")
+    other = Prune(CollapseOptions(lowest=5, threshold=1.0), Calibration("passages"), "float32")
     expected += [("org/name@main", other), (str(base / "other" / "a"), other)]
     assert [(t.source, t.work) for t in found.tasks if t.verb == "prune"] == expected
     assert [(t.work, t.max_shard_size) for t in found.tasks if t.verb == "convert"] == [
@@ -105,7 +107,7 @@ def test_sources_times_settings(base: Path) -> None:
     ]
     names = [t.name for t in found.tasks]
     assert names[:2] == ["models-a-C3-I2-T0.7-sequential-samples", "models-a-C3-I2-T0.7-mean-samples"]
-    assert "org-name-main-C4-I2-T1-sequential-L5-float32" in names
+    assert "org-name-main-greedy-T1-first-L5-float32" in names
     assert "models-a-float16" in names
     assert "models-a-safetensors" in names
 
@@ -120,8 +122,8 @@ def test_names_tell_metrics_scales_and_rounds_apart(base: Path) -> None:
     found = jobs_of(base, {"jobs": [{"source": "models/a", **grid, "merges_per_round": [1, 2]}]})
     names = [t.name for t in found.tasks]
     assert len({*names}) == 8
-    assert names[0] == "a-greedy-N5-first+sequential", "what is not the default of the strategy is told"
-    assert names[-1] == "a-greedy-N5-first+sequential-nll-rescaled-2at-once"
+    assert names[0] == "a-greedy-N5-first-unscaled", "what is not the default of the strategy is told"
+    assert names[-1] == "a-greedy-N5-first-nll-2at-once"
 
 
 def test_the_same_job_twice_is_one(base: Path) -> None:
@@ -191,7 +193,7 @@ def test_what_goes_together(base: Path) -> None:
         ("jobs: [{source: models/a, calibration: none.txt}]", "there is no such calibration file"),
         ("treshold: 1\njobs: [{source: models/a}]", "setting treshold is unknown"),
         ("out: 3\njobs: [{source: models/a}]", "out is 3"),
-        ("jobs: [{source: models/a, max_shard_size: [1GB, 2GB]}]", "two jobs would write a-C4"),
+        ("jobs: [{source: models/a, max_shard_size: [1GB, 2GB]}]", "two jobs would write a-greedy"),
         ("jobs: [{source: models/a, T: &a [&b [*b]]}]", "threshold is"),
     ],
 )

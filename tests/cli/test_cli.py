@@ -128,7 +128,7 @@ def test_the_demo(tmp_path: Path) -> None:
 
 
 def test_the_demo_as_json_and_again_in_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "TEXT", "calibration.txt")  # a shorter text than the demo's own
+    monkeypatch.setattr(demo, "TEXT", "sentences.txt")  # a shorter text than the demo's own
     for _ in range(2):
         document = json.loads(_invoke("demo", "--out", str(tmp_path / "demo"), *RUN, "--json").stdout)
         assert document["layers"] == {"before": 24, "after": 18}

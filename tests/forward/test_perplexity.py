@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from streamcollapse import CollapseOptions, prune
+from streamcollapse import Calibration, CollapseOptions, prune
 from streamcollapse.errors import CalibrationError, OptionError, PlanError
 from streamcollapse.forward import perplexity as module
 from streamcollapse.forward.perplexity import Perplexity, Window, make_windows
@@ -84,7 +84,8 @@ def test_bits_per_byte(bundled: Path, text: Path) -> None:
 def test_a_plan_is_scored_like_the_model_it_describes(
     llama: Path, text: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    pruned = prune(llama, tmp_path / "out", CollapseOptions(3, 1, threshold=0.5, **options), compute=FLOAT32)
+    method, samples = CollapseOptions(3, 1, threshold=0.5, **options), Calibration("sentences")
+    pruned = prune(llama, tmp_path / "out", method, calibration=samples, compute=FLOAT32)
     assert pruned.plan.num_layers < 8
     written = perplexity(tmp_path / "out", text, max_tokens=300, compute=FLOAT32)
     planned = perplexity(llama, text, max_tokens=300, plan=pruned.plan, compute=FLOAT32)

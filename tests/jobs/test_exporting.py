@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from streamcollapse import CollapseOptions, Compute, Plan, apply, make_plan, search
+from streamcollapse import Calibration, CollapseOptions, Compute, Plan, apply, make_plan, search
 from streamcollapse.cli.main import app
 from streamcollapse.errors import OptionError, PlanError
 from streamcollapse.jobs.planning import export_plan
@@ -57,7 +57,8 @@ def test_the_document_says_what_the_plan_says(llama_bf16: Path, merge_norms: boo
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mergekit_builds_the_same_model(tmp_path: Path, dtype: torch.dtype) -> None:
     source = save_llama(tmp_path / "source", dtype=dtype)
-    searched = search(source, CollapseOptions(strategy="greedy", rule="best", target_layers=5, rescale=True))
+    options = CollapseOptions(strategy="greedy", rule="best", target_layers=5, rescale=True)
+    searched = search(source, options, calibration=Calibration("sentences"))
     by_hand = make_plan(source, "0,6", ["1-3:rdsc:0.25", "4-5:mean"])
     for number, plan in enumerate([searched, by_hand]):
         plan.save(tmp_path / "plan.json")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from streamcollapse import CollapseOptions, Compute, Plan, apply, prune
+from streamcollapse import Calibration, CollapseOptions, Compute, Plan, apply, prune
 from streamcollapse.cli.main import app
 from tests.checkpoints import edit_json
 
@@ -51,7 +51,8 @@ def test_two_prunings_in_one_step(llama_bf16: Path, tmp_path: Path, rule: str) -
     twice = prune(
         tmp_path / "once",
         tmp_path / "twice",
-        CollapseOptions(2, 1, rule=rule, strategy="greedy", target_layers=once.plan.num_layers - 2),
+        CollapseOptions(2, 1, rule=rule, strategy="greedy", target_layers=once.plan.num_layers - 2, rescale=False),
+        calibration=Calibration("sentences"),
         compute=FLOAT32,
     )
     for name in ("once", "twice"):

@@ -221,7 +221,9 @@ def test_the_two_readings_of_rdsc_on_trained_weights(bundled: Path) -> None:
 @pytest.mark.parametrize("source", ["llama", "llama_bf16"])
 def test_a_threshold_of_one_changes_no_byte(source: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     directory: Path = request.getfixturevalue(source)
-    pruned = prune(directory, tmp_path / "out", CollapseOptions(threshold=1.0, rule="first"), compute=FLOAT32)
+    pruned = prune(
+        directory, tmp_path / "out", CollapseOptions(strategy="laco", threshold=1.0, rule="first"), compute=FLOAT32
+    )
     assert pruned.report["ratio"] == 0
     assert all(layer.untouched for layer in pruned.plan.layers)
     before, after = ({}, {})
@@ -359,7 +361,7 @@ def test_a_write_that_fails_keeps_the_search(llama: Path, tmp_path: Path, monkey
     def full(*args: object) -> None:
         raise OutputError("no space")
 
-    options = CollapseOptions(threshold=0.9)
+    options = CollapseOptions(strategy="laco", threshold=0.9)
     expected = prune(llama, tmp_path / "expected", options, compute=FLOAT32)
     monkeypatch.setattr(module, "write_weights", full)
     work = tmp_path / ".out.work"
@@ -439,7 +441,7 @@ def test_what_the_source_is_called(llama: Path, tmp_path: Path) -> None:
 
 def test_nothing_merged_is_said(llama: Path, tmp_path: Path) -> None:
     events: list[Any] = []
-    search(llama, CollapseOptions(threshold=1.0), compute=FLOAT32, listener=events.append)
+    search(llama, CollapseOptions(strategy="laco", threshold=1.0), compute=FLOAT32, listener=events.append)
     assert [e.text for e in events if isinstance(e, WarningRaised)] == [
         "no merge was accepted: the result is the source as it is"
     ]

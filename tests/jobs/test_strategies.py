@@ -22,6 +22,8 @@ from tests.in_memory import in_memory_greedy, in_memory_search
 from tests.jobs.test_prune import SAMPLES
 
 FLOAT32 = Compute("cpu", "float32")
+SENTENCES = Calibration("sentences")
+GREEDY: dict[str, Any] = {"strategy": "greedy", "rescale": False}
 
 
 def decisions_of(plan: Plan) -> list[Any]:
@@ -31,8 +33,8 @@ def decisions_of(plan: Plan) -> list[Any]:
 
 @pytest.mark.parametrize("rules", [("first", "sequential"), ("mean",), ("first", "sequential", "mean")])
 def test_greedy_equals_a_plain_greedy_search_in_memory(llama: Path, tmp_path: Path, rules: tuple[str, ...]) -> None:
-    options = CollapseOptions(rule=",".join(rules), strategy="greedy", target_layers=4)
-    pruned = prune(llama, tmp_path / "out", options, compute=FLOAT32)
+    options = CollapseOptions(rule=",".join(rules), target_layers=4, **GREEDY)
+    pruned = prune(llama, tmp_path / "out", options, calibration=SENTENCES, compute=FLOAT32)
     expected = in_memory_greedy(llama, SAMPLES, rules=rules, rounds=4)
     ours = decisions_of(pruned.plan)
     assert [d.similarity for d in ours] == pytest.approx([d[2] for d in expected.decisions], abs=1e-5)
@@ -44,24 +46,45 @@ def test_greedy_equals_a_plain_greedy_search_in_memory(llama: Path, tmp_path: Pa
 
 
 def test_greedy_stays_in_its_range_and_stops_at_its_threshold(llama: Path) -> None:
-    options = CollapseOptions(rule="first,sequential", strategy="greedy", lowest=3, highest=6, target_layers=6)
-    plan = search(llama, options, compute=FLOAT32)
+    options = CollapseOptions(rule="first,sequential", lowest=3, highest=6, target_layers=6, **GREEDY)
+    plan = search(llama, options, calibration=SENTENCES, compute=FLOAT32)
     expected = in_memory_greedy(llama, SAMPLES, rules=("first", "sequential"), rounds=2, low=3, high=6)
     assert [d.similarity for d in decisions_of(plan)] == pytest.approx([d[2] for d in expected.decisions], abs=1e-5)
     assert [layer.base for layer in plan.layers if not 2 <= layer.base < 6] == [0, 1, 6, 7]
-    best = [
-        d.similarity for d in decisions_of(search(llama, replace(options, lowest=1, highest=None, target_layers=4)))
-    ]
+    everywhere = replace(options, lowest=1, highest=None, target_layers=4)
+    best = [d.similarity for d in decisions_of(search(llama, everywhere, calibration=SENTENCES))]
     threshold = (best[1] + best[2]) / 2
-    stopped = search(llama, CollapseOptions(strategy="greedy", threshold=threshold))
+    stopped = search(llama, replace(everywhere, target_layers=None, threshold=threshold), calibration=SENTENCES)
     assert [d.accepted for d in decisions_of(stopped)] == [True, True, False]
     assert stopped.num_layers == 6
 
 
+def test_each_strategy_has_its_own_samples(llama: Path) -> None:
+    """Without any setting but the target: greedy, with scales, on passages; resumed and asked for by name alike."""
+    samples = {}
+    for options in (CollapseOptions(lowest=7, target_layers=7), CollapseOptions(2, lowest=7, target_layers=7)):
+        plan, named = (
+            search(llama, options, calibration=Calibration(name))
+            for name in (None, STRATEGIES[options.strategy].samples)
+        )
+        assert plan == named
+        assert plan.search is not None
+        assert plan.search.strategy == options.strategy
+        assert plan.search.rescale == (options.strategy == "greedy")
+        samples[options.strategy] = plan.search.calibration_sha256
+    assert samples["greedy"] != samples["laco"]
+
+
 def test_no_bit_of_greedy_depends_on_how_many_share_a_sweep(llama_bf16: Path) -> None:
-    options = CollapseOptions(strategy="greedy", rule="best", target_layers=5)
+    options = CollapseOptions(rule="best", target_layers=5, **GREEDY)
     plans = [
-        search(llama_bf16, options, compute=Compute("cpu", dtype), streaming=Streaming(lookahead))
+        search(
+            llama_bf16,
+            options,
+            calibration=SENTENCES,
+            compute=Compute("cpu", dtype),
+            streaming=Streaming(lookahead),
+        )
         for dtype in ("float32", "bfloat16")
         for lookahead in (1, 3, 50, None)
     ]
@@ -180,9 +203,9 @@ def test_a_ratio_is_never_exceeded(llama: Path, tmp_path: Path, strategy: str) -
         options = CollapseOptions(2, 1, strategy=strategy, rule=rule, target_ratio=ratio)
         if ratio < 0.03 and strategy == "rule-based":
             with pytest.raises(OptionError, match="no group of layers"):
-                search(llama, options, compute=FLOAT32)
+                search(llama, options, calibration=SENTENCES, compute=FLOAT32)
             continue
-        pruned = prune(llama, tmp_path / f"{ratio}", options, compute=FLOAT32)
+        pruned = prune(llama, tmp_path / f"{ratio}", options, calibration=SENTENCES, compute=FLOAT32)
         assert pruned.report["ratio"] <= ratio
         if strategy in ("greedy", "block-influence"):
             layer = (pruned.report["parameters"]["before"] - pruned.report["parameters"]["after"]) / max(
@@ -195,14 +218,15 @@ def test_a_ratio_is_never_exceeded(llama: Path, tmp_path: Path, strategy: str) -
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_a_search_that_is_broken_off_goes_on(llama: Path, tmp_path: Path, strategy: str) -> None:
     options = CollapseOptions(3, 1, strategy=strategy, target_layers=5)
-    expected = prune(llama, tmp_path / "expected", options, compute=FLOAT32, output=Output("30kB"))
+    means: dict[str, Any] = {"calibration": SENTENCES, "compute": FLOAT32, "output": Output("30kB")}
+    expected = prune(llama, tmp_path / "expected", options, **means)
 
     def stop(event: Event) -> None:
         if isinstance(event, DecisionMade):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt, match="go on with: streamcollapse resume"):
-        prune(llama, tmp_path / "out", options, compute=FLOAT32, output=Output("30kB"), listener=stop)
+        prune(llama, tmp_path / "out", options, listener=stop, **means)
     again = resume(tmp_path / ".out.work")
     assert isinstance(again, type(expected))
     assert again.plan == expected.plan
@@ -229,5 +253,7 @@ def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("layers", [0, 9])
 def test_a_target_beyond_the_model(llama: Path, tmp_path: Path, layers: int) -> None:
     with pytest.raises(OptionError, match=f"target layers is {layers}, but the model has 8 layers"):
-        prune(llama, tmp_path / "out", CollapseOptions(target_layers=layers), calibration=Calibration())
+        prune(
+            llama, tmp_path / "out", CollapseOptions(strategy="laco", target_layers=layers), calibration=Calibration()
+        )
     assert [p.name for p in tmp_path.iterdir()] == []

@@ -15,11 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from streamcollapse.errors import NonFiniteError, OutputError
-from streamcollapse.storage import writer
+from streamcollapse.storage import disk
 from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.storage.disk import check_space
 from streamcollapse.storage.source import TensorInfo
 from streamcollapse.storage.staging import check_output, staged_directory
-from streamcollapse.storage.writer import check_space, plan_shards, write_shards
+from streamcollapse.storage.writer import plan_shards, write_shards
 
 CPU = torch.device("cpu")
 
@@ -236,4 +237,4 @@ def test_places_where_no_output_may_go(tmp_path: Path) -> None:
         check_output(tmp_path / "there", source, overwrite=False)
     check_output(tmp_path / "there", source, overwrite=True)
     check_output(tmp_path / "new", source, overwrite=False)
-    assert writer.no_space(tmp_path, None).startswith(str(tmp_path))
+    assert disk.no_space(tmp_path, None).startswith(str(tmp_path))

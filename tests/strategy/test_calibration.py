@@ -17,10 +17,22 @@ from streamcollapse.strategy.calibration import (
 )
 
 
-def test_the_default_is_ten_sentences() -> None:
-    samples = load_samples(Calibration())
+def test_the_samples_that_ship_with_the_package_have_names() -> None:
+    samples = load_samples(Calibration("sentences"))
     assert len(samples) == 10
     assert all(sample.endswith(".") and sample[0].isupper() for sample in samples)
+    passages = load_samples(Calibration("passages"))
+    assert len(passages) == 24
+    assert min(map(len, passages)) > 700
+    assert load_samples(Calibration(), "sentences") == samples
+    assert load_samples(Calibration(), "passages") == passages
+
+
+def test_the_passages_are_none_of_the_text_that_quality_is_measured_on(bundled: Path) -> None:
+    text = (bundled.parent / "text" / "wiki_eval.txt").read_text(encoding="utf-8")
+    scored = AutoTokenizer.from_pretrained(bundled)(text[:90_000], verbose=False)["input_ids"]
+    assert len(scored) > 2 * 12_000, "more than benchmarks/quality.py scores"
+    assert all(passage[:100] not in text[:90_000] for passage in load_samples(Calibration("passages")))
 
 
 def test_text_files_have_a_sample_a_line(tmp_path: Path) -> None:

@@ -27,6 +27,16 @@ def _run(num_layers: int, options: CollapseOptions, outcomes: str) -> tuple[list
     return tried, [list(range(layer.base + 1, end + 1)) for layer, end in zip(state.layers, ends, strict=True)]
 
 
+def test_a_search_is_greedy_unless_the_paper_s_letters_are_given() -> None:
+    plain = CollapseOptions()
+    assert (plain.strategy, plain.rule, plain.metric, plain.rescale) == ("greedy", "first", "kl", True)
+    for paper in (CollapseOptions(4), CollapseOptions(interval=2), CollapseOptions(strategy="laco")):
+        assert paper == CollapseOptions(4, 2, rule="sequential", strategy="laco", metric="cosine", rescale=False)
+    assert CollapseOptions(4, strategy="greedy") == plain, "a strategy that is named stays"
+    assert CollapseOptions(rescale=False).rescale is False
+    assert CollapseOptions(4, rescale=True).rescale is True
+
+
 def test_worked_by_hand_eight_layers() -> None:
     # C=3, I=2. l = 8-3 = 5: merges 6,7 into 5, accepted; 6 layers left, l = 3.
     # l = 3: merges 4 and the cell 5-7, rejected; l = 2: merges 3,4 into 2, accepted; l = 0 < L: done.
@@ -124,7 +134,7 @@ def test_states_are_not_changed_by_looking_ahead() -> None:
         ({"interval": 0}, r"\(I\) is 0; it must be at least 1"),
         ({"lowest": 0}, r"\(L\) is 0; layers are counted from 1"),
         ({"lowest": 9, "highest": 8}, r"\(L\) is 9, above highest \(H\), 8"),
-        ({"threshold": 1.01}, r"\(T\) is 1.01; similarity by cosine lies between -1 and 1"),
+        ({"threshold": 1.01}, r"\(T\) is 1.01; similarity by kl lies between -1 and 1"),
         ({"threshold": float("nan")}, r"\(T\) is nan"),
         ({"interval": 1.5}, "interval is 1.5, not a whole number"),
         ({"highest": "8"}, "highest is '8', not a whole number"),
@@ -136,7 +146,7 @@ def test_states_are_not_changed_by_looking_ahead() -> None:
         ({"rule": "mean,"}, "rule '' is unknown"),
         ({"rule": 3}, "rule is 3, not a name"),
         ({"rule": "rdsc", "rdsc_scale": "1"}, "rdsc scale is 1; it must be"),
-        ({"rdsc_scale": 0.5}, "the rule is sequential; it applies to rdsc only"),
+        ({"rdsc_scale": 0.5}, "the rule is first; it applies to rdsc only"),
     ],
 )
 def test_settings_out_of_range(changes: dict[str, object], message: str) -> None:
