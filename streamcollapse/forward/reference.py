@@ -6,7 +6,7 @@ model is always the original, and the candidate starts from the boundary there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,12 +57,11 @@ def reference_pass(
     meter: Meter,
     listener: Listener,
     room: Room = InMemory(),  # noqa: B008 - holds nothing
-    look: Callable[[LayerWeights], None] | None = None,
 ) -> Reference:
     """Stream the original model once over ``batches``, keeping the boundaries in ``kept`` (step 1); the last one there
     is what leaves the top layer.
 
-    The boundaries are kept in ``room``. ``look`` is shown the weights of each layer, bottom first.
+    The boundaries are kept in ``room``.
 
     Raises OutputError when ``room`` has no space, NonFiniteError, naming layer and tensor, when a weight that is
     reached is NaN or infinite, or when the hidden states overflow the compute dtype.
@@ -87,12 +86,7 @@ def reference_pass(
                 with meter.computing(1):
                     pairs = zip(hidden, calls, strict=True)
                     hidden = [model.run(position, weights, h, c[position]) for h, c in pairs]
-                if look is not None:
-                    look(weights)
-                if not _finite(hidden, batches):
-                    model.check_weights(view, position, weights)
-                    dtype = str(hidden[0].dtype).removeprefix("torch.")
-                    raise NonFiniteError(overflow(f"the hidden states after layer {position}", dtype))
+                check_finite(model, view, position, weights, hidden, batches)
             listener(LayerDone(position, len(layers), meter.bytes_read - before))
     if len(layers) in kept:
         for states, h in zip(boundaries, hidden, strict=True):
@@ -101,7 +95,22 @@ def reference_pass(
     return Reference(batches, calls, kept.start, boundaries, [model.last_hidden(h) for h in hidden], hidden)
 
 
-def _finite(hidden: list[torch.Tensor], batches: Sequence[Batch]) -> bool:
+def check_finite(
+    model: StreamedModel,
+    view: MergedView,
+    position: int,
+    weights: LayerWeights,
+    hidden: Sequence[torch.Tensor],
+    batches: Sequence[Batch],
+) -> None:
+    """Raise NonFiniteError, naming what is to blame, where ``hidden``, which left layer ``position``, is not finite."""
+    if not _finite(hidden, batches):
+        model.check_weights(view, position, weights)
+        dtype = str(hidden[0].dtype).removeprefix("torch.")
+        raise NonFiniteError(overflow(f"the hidden states after layer {position}", dtype))
+
+
+def _finite(hidden: Sequence[torch.Tensor], batches: Sequence[Batch]) -> bool:
     """Whether what real tokens have become is finite. A weight that is not makes hidden states that are not."""
     return all(
         is_finite(row[:length])

@@ -6,20 +6,33 @@ bit the same whoever shares the sweep, and whoever has come the same way up to s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from streamcollapse.arch.layout import Layout
 from streamcollapse.forward.kept import KeptLayers
 from streamcollapse.forward.measure import Measure
-from streamcollapse.forward.model import StreamedModel
+from streamcollapse.forward.model import LayerWeights, StreamedModel
 from streamcollapse.forward.reference import Reference
-from streamcollapse.forward.schedule import Stack, schedule
+from streamcollapse.forward.schedule import Passage, Stack, schedule
 from streamcollapse.merge.view import MergedView
 from streamcollapse.progress import LayerDone, Listener
 from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.weights import WeightStream
+
+
+@dataclass(frozen=True)
+class Passing:
+    """A passage that has just been made: ``hidden`` left layer ``position`` of ``view``, whose ``weights`` are at
+    hand."""
+
+    passage: Passage
+    view: MergedView
+    position: int
+    weights: LayerWeights
+    hidden: Sequence[torch.Tensor]
 
 
 @torch.inference_mode()
@@ -34,10 +47,12 @@ def sweep(
     meter: Meter,
     listener: Listener,
     kept: KeptLayers | None = None,
+    watch: Callable[[Passing], None] = lambda passing: None,
 ) -> list[float | None]:
     """How alike each of ``stacks`` is to the original by ``measure``, None where that is not finite.
 
-    Layers that ``kept`` has are read from there; those that it wants are stored in it on the way.
+    Layers that ``kept`` has are read from there; those that it wants are stored in it on the way. ``watch`` is told of
+    every passage.
     """
     stored = {} if kept is None else dict(kept.names)  # as it is now: what comes during this sweep is for the next
     visits = schedule(stacks)
@@ -63,6 +78,7 @@ def sweep(
                         entering = hidden.pop(passage.entering) if last else hidden[passage.entering]
                     calls = (call[base] for call in reference.calls)
                     states = [model.run(base, weights, h, c) for h, c in zip(entering, calls, strict=True)]
+                    watch(Passing(passage, view, position, weights, states))
                     if passage.onward:
                         hidden[passage.number], waiting[passage.number] = states, passage.onward
                     if passage.finished:

@@ -113,6 +113,10 @@ class Evaluator:
             self._given.kept,
         )
         self._job.checkpoint.check_unchanged()  # before anything is believed that was computed from it
+        self.learn(candidates, similarities)
+
+    def learn(self, candidates: Sequence[Candidate], similarities: Sequence[float | None]) -> None:
+        """What a sweep has said of ``candidates``."""
         found = {}
         for candidate, similarity in zip(candidates, similarities, strict=True):
             reason = None if similarity is not None else f"its similarity by {self._metric} is not finite"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,17 @@ from typing import Any
 from streamcollapse.errors import OptionError
 from streamcollapse.forward.distances import NeighbourDistances
 from streamcollapse.forward.influence import block_influence, neighbour_cosines
+from streamcollapse.forward.measure import make_measure
+from streamcollapse.forward.model import StreamedModel
+from streamcollapse.forward.reference import Reference
+from streamcollapse.forward.together import reference_sweep
 from streamcollapse.jobs.candidates import Evaluator
-from streamcollapse.jobs.opening import calibration_samples, open_job
-from streamcollapse.jobs.streams import allotment, means
+from streamcollapse.jobs.opening import Job, Samples, calibration_samples, open_job
+from streamcollapse.jobs.streams import Means, allotment, means
 from streamcollapse.jobs.targets import check_prunable
-from streamcollapse.jobs.workplace import search_place
+from streamcollapse.jobs.workplace import WorkPlace, search_place
 from streamcollapse.merge.plan import collapse, original_layers
+from streamcollapse.merge.view import mismatch
 from streamcollapse.progress import Listener, MemoryPlanned, PhaseStarted, silent
 from streamcollapse.settings import Calibration, Compute, Streaming
 from streamcollapse.storage.disk import disk_errors
@@ -67,7 +72,7 @@ def similarity(
     """How alike the layers of the checkpoint ``source`` are. Writes nothing.
 
     Of ``options`` count the largest group that is merged (``layers_per_merge``), the rules, the metric, the range and
-    the norms. Streams the model once, and the merges in as few sweeps as there is memory for. Raises
+    the norms. Streams the model once, with as many merges as there is memory for, and again for the others. Raises
     StreamCollapseError.
     """
     job = open_job(source, compute, trust_remote_code, listener)
@@ -85,13 +90,13 @@ def similarity(
         search_place(job, samples, options, streaming, choice.spill, None) as place,
         means(job, choice, place.scratch) as given,
     ):
-        model = job.model()
-        with job.meter.phase("reference"):
-            listener(PhaseStarted("reference", job.num_layers))
-            reference = place.reference(job, samples, model, given.stream, starts, distances.add)
+        found, model = list(_groups(job.num_layers, options)), job.model()
+        first = [c for _, _, c in found if mismatch(job.source, job.architecture.layout, c.merged_layer) is None]
+        first = first[: streaming.lookahead or choice.candidates]
+        reference, known = _first_pass(job, model, options, samples, given, place, distances, first)
         evaluator = Evaluator(job, model, given, reference, place.memory, streaming, options)
-        found = list(_groups(job.num_layers, options))
-        with job.meter.phase("search"):
+        evaluator.learn(first, known)
+        with job.meter.phase("search"):  # what there was no memory for in the first pass
             listener(PhaseStarted("search"))
             scores = evaluator.scores([candidate for _, _, candidate in found], original_layers(job.num_layers))
         merges: dict[str, dict[int, list[float | None]]] = {}
@@ -109,6 +114,36 @@ def similarity(
             merges,
             job.meter.summary(),
         )
+
+
+def _first_pass(
+    job: Job,
+    model: StreamedModel,
+    options: CollapseOptions,
+    samples: Samples,
+    given: Means,
+    place: WorkPlace,
+    distances: NeighbourDistances,
+    candidates: Sequence[Candidate],
+) -> tuple[Reference, list[float | None]]:
+    """The reference pass, on which ``distances`` are taken, and what ``candidates`` come to on the same way up."""
+    with job.meter.phase("reference"):
+        job.listener(PhaseStarted("reference", job.num_layers))
+        found = reference_sweep(
+            model,
+            given.stream,
+            job.architecture.layout,
+            samples.batches,
+            [candidate.layers for candidate in candidates],
+            options.merge_norms,
+            lambda reference: make_measure(options.metric, model, reference, job.vocabulary),
+            distances.add,
+            job.meter,
+            job.listener,
+            place.room,
+        )
+        place.made(job, found[0])
+        return found
 
 
 def _groups(num_layers: int, options: CollapseOptions) -> Iterator[tuple[Variant, int, Candidate]]:

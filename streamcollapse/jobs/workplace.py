@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import transformers
 from streamcollapse.arch.stored import CONFIG_FILE
 from streamcollapse.errors import OutputError, StreamCollapseError, printable
 from streamcollapse.forward.batches import Batch
-from streamcollapse.forward.model import LayerWeights, StreamedModel
+from streamcollapse.forward.model import StreamedModel
 from streamcollapse.forward.reference import Reference, reference_pass
 from streamcollapse.jobs.asked import Asked
 from streamcollapse.jobs.evaluations import Memory
@@ -57,21 +57,22 @@ class WorkPlace:
         model: StreamedModel,
         stream: WeightStream,
         starts: range,
-        look: Callable[[LayerWeights], None] | None = None,
     ) -> Reference:
-        """The reference pass: of an earlier run, or now, with the boundaries in ``starts``; always now where somebody
-        wants to ``look`` at the weights."""
+        """The reference pass: of an earlier run, or now, with the boundaries in ``starts``."""
         batches = samples.batches
-        known = self.directory is not None and look is None
-        if known and self.directory and (found := _found(self.directory, model, batches)) is not None:
+        if self.directory is not None and (found := _found(self.directory, model, batches)) is not None:
             return found
         kept = starts if self.directory is None else range(job.num_layers + 1)  # another search may start elsewhere
         layout = job.architecture.layout
-        reference = reference_pass(model, stream, layout, batches, kept, job.meter, job.listener, self.room, look)
+        reference = reference_pass(model, stream, layout, batches, kept, job.meter, job.listener, self.room)
+        self.made(job, reference)
+        return reference
+
+    def made(self, job: Job, reference: Reference) -> None:
+        """A reference pass was made in ``room``: kept for another run, if there is a place for it."""
         job.checkpoint.check_unchanged()
         if self.directory is not None:
             _keep(self.directory, reference)
-        return reference
 
     def decided(self, number: int, decision: Decision) -> None:
         """Decision ``number`` of the search has been taken."""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from typer.testing import CliRunner
 
-from streamcollapse import CollapseOptions, Compute, Similarities, Streaming, similarity
+from streamcollapse import CollapseOptions, Compute, Similarities, Streaming, search, similarity
 from streamcollapse.cli import plots
 from streamcollapse.cli.main import app
 from streamcollapse.errors import OptionError
@@ -82,9 +82,22 @@ def test_what_is_read(llama_bf16: Path) -> None:
     once = similarity(llama_bf16, options)
     phases = {phase["name"]: phase["bytes_read"] for phase in once.usage["phases"]}
     assert phases["reference"] <= size
-    assert phases["search"] <= size, "all merges share one sweep"
+    assert phases["search"] == 0, "every merge went up together with the original"
     for lookahead in (1, 7):
-        assert similarity(llama_bf16, options, streaming=Streaming(lookahead)).merges == once.merges
+        more = similarity(llama_bf16, options, streaming=Streaming(lookahead))
+        assert (more.merges, more.block_influence) == (once.merges, once.block_influence)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "kl"])
+def test_a_merge_is_as_similar_as_a_search_finds_it(llama_bf16: Path, metric: str) -> None:
+    """To the last bit, though here the original was on its way up too."""
+    method = {"layers_per_merge": 3, "interval": 1, "rule": "mean", "metric": metric, "threshold": 1.0}
+    plan = search(llama_bf16, CollapseOptions(**method))
+    merges = similarity(llama_bf16, CollapseOptions(**method)).merges["mean"][3]
+    assert plan.search is not None
+    decisions = plan.search.decisions
+    assert len(decisions) == 5
+    assert [d.similarity for d in decisions] == [merges[d.l - 1] for d in decisions]
 
 
 def test_layers_that_cannot_be_one(tmp_path: Path) -> None:
