@@ -2,7 +2,8 @@
 
     python benchmarks/plot_quality.py RESULT.json... --out PICTURE.png
 
-A panel for each result; a line for each strategy at the best of its settings, and one for the recommended setting.
+A panel for each result; a line for each strategy at the best of its settings, and one for the recommended setting, at
+the numbers of layers that quality.py wants.
 Needs matplotlib.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from quality_settings import SHARES
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -24,7 +26,8 @@ NAMES = ("laco", "greedy", "rule-based", "block-influence", "angular")
 
 def lines(document: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
     """Points of (share of layers gone, perplexity) by what they are of."""
-    rows, recommended = document["rows"], document["recommended"]
+    counts = {document["layers"] - round(share * document["layers"]) for share in SHARES}
+    rows, recommended = [row for row in document["rows"] if row["layers"] in counts], document["recommended"]
     plain = [row for row in rows if not row["rescale"]]
     kinds = {f"{name}, best setting": [row for row in plain if row["strategy"] == name] for name in NAMES}
     kinds["recommended"] = [
@@ -55,7 +58,9 @@ def main() -> None:
             wide = kind == "recommended"
             axes.plot(*zip(*points, strict=True), marker=".", label=kind, linewidth=2.5 if wide else 1.2)
         dense = math.exp(document["nll"])
-        axes.set(xlabel="share of layers gone", ylabel="perplexity", xlim=(0, 0.52), ylim=(0.97 * dense, 2.2 * dense))
+        highest = max(perplexity for points in lines(document).values() for _, perplexity in points)
+        top = min(2.2 * dense, dense + 1.05 * (highest - dense))
+        axes.set(xlabel="share of layers gone", ylabel="perplexity", xlim=(0, 0.52), ylim=(0.98 * dense, top))
         axes.set_title(f"{document['model']}, {document['layers']} layers")
         axes.grid(alpha=0.3)
     panels[0][0].legend()

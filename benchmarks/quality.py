@@ -225,7 +225,8 @@ def main() -> None:
         print(f"{given.model}: {num_layers} layers, loss {dense:.4f}", flush=True)
         trials = Trials(source, scores, list(counts.values()), Path(temporary), given.rows)
         tries = [(setting, options) for setting in settings(given.quick) for options in setting.tries(counts)]
-        rows = [row for setting, options in tries if (row := trials.run(options, setting))]
+        found = {f"{options} {setting.samples}": trials.run(options, setting) for setting, options in tries}
+        rows = [row for row in found.values() if row]
         compared = metrics(source)
     show(rows, list(counts.values()))
     targets = judged(rows, num_layers)

@@ -72,7 +72,10 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
     decisions = [d for d in search.decisions if not is_scale(d)]
     accepted = sum(d.accepted for d in decisions)
     verdict = "dropped" if search.strategy in ("block-influence", "angular") else "merged"
-    rows.append(("candidates", f"{len(decisions)} tested, {accepted} {verdict}"))
+    if search.strategy == "greedy":  # a decision is the best of its round
+        rows.append(("merges", f"{accepted} taken, the best of each round"))
+    else:
+        rows.append(("candidates", f"{len(decisions)} tested, {accepted} {verdict}"))
     rows += [("", decision_line(d, search)) for d in decisions if d.accepted]
     if scales := [d for d in search.decisions if is_scale(d)]:
         changed = len({d.l for d in scales})
