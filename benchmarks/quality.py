@@ -9,7 +9,7 @@ Targets    At 25 % and at 50 % the recommended setting raises it by at most 0.7 
            each with the calibration samples that suit it best.
 Method     Models: the bundled one, and one of another family (grow_model.py). Samples: the ten sentences that a user
            gets without asking of laco (``sentences``), or those that greedy gets (``passages``), which are from after
-           the text that is scored; for the ablation 5 to 140 sentences, and twenty of them in noise. ``laco`` is
+           the text that is scored; for the ablation 5 to 200 sentences, and twenty of them in noise. ``laco`` is
            searched over the grid of C and I with its threshold found for the number of layers, and for ``sequential``
            on the sentences over a grid of thresholds too, since several can give one number and the found one need not
            be the best; a run counts for the number of layers that it gives. These share a work directory, so that a
@@ -40,7 +40,7 @@ from typing import Any
 
 from about import report
 from grow_model import HELD_OUT, grow_into
-from quality_settings import AT, DATA, RECOMMENDED, SHARES, Setting, samples, settings
+from quality_settings import AT, DATA, RECOMMENDED, SEED, SHARES, Setting, samples, settings
 
 from streamcollapse import Plan, Streaming, inspect, perplexity, search, similarity
 from streamcollapse.errors import OptionError
@@ -233,7 +233,8 @@ def main() -> None:
     for target in targets:
         print(target)
     body = {"model": given.model, "layers": num_layers, "nll": dense, "tokens": given.tokens, "window": WINDOW,
-            "recommended": RECOMMENDED, "targets": targets, "similarities": compared, "rows": rows}  # fmt: skip
+            "recommended": RECOMMENDED, "seed": SEED, "targets": targets, "similarities": compared,
+            "rows": rows}  # fmt: skip
     report("quality", body, given.save)
     sys.exit(1 if any(target["met"] is False for target in targets) else 0)
 

@@ -205,6 +205,7 @@ def in_memory_greedy(
     reach = list(bases)
     for _ in range(rounds):
         best: tuple[float, int, PreTrainedModel, str] | None = None
+        scores: dict[int, list[float | None]] = {}  # by place, of each rule
         for l in range(1, len(bases)):  # noqa: E741
             if bases[l - 1] < low or reach[l] > (high or len(find_layers(original))):
                 continue
@@ -212,10 +213,12 @@ def in_memory_greedy(
                 model = merged_model(outcome.model, l, 1, rule, 1.0, False)
                 assert model is not None
                 similarity = mean_similarity(model, original, token_ids, metric)
+                scores.setdefault(l, []).append(similarity)
                 if best is None or similarity > best[0] + 1e-9:
                     best = (similarity, l, model, rule)
         assert best is not None
         outcome.decisions.append((best[1], 1, best[0], True))
+        outcome.tried.append(scores[best[1]])
         outcome.model = best[2]
         position = best[1]
         reach[position - 1] = max(reach[position - 1], reach[position]) if best[3] != "first" else reach[position - 1]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from streamcollapse.errors import OptionError
 from streamcollapse.forward.influence import angular_distances, block_influence
 from streamcollapse.forward.reference import Reference
 from streamcollapse.jobs.candidates import Evaluator, decide
+from streamcollapse.jobs.evaluations import Evaluation
 from streamcollapse.jobs.finding import Found, Search
 from streamcollapse.jobs.opening import Job
 from streamcollapse.jobs.rescaling import rescaled
@@ -18,7 +19,7 @@ from streamcollapse.jobs.workplace import WorkPlace
 from streamcollapse.merge.plan import Decision, PlanLayer
 from streamcollapse.progress import CandidateStarted, StackChanged, WarningRaised
 from streamcollapse.strategy.catalogue import METRICS
-from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
+from streamcollapse.strategy.collapse import Candidate, CollapseOptions, CollapseState
 from streamcollapse.strategy.direct import drop_least_influence, drop_least_turning, groups_from_the_top
 from streamcollapse.strategy.greedy import GreedyState
 from streamcollapse.strategy.odds import Odds
@@ -114,12 +115,23 @@ def _greedy(search: Search) -> Found:
         taken = good.index(False) if False in good else len(good)
         told = together[:taken] or together[:1]
         for (candidate, stack), similarity in zip(told, joint, strict=False):
-            rule = candidate.rule if len(options.variants) > 1 else None
-            decision = Decision(candidate.pointer, candidate.merged, similarity, taken > 0, None, rule)
+            rule, tried = _competition(candidate, state.candidates, evaluations, options)
+            decision = Decision(candidate.pointer, candidate.merged, similarity, taken > 0, None, rule, tried)
             search.keep(decision, len(decisions), stack.layers if taken else state.layers)
             decisions.append(decision)
         state = state.after(together[taken - 1][1] if taken else None)
     return Found(options, state.layers, decisions)
+
+
+def _competition(
+    taken: Candidate, candidates: Sequence[Candidate], evaluations: Sequence[Evaluation], options: CollapseOptions
+) -> tuple[str | None, dict[str, float | None] | None]:
+    """Where rules compete, the one of ``taken``, and how similar each of them is at its place alone."""
+    if len(options.variants) == 1:
+        return None, None
+    pairs = zip(candidates, evaluations, strict=True)
+    there = {label: e.similarity for c, e in pairs if c.pointer == taken.pointer for label in c.rules}
+    return taken.rule, {v.label: there[v.label] for v in options.variants if v.label in there}
 
 
 def _rule_based(search: Search) -> Found:

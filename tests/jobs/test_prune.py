@@ -479,9 +479,9 @@ def test_trusted_code_comes_along(llama: Path, tmp_path: Path) -> None:
 def test_samples_are_cut_to_the_model_s_context(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("word " * 1000)
     job = open_job(llama, FLOAT32, False, silent)
-    samples = calibration_samples(job, Calibration(tmp_path / "long.txt", max_tokens=1000))
+    samples = calibration_samples(job, Calibration(tmp_path / "long.txt", max_tokens=1000), "laco")
     assert samples.batches[0].lengths == (128,)
-    assert calibration_samples(job, Calibration(tmp_path / "long.txt", max_tokens=9)).num_tokens == 9
+    assert calibration_samples(job, Calibration(tmp_path / "long.txt", max_tokens=9), "laco").num_tokens == 9
 
 
 @pytest.mark.gpu

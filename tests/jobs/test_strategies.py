@@ -38,6 +38,13 @@ def test_greedy_equals_a_plain_greedy_search_in_memory(llama: Path, tmp_path: Pa
     expected = in_memory_greedy(llama, SAMPLES, rules=rules, rounds=4)
     ours = decisions_of(pruned.plan)
     assert [d.similarity for d in ours] == pytest.approx([d[2] for d in expected.decisions], abs=1e-5)
+    for decision, tried in zip(ours, expected.tried, strict=True):
+        if len(rules) == 1:
+            assert decision.tried is None
+        else:
+            assert list(decision.tried) == list(rules)
+            assert list(decision.tried.values()) == pytest.approx(tried, abs=1e-5)
+            assert decision.tried[decision.rule] == decision.similarity
     weights = expected.model.state_dict()
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert written.keys() == weights.keys()

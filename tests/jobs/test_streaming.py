@@ -142,18 +142,21 @@ def test_resident_layers_are_read_once_in_the_whole_job(llama: Path, tmp_path: P
 
 
 def test_a_budget_that_is_too_small_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    source = save_model(llama_config(intermediate_size=16384), tmp_path / "m")
+    source, options = (
+        save_model(llama_config(intermediate_size=16384), tmp_path / "m"),
+        CollapseOptions(strategy="laco"),
+    )
     with pytest.raises(
         BudgetError, match=r"1 B may be used, .* needs .*weights in flight.*--ram-budget (\d+)MiB"
     ) as error:
-        prune(source, tmp_path / "out", compute=FLOAT32, streaming=Streaming(ram_budget=1))
+        prune(source, tmp_path / "out", options, compute=FLOAT32, streaming=Streaming(ram_budget=1))
     assert not (tmp_path / "out").exists()
     smallest = int(str(error.value).rsplit(" ", 1)[1].removesuffix("MiB"))
     assert smallest > 20
     with pytest.raises(BudgetError):
-        search(source, compute=FLOAT32, streaming=Streaming(ram_budget=f"{smallest - 1}MiB"))
-    found = search(source, compute=FLOAT32, streaming=Streaming(ram_budget=f"{smallest}MiB"))
-    assert found == search(source, compute=FLOAT32)
+        search(source, options, compute=FLOAT32, streaming=Streaming(ram_budget=f"{smallest - 1}MiB"))
+    found = search(source, options, compute=FLOAT32, streaming=Streaming(ram_budget=f"{smallest}MiB"))
+    assert found == search(source, options, compute=FLOAT32)
 
 
 def test_a_second_search_reads_only_what_is_new(llama_bf16: Path, tmp_path: Path) -> None:
