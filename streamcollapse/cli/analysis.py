@@ -102,7 +102,9 @@ def _draw(found: Similarities, out: Path) -> list[str]:
 def _show(found: Similarities, out: Path, pictures: list[str]) -> None:
     """The best merge of each size and the least influential layers."""
     console = plain_console()
-    table = Table("rule", "layers merged", "best from layer", "similarity", "worst")
+    table = Table(
+        "rule", "layers merged", "best from layer", "similarity", "worst", caption="layers are counted from 0"
+    )
     for rule, rows in found.merges.items():
         for size, row in rows.items():
             known = [(value, start) for start, value in enumerate(row) if value is not None]

@@ -73,12 +73,12 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
     accepted = sum(d.accepted for d in decisions)
     verdict = "dropped" if search.strategy in ("block-influence", "angular") else "merged"
     if search.strategy == "greedy":  # a decision is the best of its round
-        rows.append(("merges", f"{accepted} taken, the best of each round"))
+        rows.append(("merges", f"{accepted} taken, the best of each round; layers are counted from 1"))
     else:
-        rows.append(("candidates", f"{len(decisions)} tested, {accepted} {verdict}"))
+        rows.append(("candidates", f"{len(decisions)} tested, {accepted} {verdict}; layers are counted from 1"))
     rows += [("", decision_line(d, search)) for d in decisions if d.accepted]
     if scales := [d for d in search.decisions if is_scale(d)]:
-        changed = len({d.l for d in scales})
+        changed = sum(rule != "scale 1" for rule in {d.l: d.rule for d in scales}.values())
         rows.append(("rescaled", f"{changed} layers: similarity {scales[-1].similarity or 0.0:.4f}"))
     rejected = [d for d in decisions if d.similarity is not None and not d.accepted]
     if rejected:

@@ -32,7 +32,6 @@ from streamcollapse.progress import (
     TensorChecked,
     TensorWritten,
     WarningRaised,
-    silent,
 )
 from streamcollapse.units import format_bytes, format_seconds
 
@@ -103,14 +102,19 @@ def needs_table(needs: Sequence[tuple[str, str, int, str]], budgets: dict[str, i
 
 @contextmanager
 def live_progress(quiet: bool) -> Iterator[Listener]:
-    """A listener that draws on stderr while the body runs; a silent one when ``quiet`` or stderr is no terminal."""
+    """A listener that draws on stderr while the body runs; when ``quiet`` or stderr is no terminal it only warns."""
     console = Console(stderr=True, markup=False, emoji=False)
     if quiet or not console.is_terminal:
-        yield silent
+        yield _warn
         return
     view = _View(unicode="utf" in (console.encoding or "").lower())
     with Live(view, console=console, refresh_per_second=12, transient=False):
         yield view.listen
+
+
+def _warn(event: Event) -> None:
+    if isinstance(event, WarningRaised):
+        print(f"warning: {event.text}", file=sys.stderr)
 
 
 class _View:

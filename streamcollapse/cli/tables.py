@@ -14,6 +14,8 @@ from streamcollapse.cli.plots import sparkline
 from streamcollapse.cli.screen import needs_table, strip
 from streamcollapse.cli.text import lines_of, plain_console, unicode
 from streamcollapse.errors import printable
+from streamcollapse.strategy.catalogue import STRATEGIES
+from streamcollapse.strategy.collapse import CollapseOptions
 from streamcollapse.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:  # for their names alone: importing them takes seconds
@@ -98,11 +100,26 @@ def show_score(score: Score, path: str) -> None:
     plain_console().print(lines_of(rows))
 
 
+def _method(options: CollapseOptions) -> str:
+    """The settings that make a difference to the result, in one line."""
+    strategy, said = STRATEGIES[options.strategy], [options.strategy]
+    if options.strategy in ("laco", "rule-based"):
+        said.append(f"C={options.layers_per_merge} I={options.interval}")
+    if options.target_layers is not None or options.target_ratio is not None:
+        said.append(f"{options.target_layers} layers" if options.target_layers else f"ratio {options.target_ratio:g}")
+    elif options.strategy in ("laco", "greedy"):
+        said.append(f"T={options.threshold:g}")
+    said += [f"rule {options.rule}"] if strategy.rule is not None else []
+    said += [f"metric {options.metric}"] if strategy.metric is not None or options.rescale else []
+    return ", ".join(said + ["then scales"] * options.rescale)
+
+
 def show_preview(preview: Preview) -> None:
     """What a dry run found: nothing was written."""
     show_inspection(preview.inspection)
     rows: list[tuple[str, str | Text]] = []
     if preview.samples is not None:
+        rows += [("method", _method(preview.options))] if preview.options is not None else []
         rows.append(("calibration", f"{preview.samples} samples, {preview.tokens} tokens, padding included"))
         rows.append(("candidates", f"{preview.most_candidates} at most"))
     low, high = preview.smallest_output, preview.largest_output

@@ -26,7 +26,8 @@ from streamcollapse.strategy.collapse import CollapseOptions
 
 @dataclass(frozen=True)
 class Preview:
-    """What a run would do. Sizes in bytes of weights; ``samples`` and ``tokens`` are None where none are needed."""
+    """What a run would do. Sizes in bytes of weights; ``samples``, ``tokens`` and ``options`` are None where
+    nothing is searched."""
 
     inspection: Inspection
     samples: int | None
@@ -34,6 +35,7 @@ class Preview:
     most_candidates: int
     smallest_output: int
     largest_output: int
+    options: CollapseOptions | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON types."""
@@ -62,7 +64,9 @@ def preview_search(
         check_space(Path(out), smallest)
     candidates = count_candidates(job, options)
     inspection = describe(job, allotment(job, samples, streaming, options))
-    return Preview(inspection, samples.num_samples, samples.num_tokens, candidates, smallest, job.checkpoint.num_bytes)
+    return Preview(
+        inspection, samples.num_samples, samples.num_tokens, candidates, smallest, job.checkpoint.num_bytes, options
+    )
 
 
 def preview_apply(
