@@ -70,9 +70,8 @@ class _Way:
 def schedule(stacks: Sequence[Stack]) -> list[Visit]:
     """Visits in ascending order of their last source layer; each distinct layer appears once.
 
-    Within a candidate the order is that of its stack, because groups of source layers follow each other. Of layers with
-    the same last one the source's own comes first, and passages are numbered in the order of ``stacks``: the original,
-    if it is the first of them, is the first to get anywhere.
+    Within a candidate the order is that of its stack, because groups of source layers follow each other. Passages are
+    numbered in the order of ``stacks``, bottom first.
     """
     starts: dict[int, dict[LayerKey, _Way]] = {}
     ways: list[_Way] = []
@@ -92,4 +91,4 @@ def schedule(stacks: Sequence[Stack]) -> list[Visit]:
     for way in ways:
         by_layer.setdefault(way.layer.key, []).append(way)
     visits = [Visit(found[0].layer, tuple(w.passage() for w in found)) for found in by_layer.values()]
-    return sorted(visits, key=lambda visit: (visit.last_source, -visit.layer.base, sorted(visit.layer.mix.items())))
+    return sorted(visits, key=lambda visit: (visit.last_source, visit.layer.base, sorted(visit.layer.mix.items())))

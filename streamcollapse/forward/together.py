@@ -54,7 +54,7 @@ def reference_sweep(
             room.settle(states[boundary])
 
     def watch(passing: Passing) -> None:
-        if passing.passage.finished and not made:  # stacks without the top layers end before the original does
+        if passing.passage.finished and not made:  # they are at the top before the original is
             early[passing.passage.finished] = passing.hidden
         number = passing.passage.number
         if number >= num_layers:
@@ -70,8 +70,7 @@ def reference_sweep(
     keep(0, entering)
     made: list[Measure] = []
     early: dict[tuple[int, ...], Sequence[torch.Tensor]] = {}
-    # The original is the first stack, so its passages bear the numbers of the source layers, and of those that reach
-    # the last source layer it is the first (forward/schedule.py).
+    # The original is the first stack, so its passages bear the numbers of the source layers (forward/schedule.py).
     together = [Stack(layers, 0) for layers in (original_layers(num_layers), *stacks)]
     similarities = sweep(
         model,

@@ -24,7 +24,7 @@ from streamcollapse.merge.plan import collapse, original_layers
 from streamcollapse.merge.view import mismatch
 from streamcollapse.progress import Listener, MemoryPlanned, PhaseStarted, silent
 from streamcollapse.settings import Calibration, Compute, Streaming
-from streamcollapse.storage.disk import disk_errors
+from streamcollapse.storage.disk import write_whole
 from streamcollapse.strategy.collapse import Candidate, CollapseOptions
 from streamcollapse.strategy.variants import Variant
 
@@ -54,9 +54,7 @@ class Similarities:
 
     def save(self, directory: Path) -> None:
         """Write ``similarity.json`` into ``directory``. Raises OutputError."""
-        path = directory / SIMILARITY_FILE
-        with disk_errors(path):
-            path.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_whole(directory / SIMILARITY_FILE, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
 
 
 def similarity(

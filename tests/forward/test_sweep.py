@@ -33,8 +33,8 @@ def test_visits_by_hand() -> None:
     assert [(v.layer.base, v.last_source, v.passages) for v in visits] == [
         (1, 2, (Passage(1, None, 1, 1, ()),)),
         (3, 3, (Passage(2, 1, 1, 1, ()),)),
-        (4, 4, (Passage(3, 2, 1, 0, (1,)),)),
         (2, 4, (Passage(0, None, 2, 0, (0,)),)),
+        (4, 4, (Passage(3, 2, 1, 0, (1,)),)),
     ]
 
 
