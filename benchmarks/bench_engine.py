@@ -136,7 +136,7 @@ def main() -> None:
             shape = SHAPES[given.shape]
             make_checkpoint(source, replace(shape, layers=given.layers or shape.layers))
         job = open_job(source, Compute(), False, silent)
-        samples = calibration_samples(job, Calibration()).batches
+        samples = calibration_samples(job, Calibration("sentences"), "laco").batches
         subject = Subject(job, make_batches([list(range(2, given.tokens + 2))]) if given.tokens else samples)
         tokens = sum(sum(batch.lengths) for batch in subject.batches)
         layout = job.architecture.layout

@@ -29,10 +29,11 @@ WINDOW, BATCH, WIDTH = 128, 16, 128
 def written(teacher: PreTrainedModel, rows: int) -> torch.Tensor:
     """Text that the teacher writes: [rows, WINDOW]"""
     start = torch.randint(2, 4096, (rows, 1))
-    return teacher.generate(
+    made: torch.Tensor = teacher.generate(
         start, attention_mask=torch.ones_like(start), do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
         min_new_tokens=WINDOW - 1, max_new_tokens=WINDOW - 1, pad_token_id=0,
     )  # fmt: skip
+    return made
 
 
 def grow(layers: int, steps: int, rows: int) -> PreTrainedModel:
@@ -62,7 +63,7 @@ def grow(layers: int, steps: int, rows: int) -> PreTrainedModel:
         found = functional.log_softmax(student(batch, use_cache=False).logits, dim=-1)
         loss = functional.kl_div(found, target.clone(), reduction="sum", log_target=True) / batch.numel()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         if step % 25 == 0 or step == steps - 1:

@@ -152,7 +152,7 @@ def best(rows: list[dict[str, Any]], wanted: int, **which: Any) -> dict[str, Any
 
 def judged(rows: list[dict[str, Any]], num_layers: int) -> list[dict[str, Any]]:
     """The targets, and whether they are met."""
-    found = []
+    found: list[dict[str, Any]] = []
     for share in AT:
         wanted = num_layers - round(share * num_layers)
         ours = best(rows, wanted, **RECOMMENDED, samples="passages")
