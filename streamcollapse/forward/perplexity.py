@@ -15,6 +15,7 @@ from torch.nn import functional
 from streamcollapse.arch.layout import Layout
 from streamcollapse.errors import CalibrationError, NonFiniteError
 from streamcollapse.forward.batches import MOST_CALL_TOKENS, Batch, make_batches
+from streamcollapse.forward.measure import LOGITS_BYTES
 from streamcollapse.forward.model import StreamedModel, Weights, overflow
 from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.merge.view import MergedView
@@ -24,7 +25,6 @@ from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.weights import WeightStream
 
 MAX_HIDDEN_BYTES = 1 << 30  # hidden states held at once; a longer text takes several passes over the weights
-MAX_LOGITS_BYTES = 1 << 26  # logits made at once, in float32
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def streamed_perplexity(
     head = model.head()
     for name, weight in head.items():
         check_finite(name, weight)
-    chunk = max(MAX_LOGITS_BYTES // (4 * vocabulary), 1)
+    chunk = max(LOGITS_BYTES // (4 * vocabulary), 1)
     for group in _groups(batches, hidden_size * model.placement.dtype.itemsize):
         hidden = _stream(model, stream, layout, (layers, merge_norms), group, meter, listener)
         for batch, hidden_NTD in zip(group, hidden, strict=True):

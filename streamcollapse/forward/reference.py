@@ -66,21 +66,18 @@ def reference_pass(
     Raises OutputError when ``room`` has no space, NonFiniteError, naming layer and tensor, when a weight that is
     reached is NaN or infinite, or when the hidden states overflow the compute dtype.
     """
-    recordings = model.record(batches)
-    hidden = [recording.hidden_NTD for recording in recordings]
-    calls = [recording.calls for recording in recordings]
-    # One block per batch, allocated before anything else: kept states scattered among short-lived activations would
-    # leave the heap full of holes.
-    boundaries = [room.make(f"boundaries-{b}", (len(kept), *h.shape), h.dtype) for b, h in enumerate(hidden)]
     layers = original_layers(layout.num_layers)
     steps = [layout.layer_names(i) for i in range(layout.num_layers)]
-    with stream.run(steps) as weights_pass:
+    with stream.run(steps) as weights_pass:  # the first layer is on its way while the samples are embedded
+        recordings = model.record(batches)
+        hidden = [recording.hidden_NTD for recording in recordings]
+        calls = [recording.calls for recording in recordings]
+        # One block per batch, allocated before anything else: kept states scattered among short-lived activations
+        # would leave the heap full of holes.
+        boundaries = [room.make(f"boundaries-{b}", (len(kept), *h.shape), h.dtype) for b, h in enumerate(hidden)]
         view = MergedView(weights_pass, layout, layers, merge_norms=False)
         for position in range(len(layers)):
-            if position in kept:
-                for states, h in zip(boundaries, hidden, strict=True):
-                    states[position - kept.start].copy_(h)
-                    room.settle(states[position - kept.start])
+            _keep(position, hidden, boundaries, kept, room)
             before = meter.bytes_read
             with weights_pass.step(), model.onload(view, position) as weights:
                 with meter.computing(1):
@@ -88,11 +85,17 @@ def reference_pass(
                     hidden = [model.run(position, weights, h, c[position]) for h, c in pairs]
                 check_finite(model, view, position, weights, hidden, batches)
             listener(LayerDone(position, len(layers), meter.bytes_read - before))
-    if len(layers) in kept:
-        for states, h in zip(boundaries, hidden, strict=True):
-            states[len(layers) - kept.start].copy_(h)
-            room.settle(states[len(layers) - kept.start])
+    _keep(len(layers), hidden, boundaries, kept, room)
     return Reference(batches, calls, kept.start, boundaries, [model.last_hidden(h) for h in hidden], hidden)
+
+
+def _keep(
+    boundary: int, hidden: Sequence[torch.Tensor], boundaries: Sequence[torch.Tensor], kept: range, room: Room
+) -> None:
+    if boundary in kept:
+        for states, h in zip(boundaries, hidden, strict=True):
+            states[boundary - kept.start].copy_(h)
+            room.settle(states[boundary - kept.start])
 
 
 def check_finite(
@@ -113,7 +116,7 @@ def check_finite(
 def _finite(hidden: Sequence[torch.Tensor], batches: Sequence[Batch]) -> bool:
     """Whether what real tokens have become is finite. A weight that is not makes hidden states that are not."""
     return all(
-        is_finite(row[:length])
+        is_finite(hidden_NTD)  # of what padding became as well: one look where all is well
+        or all(is_finite(row[:length]) for row, length in zip(hidden_NTD, batch.lengths, strict=True))
         for hidden_NTD, batch in zip(hidden, batches, strict=True)
-        for row, length in zip(hidden_NTD, batch.lengths, strict=True)
     )

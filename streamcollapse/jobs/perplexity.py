@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import OptionError
+from streamcollapse.forward.batches import MOST_CALL_TOKENS
 from streamcollapse.forward.perplexity import make_windows, streamed_perplexity
 from streamcollapse.jobs.opening import longest_context, open_job
 from streamcollapse.jobs.streams import open_stream, plain_allotment
@@ -16,6 +17,7 @@ from streamcollapse.merge.view import check_plan
 from streamcollapse.progress import Listener, PhaseStarted, silent
 from streamcollapse.settings import Compute, Streaming
 from streamcollapse.strategy.calibration import check_vocabulary, load_tokenizer, opening_tokens, read_text
+from streamcollapse.stream.allocator import heap_for
 
 LONGEST_WINDOW = 2048
 
@@ -77,8 +79,9 @@ def perplexity(
     prefix = opening_tokens(tokenizer)
     windows = make_windows(prefix, token_ids, window, stride)
     scored = contents if len(token_ids) == len(whole) else tokenizer.decode(token_ids)
-    stream = open_stream(job, plain_allotment(job, streaming))
-    with job.meter.phase("perplexity"):
+    choice = plain_allotment(job, streaming, MOST_CALL_TOKENS)
+    stream = open_stream(job, choice)
+    with job.meter.phase("perplexity"), heap_for(choice.activations):
         listener(PhaseStarted("perplexity", len(layers)))
         result = streamed_perplexity(
             job.model(),

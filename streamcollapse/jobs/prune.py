@@ -38,6 +38,7 @@ from streamcollapse.storage.hub import local_path
 from streamcollapse.storage.staging import check_output, staged_bytes, staged_directory, tidy_up
 from streamcollapse.storage.writer import plan_shards
 from streamcollapse.strategy.collapse import CollapseOptions
+from streamcollapse.stream.allocator import heap_for
 from streamcollapse.stream.needs import Allotment
 
 
@@ -154,13 +155,14 @@ def _search(
     job: Job, options: CollapseOptions, samples: Samples, streaming: Streaming, given: Means, place: WorkPlace
 ) -> Plan:
     model = job.model()
-    with job.meter.phase("reference"):
-        job.listener(PhaseStarted("reference", job.num_layers))
-        reference = place.reference(job, samples, model, given.stream, boundaries(options, job.num_layers))
-    evaluator = Evaluator(job, model, given, reference, place.memory, streaming, options)
-    with job.meter.phase("search"):
-        job.listener(PhaseStarted("search"))
-        found = run_search(job, options, reference, evaluator, place)
+    with heap_for(given.choice.activations):
+        with job.meter.phase("reference"):
+            job.listener(PhaseStarted("reference", job.num_layers))
+            reference = place.reference(job, samples, model, given.stream, boundaries(options, job.num_layers))
+        evaluator = Evaluator(job, model, given, reference, place.memory, streaming, options)
+        with job.meter.phase("search"):
+            job.listener(PhaseStarted("search"))
+            found = run_search(job, options, reference, evaluator, place)
     record = _record(found.options, samples, job, found.decisions)
     fingerprint = job.checkpoint.fingerprint()
     return Plan(job.name, job.num_layers, fingerprint, found.layers, options.merge_norms, record)

@@ -27,6 +27,7 @@ from streamcollapse.settings import Calibration, Compute, Streaming
 from streamcollapse.storage.disk import write_whole
 from streamcollapse.strategy.collapse import Candidate, CollapseOptions
 from streamcollapse.strategy.variants import Variant
+from streamcollapse.stream.allocator import heap_for
 
 FORMAT = "streamcollapse.similarity/1"
 SIMILARITY_FILE = "similarity.json"
@@ -87,6 +88,7 @@ def similarity(
     with (
         search_place(job, samples, options, streaming, choice.spill, None) as place,
         means(job, choice, place.scratch) as given,
+        heap_for(choice.activations),
     ):
         found, model = list(_groups(job.num_layers, options)), job.model()
         first = [c for _, _, c in found if mismatch(job.source, job.architecture.layout, c.merged_layer) is None]

@@ -20,7 +20,7 @@ from streamcollapse.strategy.collapse import CollapseOptions
 from streamcollapse.stream.budget import budget_for, free_ram
 from streamcollapse.stream.copies import CudaCopies
 from streamcollapse.stream.loaders import DeviceLoader, Loader, MappedLoader, PlainLoader, ReadLoader
-from streamcollapse.stream.needs import Allotment, Work, allot, least, measure_work
+from streamcollapse.stream.needs import Allotment, Work, activation_bytes, allot, least, measure_work
 from streamcollapse.stream.weights import WeightStream
 
 ASSUMED_TOKENS = 10 * 64  # ten calibration sentences, where no samples are at hand
@@ -46,15 +46,11 @@ def allotment(
     kept = boundaries(options, job.num_layers) if starts is None else starts
     candidate = first_candidate(job, options)
     window = 1 if candidate is None or not candidate.merged else len(candidate.merged_layer.mix)
-    choice = allot(
-        replace(
-            work_of(job, samples, len(kept), window),
-            head=_head_bytes(job, samples, options),
-        ),
-        budget_for(streaming, job.placement.device),
-        streaming,
-    )
-    return replace(choice, io=choose_io(job, streaming.io, choice))
+    head = _head_bytes(job, samples, options)
+    work = replace(work_of(job, samples, len(kept), window), head=head)
+    choice = allot(work, budget_for(streaming, job.placement.device), streaming)
+    activations = max(work.activations, 4 * LOGITS_BYTES if head else 0)
+    return replace(choice, io=choose_io(job, streaming.io, choice), activations=activations)
 
 
 def _head_bytes(job: Job, samples: Samples | None, options: CollapseOptions) -> int:
@@ -74,9 +70,12 @@ def least_allotment(job: Job, samples: Samples | None, boundaries: int) -> Allot
     return least(work_of(job, samples, boundaries), Streaming(), job.placement.device.type != "cpu")
 
 
-def plain_allotment(job: Job, streaming: Streaming) -> Allotment:
-    """For passes that hold one layer and their own activations: nothing stays."""
-    choice = Allotment(streaming.prefetch, from_cache=job.checkpoint.num_bytes > free_ram())
+def plain_allotment(job: Job, streaming: Streaming, call_tokens: int = MAX_CALL_TOKENS) -> Allotment:
+    """For passes that hold one layer and the activations of a call of ``call_tokens``: nothing stays."""
+    shapes = [job.source.info(name).shape for name in job.architecture.layout.layer_names(0)]
+    activations = activation_bytes(shapes, job.hidden_size, (1, call_tokens), job.placement.dtype.itemsize)
+    from_cache = job.checkpoint.num_bytes > free_ram()
+    choice = Allotment(streaming.prefetch, from_cache=from_cache, activations=activations)
     return replace(choice, io=choose_io(job, streaming.io, choice))
 
 

@@ -68,7 +68,8 @@ class Work:
 @dataclass(frozen=True)
 class Allotment:
     """How the budget is spent. ``from_cache``: file pages are dropped after use, because the checkpoint is larger than
-    what may stay; ``slot_bytes``: for all slots of the weight stream together; ``io``: the way of reading."""
+    what may stay; ``slot_bytes``: for all slots of the weight stream together; ``io``: the way of reading;
+    ``activations``: what a call of a layer, or of the head, makes and lets go of."""
 
     prefetch: int
     candidates: int = 1
@@ -79,6 +80,7 @@ class Allotment:
     needs: tuple[Need, ...] = ()
     budget: Budget | None = None
     io: str = "mmap"
+    activations: int = 0
 
     @property
     def budgets(self) -> dict[str, int]:
@@ -117,14 +119,14 @@ def measure_work(
         converted=any(info.dtype != dtype for info in infos if info.dtype.is_floating_point),
         state=tokens * hidden_size * dtype.itemsize,
         boundaries=boundaries,
-        activations=_activation_bytes([info.shape for info in infos], hidden_size, call, dtype.itemsize),
+        activations=activation_bytes([info.shape for info in infos], hidden_size, call, dtype.itemsize),
         tensor=max(info.num_bytes for info in infos),
         window=window,
         fused=fused_bytes(layout, dtype),
     )
 
 
-def _activation_bytes(shapes: Sequence[tuple[int, ...]], hidden_size: int, call: tuple[int, int], itemsize: int) -> int:
+def activation_bytes(shapes: Sequence[tuple[int, ...]], hidden_size: int, call: tuple[int, int], itemsize: int) -> int:
     """Six states of the model's width (residual, norm, query, key, value, attended) and four of the widest matrix
     (gate, up, their product, one temporary) for each token. Attention scores are never whole in memory."""
     widest = max((max(shape[-2:]) for shape in shapes if len(shape) > 1), default=hidden_size)
