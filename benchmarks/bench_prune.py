@@ -19,7 +19,8 @@ Method     A synthetic checkpoint (make_checkpoint.py), the rule sequential, C =
            (measure.py); the target counts anonymous memory, since file pages can be dropped. The checkpoint is in the
            page cache (warm), or out of it with --cold, which b and d drop once more before the pass. With --limit
            every program runs in a memory cgroup of that size, page cache included, and the checkpoint is out of the
-           page cache when it starts: the same conditions for all, and those that offloading is for.
+           page cache when it starts: the same conditions for all, and those that offloading is for. Before every run
+           memory is used and let go of (measure.heat), so that none waits for a virtual machine's host to bring it.
 
     python benchmarks/bench_prune.py [--shape tinyllama-1.1b] [--layers N] [--peers a,b,c,d] [--repeat 3] [--writes 3]
                                      [--cold | --limit 1GiB] [--samples 10] [--work DIR] [--scratch DIR] [--dtype auto]
@@ -49,7 +50,7 @@ import torch
 from about import environment as environment_of
 from groups import NoGroupError, memory_group
 from make_checkpoint import SHAPES, make_checkpoint
-from measure import FailedError, Measured, chill, copy_seconds, run, warm
+from measure import FailedError, Measured, chill, copy_seconds, heat, run, warm
 from peers import APPLY, OURS, PEERS, SETTINGS, Bench, PeerError, command, environment, peer_python
 from verdict import COPY, Runs, compared_decisions, judged, medians
 
@@ -58,11 +59,14 @@ from streamcollapse.settings import Compute
 from streamcollapse.stream.device import resolve
 from streamcollapse.units import format_bytes, parse_bytes
 
+HEATED_BYTES = 2 << 30  # before every run; more would have been given back by the time it is wanted
+
 
 def one_run(bench: Bench, name: str, python: Path) -> dict[str, Any]:
     """Run ``name`` once and remove what it wrote. Raises FailedError."""
     os.sync()
     (chill if bench.cold or bench.limit else warm)(bench.source)
+    heat(HEATED_BYTES)
     try:
         if name == COPY:
             num_bytes = json.loads((bench.scratch / "report.json").read_text())["bytes"]["after"]

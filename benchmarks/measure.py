@@ -7,6 +7,7 @@ ones, which leave out file pages that the kernel can drop at any time. Elsewhere
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import subprocess
 import tempfile
@@ -99,6 +100,20 @@ def chill(directory: Path) -> None:
     for path in sorted(directory.iterdir()):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def heat(num_bytes: int) -> None:
+    """Use ``num_bytes`` of memory, or what is free, and let go of it.
+
+    A virtual machine gives memory that has been free for seconds back to its host, and whoever touches it next waits
+    for the host to bring it again, for milliseconds a megabyte: many times what the same memory costs a moment later.
+    """
+    size = min(num_bytes, int(psutil.virtual_memory().available * 0.8)) // mmap.PAGESIZE * mmap.PAGESIZE
+    with mmap.mmap(-1, size) as memory:
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)  # large blocks are what is given back
+        for start in range(0, size, mmap.PAGESIZE):
+            memory[start] = 1
 
 
 def copy_seconds(directory: Path, num_bytes: int, target: Path) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from streamcollapse.arch.architecture import Architecture, understand
 from streamcollapse.errors import printable
-from streamcollapse.forward.batches import LIKE_LENGTH, Batch, call_tokens, make_batches
+from streamcollapse.forward.batches import Batch, call_tokens, make_batches
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.merge.plan import PlanLayer, original_layers
 from streamcollapse.merge.view import NOTHING_KEPT, Kept, MergedView
@@ -124,7 +124,7 @@ def calibration_samples(job: Job, calibration: Calibration, strategy: str) -> Sa
     tokenizer: Any = load_tokenizer(job.checkpoint.directory, job.trust_remote_code)
     limit = min(calibration.max_tokens, longest_context(job) or calibration.max_tokens)
     token_ids = tokenize(tokenizer, texts, limit, job.vocabulary)
-    return Samples(make_batches(token_ids, call_tokens(job.width), LIKE_LENGTH), samples_digest(token_ids))
+    return Samples(make_batches(token_ids, call_tokens(job.width)), samples_digest(token_ids))
 
 
 def longest_context(job: Job) -> int | None:

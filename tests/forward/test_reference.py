@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from streamcollapse.arch.replay import DecoderStack
 from streamcollapse.errors import ModelError, NonFiniteError
-from streamcollapse.forward.batches import call_tokens, make_batches
+from streamcollapse.forward.batches import CALL_COST, call_tokens, make_batches
 from streamcollapse.forward.reference import Reference, reference_pass
 from streamcollapse.jobs.opening import Job, open_job
 from streamcollapse.progress import LayerDone, silent
@@ -235,7 +238,31 @@ def test_layers_that_return_something_else_are_refused(llama: Path, monkeypatch:
 
 def test_who_shares_a_call() -> None:
     samples = [[1] * length for length in (40, 9, 31, 29, 8, 40)]
-    assert [b.lengths for b in make_batches(samples, max_tokens=160, like_length=0.75)] == [(40, 40, 31), (29,), (9, 8)]
-    assert [b.lengths for b in make_batches(samples, max_tokens=80, like_length=0.75)] == [(40, 40), (31, 29), (9, 8)]
     assert [b.lengths for b in make_batches(samples, max_tokens=160)] == [(40, 40, 31, 29), (9, 8)]
+    assert [b.lengths for b in make_batches(samples, max_tokens=80)] == [(40, 40), (31, 29), (9, 8)]
+    assert [b.lengths for b in make_batches([[1] * 40, [1] * 8], max_tokens=160)] == [(40, 8)], "32 of padding"
+    assert [b.lengths for b in make_batches([[1] * 99, [1] * 8], max_tokens=200)] == [(99,), (8,)], "91 of padding"
+    assert [b.lengths for b in make_batches([[1] * 99, [1] * 99], max_tokens=50)] == [(99,), (99,)], "one row at least"
     assert (call_tokens(28_672), call_tokens(14_336), call_tokens(64), call_tokens(100_000)) == (256, 512, 2048, 256)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=8), st.sampled_from([100, 256, 2048]))
+def test_no_other_way_to_share_calls_costs_less(lengths: list[int], most: int) -> None:
+    longest_first = sorted(lengths, reverse=True)
+
+    def cost(groups: list[list[int]]) -> int:
+        return sum(len(group) * group[0] + CALL_COST for group in groups)
+
+    def cut(at: tuple[bool, ...]) -> list[list[int]]:
+        groups = [[longest_first[0]]]
+        for length, fresh in zip(longest_first[1:], at, strict=True):
+            if fresh:
+                groups.append([])
+            groups[-1].append(length)
+        return groups
+
+    ways = [cut(at) for at in itertools.product([False, True], repeat=len(lengths) - 1)]
+    allowed = [way for way in ways if all(len(g) == 1 or len(g) * g[0] <= most for g in way)]
+    batches = make_batches([[1] * length for length in lengths], max_tokens=most)
+    assert [list(b.lengths) for b in batches] in allowed
+    assert cost([list(b.lengths) for b in batches]) == min(map(cost, allowed))
