@@ -66,15 +66,15 @@ def reference_pass(
     Raises OutputError when ``room`` has no space, NonFiniteError, naming layer and tensor, when a weight that is
     reached is NaN or infinite, or when the hidden states overflow the compute dtype.
     """
+    recordings = model.record(batches)
+    hidden = [recording.hidden_NTD for recording in recordings]
+    calls = [recording.calls for recording in recordings]
+    # One block per batch, allocated before anything else: kept states scattered among short-lived activations would
+    # leave the heap full of holes.
+    boundaries = [room.make(f"boundaries-{b}", (len(kept), *h.shape), h.dtype) for b, h in enumerate(hidden)]
     layers = original_layers(layout.num_layers)
     steps = [layout.layer_names(i) for i in range(layout.num_layers)]
-    with stream.run(steps) as weights_pass:  # the first layer is on its way while the samples are embedded
-        recordings = model.record(batches)
-        hidden = [recording.hidden_NTD for recording in recordings]
-        calls = [recording.calls for recording in recordings]
-        # One block per batch, allocated before anything else: kept states scattered among short-lived activations
-        # would leave the heap full of holes.
-        boundaries = [room.make(f"boundaries-{b}", (len(kept), *h.shape), h.dtype) for b, h in enumerate(hidden)]
+    with stream.run(steps) as weights_pass:
         view = MergedView(weights_pass, layout, layers, merge_norms=False)
         for position in range(len(layers)):
             _keep(position, hidden, boundaries, kept, room)
