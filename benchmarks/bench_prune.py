@@ -2,14 +2,15 @@
 
 Question   Seconds and peak memory of ``streamcollapse prune`` on one checkpoint, beside
              a  the authors' procedure: the whole model in memory, a deep copy per candidate (same decisions?)
-             b  accelerate's disk offload: one pass over the calibration samples, beside our reference phase
+             b  accelerate's disk offload: passes over the calibration samples, beside ours
              c  mergekit: writing a model of the same layers, beside ``streamcollapse apply``
-             d  AirLLM: one pass, beside our reference phase
+             d  AirLLM: passes, beside ours
 Ceiling    The write cannot beat a plain copy of the same number of bytes. Our write, mergekit's and the copy end when
            the bytes are on the disk.
 Targets    At 1.1B the job (loading or reading, search, write) 10 times faster and 5 times less memory than a; the
            start of Python and its imports, the same for both, is told beside it. From there on, a pass 1.5 times
-           faster than b; the write at least as fast as c, and within 1.25 times the copy.
+           faster than b (a job makes many: the median of those after the first of a process is compared, and the first
+           told beside it); the write at least as fast as c, and within 1.25 times the copy.
 Method     A synthetic checkpoint (make_checkpoint.py), the rule sequential, C = 4, I = 2, T = 0.65, the bundled
            samples. Every run is a process of its own with the same number of threads, in the same dtype; the peers in
            environments of their own (baselines/). Rounds of all programs in turn, medians; writes several times a round
@@ -51,7 +52,7 @@ from about import environment as environment_of
 from groups import NoGroupError, memory_group
 from make_checkpoint import SHAPES, make_checkpoint
 from measure import FailedError, Measured, chill, copy_seconds, heat, run, warm
-from peers import APPLY, OURS, PEERS, SETTINGS, Bench, PeerError, command, environment, peer_python
+from peers import APPLY, OURS, PASSES, PEERS, SETTINGS, Bench, PeerError, command, environment, peer_python
 from verdict import COPY, Runs, compared_decisions, judged, medians
 
 from streamcollapse.errors import OptionError
@@ -82,7 +83,7 @@ def one_run(bench: Bench, name: str, python: Path) -> dict[str, Any]:
             "peak_anonymous_rss": measured.peak_anonymous_rss,
             **{
                 key: document[key]
-                for key in ("parts", "layers", "decisions", "versions", "did", "disk_bytes_read")
+                for key in ("parts", "passes", "layers", "decisions", "versions", "did", "disk_bytes_read")
                 if key in document
             },
         }
@@ -140,7 +141,8 @@ def order(pythons: dict[str, Path], number: int, writes: int) -> list[str]:
     """What round ``number`` runs: every program once, then those that write, in an order that changes."""
     writers = [APPLY, *(name for name in pythons if name == "mergekit"), COPY]
     turns = [writers[(number + turn + i) % len(writers)] for turn in range(writes) for i in range(len(writers))]
-    return [OURS, *(name for name in pythons if name != "mergekit"), *turns]
+    passing = [PASSES] if {"accelerate", "airllm"} & set(pythons) else []
+    return [OURS, *passing, *(name for name in pythons if name != "mergekit"), *turns]
 
 
 def rounds(bench: Bench, given: argparse.Namespace, environments: Path) -> tuple[Runs, dict[str, str]]:
@@ -154,7 +156,7 @@ def rounds(bench: Bench, given: argparse.Namespace, environments: Path) -> tuple
             try:
                 found = one_run(bench, name, pythons.get(name, Path(sys.executable)))
             except FailedError as error:
-                if name in (OURS, APPLY):
+                if name in (OURS, APPLY, PASSES):
                     raise SystemExit(f"{name}: {error}") from None
                 reasons[name] = str(error)
                 print(f"{name} cannot run: {error}")

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 BASELINES = Path(__file__).parent / "baselines"
-OURS, APPLY = "streamcollapse", "streamcollapse apply"
+OURS, APPLY, PASSES = "streamcollapse", "streamcollapse apply", "streamcollapse passes"
 SETTINGS = {"layers_per_merge": 4, "interval": 2, "threshold": 0.65}
 
 
@@ -50,6 +50,7 @@ class Bench:
     threads: int
     cold: bool = False
     limit: int | None = None  # bytes of the memory cgroup that every program runs in
+    passes: int = 3  # of those programs that make passes and nothing else
 
     @property
     def out(self) -> Path:
@@ -67,7 +68,9 @@ class Bench:
 def environment(bench: Bench, name: str) -> dict[str, str]:
     """The same threads, which sleep when they wait, for all; nothing is looked up on the network."""
     shared = {"OMP_NUM_THREADS": str(bench.threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-    inherited = {key: value for key, value in os.environ.items() if name in (OURS, APPLY) or key != "PYTHONPATH"}
+    inherited = {
+        key: value for key, value in os.environ.items() if name in (OURS, APPLY, PASSES) or key != "PYTHONPATH"
+    }
     return {**inherited, **shared}
 
 
@@ -94,11 +97,14 @@ def command(bench: Bench, name: str, python: Path) -> list[str]:
     shared = ["--threads", str(bench.threads)]
     dtype = ["--dtype", bench.dtype]
     cold = ["--cold"] if bench.cold else []
+    passes = ["--passes", str(bench.passes), *cold]
+    if name == PASSES:
+        return [str(python), str(BASELINES.parent / "our_passes.py"), source, *calibration, *dtype, *passes, *shared]
     arguments = {
         "authors": [source, out, *calibration, *dtype, *settings],
-        "accelerate": [source, *calibration, *dtype, *cold],
+        "accelerate": [source, *calibration, *dtype, *passes],
         "mergekit": [source, str(bench.plan), out],
-        "airllm": [source, str(bench.split), *calibration, *dtype, *cold],
+        "airllm": [source, str(bench.split), *calibration, *dtype, *passes],
     }
     return [str(python), str(BASELINES / PEERS[name].script), *arguments[name], *shared]
 

@@ -1,12 +1,14 @@
-"""One forward pass over the calibration samples with accelerate's disk offload, on the CPU.
+"""Forward passes over the calibration samples with accelerate's disk offload, on the CPU.
 
 Every decoder layer, the final norm and the head stay on disk and are read when they run, from the checkpoint's own
 safetensors files (nothing is converted first); the embedding stays in memory, since accelerate would otherwise read all
 of it for a few rows. All samples go through in one padded call, so the weights are read once.
 
-    python accelerate_offload.py SOURCE --calibration FILE [--dtype bfloat16] [--threads N] [--cold]
+    python accelerate_offload.py SOURCE --calibration FILE [--dtype bfloat16] [--threads N] [--passes N]
+                                 [--cold]
 
-Needs torch, transformers and accelerate. The last line of stdout is one JSON document; its part ``pass`` is the pass.
+Needs torch, transformers and accelerate. The last line of stdout is one JSON document; its part ``pass`` is the first
+pass, ``passes`` are the seconds of each.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from usage import Usage, chill, samples
+from usage import Usage, samples
 
 
 def padded(tokenizer: Any, texts: list[str]) -> dict[str, torch.Tensor]:
@@ -48,7 +50,8 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, required=True, help="one sample a line")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--cold", action="store_true", help="drop the weights from the page cache before the pass")
+    parser.add_argument("--passes", type=int, default=1)
+    parser.add_argument("--cold", action="store_true", help="drop the weights from the page cache before each pass")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
@@ -58,13 +61,11 @@ def main() -> None:
             model = offloaded(given.source, getattr(torch, given.dtype), folder)
             inputs = padded(AutoTokenizer.from_pretrained(given.source), samples(given.calibration))
             written = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-        if given.cold:
-            chill(given.source)
-        with usage.part("pass"):
-            hidden = model.model(**inputs, use_cache=False).last_hidden_state
+        cold = given.source if given.cold else None
+        hidden = usage.passes(given.passes, lambda: model.model(**inputs, use_cache=False).last_hidden_state, cold)
     usage.report(
         ("torch", "transformers", "accelerate"),
-        did="one pass of the decoder over all samples in one call, layers offloaded to disk",
+        did="passes of the decoder over all samples in one call, layers offloaded to disk",
         dtype=given.dtype,
         threads=torch.get_num_threads(),
         tokens=int(inputs["attention_mask"].sum()),

@@ -12,10 +12,13 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 _STATUS = Path("/proc/self/status")
 _IO = Path("/proc/self/io")
@@ -27,6 +30,7 @@ class Usage:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.disk_bytes: dict[str, int] = {}
+        self.pass_seconds: list[float] = []
         self._anonymous = 0
         self._stop = threading.Event()
         self._start = time.perf_counter()
@@ -41,6 +45,18 @@ class Usage:
         self.seconds[name] = time.perf_counter() - start
         self.disk_bytes[name] = _disk_bytes() - read
 
+    def passes(self, number: int, run: Callable[[], Result], cold: Path | None) -> Result:
+        """Call ``run`` ``number`` times, and drop what is below ``cold`` from the page cache before each; the first
+        is part ``pass``."""
+        for _ in range(number):
+            if cold is not None:
+                chill(cold)
+            with self.part("pass"):
+                result = run()
+            self.pass_seconds.append(self.seconds["pass"])
+        self.seconds["pass"] = self.pass_seconds[0]
+        return result
+
     def report(self, packages: tuple[str, ...], **facts: object) -> None:
         """Print the JSON line: what was done, seconds of each part, peaks in bytes, versions."""
         versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
@@ -48,6 +64,7 @@ class Usage:
             **facts,
             "seconds": time.perf_counter() - self._start,
             "parts": self.seconds,
+            "passes": self.pass_seconds,
             "disk_bytes_read": self.disk_bytes,
             "peak_rss": _peak_rss(),
             "peak_anonymous_rss": self._anonymous or None,
