@@ -46,3 +46,39 @@ def test_activations_are_not_mapped_anew_and_large_blocks_leave_the_process() ->
     assert free < 6_800_000 + (10 << 20), "and not much more than stays at the top of the heap"
     assert after_large < free + 10_000_000
     assert run("import ctypes; ctypes.CDLL(None).mallopt(-3, 1 << 20)")[0] > 25 * pages, "the price of mapping each"
+
+
+LARGER = """
+import resource
+import torch
+from streamcollapse.stream.allocator import heap_for
+from streamcollapse.stream.memory import sample_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        a = torch.ones(4_000_000)  # 16 MB
+        b = torch.ones(3_000_000)
+        del a, b
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.set_num_threads(1)
+kept = torch.ones(1000)
+with heap_for(0):
+    small = faults()
+before = sample_memory().anonymous
+with heap_for(64_000_000):
+    print(small, faults())
+print(sample_memory().anonymous - before)
+"""
+
+
+def test_the_activations_of_a_call_come_from_the_heap_and_leave_it_after_the_call() -> None:
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("not glibc")
+    found = subprocess.run([sys.executable, "-c", LARGER], capture_output=True, check=True).stdout.split()
+    small, large, left = map(int, found)
+    pages = 28_000_000 // 4096
+    assert small > 15 * pages, "the price of mapping each"
+    assert large < 3 * pages
+    assert left < 8_000_000
