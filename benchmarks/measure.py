@@ -105,8 +105,8 @@ def chill(directory: Path) -> None:
 def heat(num_bytes: int) -> None:
     """Use ``num_bytes`` of memory, or what is free, and let go of it.
 
-    A virtual machine gives memory that has been free for seconds back to its host, and whoever touches it next waits
-    for the host to bring it again, for milliseconds a megabyte: many times what the same memory costs a moment later.
+    A virtual machine may give memory that has been free for a while back to its host, and whoever touches it next then
+    waits for the host to bring it again.
     """
     size = min(num_bytes, int(psutil.virtual_memory().available * 0.8)) // mmap.PAGESIZE * mmap.PAGESIZE
     with mmap.mmap(-1, size) as memory:

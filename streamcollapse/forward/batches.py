@@ -9,7 +9,7 @@ import torch
 
 MAX_CALL_TOKENS = 256  # whatever the model: with a feed-forward of 28672, 29 MB for each activation in float32
 MOST_CALL_TOKENS = 2048  # where layers are narrow: the cost of a call is then mostly that of making it
-CALL_COST = 64  # padded tokens that cost as much as one more call: 45 to 500 were measured on a CPU, by model
+CALL_COST = 64  # padded tokens that cost as much as one more call, by benchmarks/bench_calls.py
 
 
 @dataclass(frozen=True)

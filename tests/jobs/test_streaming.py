@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+import streamcollapse
 from streamcollapse import CollapseOptions, Compute, Plan, apply, prune, search
 from streamcollapse.errors import BudgetError
 from streamcollapse.forward import kept
@@ -182,3 +183,27 @@ def test_a_second_search_reads_only_what_is_new(llama_bf16: Path, tmp_path: Path
     assert some["reference"] < layer
     lowest, _ = run(0.3, "work", lowest=2)
     assert lowest == run(0.3, None, lowest=2)[0]
+
+
+def test_while_layers_run_the_heap_is_as_large_as_their_activations(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def steady_heap(activations: int = 0) -> bool:
+        asked.append(activations)
+        return False
+
+    monkeypatch.setattr("streamcollapse.stream.allocator.steady_heap", steady_heap)
+    (tmp_path / "text.txt").write_text("The river was long and slow. " * 20, encoding="utf-8")
+    runs = [
+        lambda: prune(llama, tmp_path / "out", CollapseOptions(strategy="laco"), compute=FLOAT32),
+        lambda: streamcollapse.similarity(llama, CollapseOptions(strategy="laco"), compute=FLOAT32),
+        lambda: streamcollapse.perplexity(llama, tmp_path / "text.txt", compute=FLOAT32),
+    ]
+    for run in runs:
+        asked.clear()
+        run()
+        assert len(asked) == 2, "once for the layers, and back"
+        assert asked[0] > 0
+        assert asked[1] == 0
