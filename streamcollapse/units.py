@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from streamcollapse.errors import OptionError
+from streamcollapse.errors import OptionError, printable
 
+_MOST = 2.0**63  # bytes; offsets in files end there
 _FACTORS = {
     "": 1,
     "B": 1,
@@ -28,7 +29,10 @@ def parse_bytes(text: str | int) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
     if match is None or match[2].upper() not in _FACTORS:
         raise OptionError(f"{text!r} is not a size; write a number and a unit, for example 5GB or 512MiB")
-    size = int(float(match[1]) * _FACTORS[match[2].upper()])
+    exact = float(match[1]) * _FACTORS[match[2].upper()]
+    if exact >= _MOST:
+        raise OptionError(f"{printable(text)[:40]} is no size that a file or a memory has; write for example 5GB")
+    size = int(exact)
     if size < 1:
         raise OptionError(f"a size must be at least one byte, not {text!r}")
     return size

@@ -14,7 +14,9 @@ def test_sizes_are_read(text: str | int, size: int) -> None:
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "5 XB", "-1GB", "GB", "0", "0.1", "1e9", "5 GB extra"])
+@pytest.mark.parametrize(
+    "text", ["", "5 XB", "-1GB", "GB", "0", "0.1", "1e9", "5 GB extra", "9e9", "9" * 400, "8388608TiB"]
+)
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(OptionError):
         parse_bytes(text)

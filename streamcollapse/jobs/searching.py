@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from streamcollapse.errors import OptionError
 from streamcollapse.forward.influence import angular_distances, block_influence
 from streamcollapse.forward.reference import Reference
 from streamcollapse.jobs.candidates import Evaluator, decide
@@ -137,13 +136,11 @@ def _competition(
 def _rule_based(search: Search) -> Found:
     steps = groups_from_the_top(search.job.num_layers, search.options, search.target)
     decisions = []
-    evaluations = search.evaluator.scores(steps, ()) if steps else []
+    evaluations = search.evaluator.scores(steps, ())
     for number, (step, evaluation) in enumerate(zip(steps, evaluations, strict=True)):
         decision = Decision(step.pointer, step.merged, evaluation.similarity, True, evaluation.reason)
         search.keep(decision, number, step.layers)
         decisions.append(decision)
-    if not steps:
-        raise OptionError("no group of layers can be merged by the rule; lower --layers-per-merge or the target")
     return Found(search.options, steps[-1].layers, decisions)
 
 

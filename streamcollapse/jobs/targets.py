@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from streamcollapse.arch import likeness
-from streamcollapse.errors import ModelError
+from streamcollapse.errors import ModelError, OptionError
 from streamcollapse.jobs.opening import Job
 from streamcollapse.merge.plan import PlanLayer, original_layers
 from streamcollapse.merge.view import mismatch
@@ -79,16 +79,37 @@ def count_candidates(job: Job, options: CollapseOptions) -> int:
 
 
 def check_prunable(job: Job, options: CollapseOptions) -> None:
-    """Raise ModelError, before a weight is read, where layers would not stay what they are when others go.
+    """Raise ModelError, before a weight is read, where layers would not stay what they are when others go; OptionError
+    where there is no merge to try.
 
     Tried on the first candidate; one that merges unlike layers is passed over by the search, and tells nothing.
     """
+    candidate = first_candidate(job, options)
+    if candidate is None:
+        if options.strategy == "greedy" and target_of(job, options).is_set:  # as far as it goes: not at all
+            return
+        raise OptionError(_nothing_to_try(job.num_layers, options))
     if options.strategy == "rule-based":  # it takes its groups as they come, and passes none over
         for step in groups_from_the_top(job.num_layers, options, target_of(job, options)):
             if reason := mismatch(job.checkpoint, job.architecture.layout, step.merged_layer):
                 layers = f"layers {step.pointer}-{step.pointer + step.merged}"
                 raise ModelError(f"{layers} cannot be merged: {reason}; raise --lowest, or lower --highest")
-    candidate = first_candidate(job, options)
-    if candidate is None or mismatch(job.checkpoint, job.architecture.layout, candidate.merged_layer):
+    if mismatch(job.checkpoint, job.architecture.layout, candidate.merged_layer):
         return
     likeness.check_prunable(job.architecture, [layer.base for layer in candidate.layers], job.trust_remote_code)
+
+
+def _nothing_to_try(num_layers: int, options: CollapseOptions) -> str:
+    if num_layers == 1:
+        return "the model has one layer: none can go"
+    lowest, highest, together = options.lowest, options.for_model(num_layers).highest, options.layers_per_merge
+    assert highest is not None
+    if options.strategy == "laco" or (options.strategy == "rule-based" and highest - together + 1 < lowest):
+        first = highest - together + (options.strategy == "rule-based")
+        return (
+            f"the first merge of {together} layers (C) below layer {highest} (H) would be into layer {first}, below "
+            f"{lowest} (L); lower --layers-per-merge or --lowest, or raise --highest"
+        )
+    if options.strategy == "rule-based":
+        return "no group of layers can be merged within the target; lower --layers-per-merge, or let more go"
+    return f"layers {lowest} (L) to {highest} (H) have no two neighbours to merge; lower --lowest, or raise --highest"

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from streamcollapse.errors import OptionError
 from streamcollapse.settings import Streaming
 from streamcollapse.units import parse_bytes
 
@@ -26,9 +27,17 @@ class Budget:
 
 
 def budget_for(streaming: Streaming, device: torch.device) -> Budget:
-    """What the user allows; where nothing is said, what is free, less a margin."""
+    """What the user allows; where nothing is said, what is free, less a margin.
+
+    Raises OptionError for a ``vram_budget`` where nothing is computed on a GPU.
+    """
     ram = parse_bytes(streaming.ram_budget) if streaming.ram_budget is not None else int(free_ram() * (1 - MARGIN))
     if device.type == "cpu":
+        if streaming.vram_budget is not None:
+            raise OptionError(
+                f"VRAM budget is {streaming.vram_budget}, but this run computes on the CPU; leave it out, or choose a "
+                "CUDA device"
+            )
         return Budget(ram)
     if streaming.vram_budget is not None:
         return Budget(ram, parse_bytes(streaming.vram_budget))

@@ -26,12 +26,11 @@ def _device(name: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda", 0) if count else torch.device("cpu")
-    device = torch.device(name)
-    if device.type == "cpu":
-        return device
+    if name == "cpu":
+        return torch.device(name)
     if count == 0:
         raise DeviceError(f"device {name}: no CUDA device is available; pass --device cpu")
-    index = device.index or 0
+    index = int(name.partition(":")[2] or 0)
     if index >= count:
         raise DeviceError(f"device {name}: this machine has {count} CUDA devices, numbered from 0")
     return torch.device("cuda", index)

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from streamcollapse import Calibration, CollapseOptions, Compute, Output, Plan, Streaming, apply, prune, resume, search
 from streamcollapse.errors import ModelError, OptionError
+from streamcollapse.jobs.preview import preview_search
 from streamcollapse.progress import DecisionMade, Event, WarningRaised
 from streamcollapse.strategy.catalogue import STRATEGIES
-from tests.checkpoints import save_model
+from tests.checkpoints import llama_config, save_model
 from tests.families import FAMILIES
 from tests.in_memory import in_memory_greedy, in_memory_search
 from tests.jobs.test_prune import SAMPLES
@@ -69,7 +70,7 @@ def test_greedy_stays_in_its_range_and_stops_at_its_threshold(llama: Path) -> No
 def test_each_strategy_has_its_own_samples(llama: Path) -> None:
     """Without any setting but the target: greedy, with scales, on passages; resumed and asked for by name alike."""
     samples = {}
-    for options in (CollapseOptions(lowest=7, target_layers=7), CollapseOptions(2, lowest=7, target_layers=7)):
+    for options in (CollapseOptions(lowest=7, target_layers=7), CollapseOptions(2, lowest=6, target_layers=7)):
         plan, named = (
             search(llama, options, calibration=Calibration(name))
             for name in (None, STRATEGIES[options.strategy].samples)
@@ -255,6 +256,33 @@ def test_a_search_that_is_broken_off_goes_on(llama: Path, tmp_path: Path, strate
 def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         CollapseOptions(**changes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (CollapseOptions(9), r"9 layers \(C\) below layer 8 \(H\) would be into layer -1, below 1 \(L\)"),
+        (CollapseOptions(2, lowest=7), r"into layer 6, below 7 \(L\); lower --layers-per-merge or --lowest"),
+        (CollapseOptions(2, lowest=3, highest=3, strategy="rule-based"), "into layer 2, below 3"),
+        (CollapseOptions(strategy="rule-based", target_ratio=0.01), "within the target"),
+        (CollapseOptions(lowest=3, highest=3), r"layers 3 \(L\) to 3 \(H\) have no two neighbours to merge"),
+    ],
+)
+def test_nothing_to_merge_is_said_before_anything_is_done(
+    llama: Path, tmp_path: Path, options: CollapseOptions, message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        prune(llama, tmp_path / "out", options, calibration=SENTENCES)
+    assert [p.name for p in tmp_path.iterdir()] == []
+    with pytest.raises(OptionError, match=message):
+        preview_search(llama, options, SENTENCES, Compute(), Streaming(), False)
+
+
+def test_a_single_layer_cannot_go(tmp_path: Path) -> None:
+    save_model(llama_config(1), tmp_path / "one")
+    for options in (CollapseOptions(), CollapseOptions(2), CollapseOptions(strategy="rule-based")):
+        with pytest.raises(OptionError, match="the model has one layer"):
+            prune(tmp_path / "one", tmp_path / "out", options, calibration=SENTENCES)
 
 
 @pytest.mark.parametrize("layers", [0, 9])

@@ -31,6 +31,8 @@ def test_auto_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve(Compute("cuda:1"), torch.float32) == Placement(torch.device("cuda", 1), torch.float32)
     with pytest.raises(DeviceError, match="cuda:2: this machine has 2 CUDA devices, numbered from 0"):
         resolve(Compute("cuda:2"), torch.float32)
+    with pytest.raises(DeviceError, match=f"cuda:{10**30}: this machine has 2"):
+        resolve(Compute(f"cuda:{10**30}"), torch.float32)
 
 
 def test_cuda_asked_for_and_absent(monkeypatch: pytest.MonkeyPatch) -> None:

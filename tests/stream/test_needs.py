@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from streamcollapse.arch.architecture import understand
-from streamcollapse.errors import BudgetError
+from streamcollapse.errors import BudgetError, OptionError
 from streamcollapse.settings import Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.stream import budget as budgets
@@ -100,6 +100,8 @@ def test_what_the_user_says_is_taken_and_else_what_is_free() -> None:
     found = budget_for(Streaming(), CPU)
     assert found.vram is None
     assert 0 < found.ram < free_ram()
+    with pytest.raises(OptionError, match="VRAM budget is 1GiB, but this run computes on the CPU"):
+        budget_for(Streaming(vram_budget="1GiB"), CPU)
 
 
 def test_a_control_group_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
