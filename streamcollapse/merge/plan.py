@@ -45,6 +45,9 @@ class PlanLayer:
         """What the layer is, for comparing and looking up; made once."""
         return self.base, tuple(sorted(self.mix.items()))
 
+    def __hash__(self) -> int:
+        return hash(self.key)
+
 
 _USUAL: dict[str, Any] = {
     "strategy": "laco",
@@ -111,6 +114,9 @@ class Plan:
     def identity(cls, source_name: str, num_source_layers: int, fingerprint: str) -> Plan:
         """The plan that keeps every layer as it is."""
         return cls(source_name, num_source_layers, fingerprint, original_layers(num_source_layers))
+
+    def __hash__(self) -> int:
+        return hash((self.fingerprint, self.layers, self.merge_norms))
 
     @property
     def num_layers(self) -> int:

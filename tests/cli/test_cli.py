@@ -263,6 +263,7 @@ def test_signals_end_a_run_in_one_line(bundled: Path, tmp_path: Path, number: in
 
 
 def test_every_public_name_is_there() -> None:
+    assert set(streamcollapse.__all__) <= set(dir(streamcollapse))
     for name in streamcollapse.__all__:
         assert getattr(streamcollapse, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):

@@ -73,7 +73,9 @@ _layers = st.lists(
 @given(layers=_layers, name=st.text(), norms=st.booleans())
 def test_any_plan_survives_json(layers: list[PlanLayer], name: str, norms: bool) -> None:
     plan = Plan(name, 32, "f", tuple(layers), norms)
-    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
+    assert again == plan
+    assert len({plan, again}) == 1, "plans can be members of sets"
 
 
 def _edit(path: str, value: Any) -> Any:
