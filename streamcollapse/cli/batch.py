@@ -16,6 +16,7 @@ from rich.text import Text
 
 from streamcollapse.cli import options as o
 from streamcollapse.cli.screen import one_line_errors, print_json
+from streamcollapse.cli.text import plain_console
 from streamcollapse.errors import printable
 from streamcollapse.progress import DecisionMade, LayerDone, PhaseStarted, TensorWritten
 from streamcollapse.settings import Streaming
@@ -169,7 +170,7 @@ def _line(outcome: Outcome) -> Text:
 
 def _show(found: Batch) -> None:
     """The summary: a line for each task, and where everything is."""
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = plain_console()
     table = Table(
         box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=any(one.figures for one in found.outcomes)
     )

@@ -9,10 +9,16 @@ from rich.text import Text
 
 from streamcollapse.errors import printable
 
+_WIDE = 10_000  # columns
+
 
 def plain_console() -> Console:
-    """Standard output, as it is: nothing in a name is acted on, no line is wrapped."""
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    """Standard output, as it is: nothing in a name is acted on, no line is wrapped.
+
+    Off a terminal tables are as wide as they come: what reads them needs whole names.
+    """
+    width = None if sys.stdout.isatty() else _WIDE
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
 
 
 def unicode() -> bool:
