@@ -11,7 +11,7 @@ from rich.text import Text
 from streamcollapse.cli.screen import strip
 from streamcollapse.cli.text import lines_of, plain_console, unicode
 from streamcollapse.errors import printable
-from streamcollapse.strategy.catalogue import Metric, Strategy
+from streamcollapse.strategy.catalogue import STRATEGIES, Metric, Strategy
 
 if TYPE_CHECKING:  # for their names alone: importing them takes seconds
     from streamcollapse.merge.plan import Decision, Plan, SearchRecord
@@ -65,9 +65,8 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
     search = plan.search
     if search is None:
         return rows
-    if search.strategy != "laco":
-        rows.append(("strategy", search.strategy))
-    elif has_target(search):
+    rows.append(("strategy", _method(search)))
+    if search.strategy == "laco" and has_target(search):
         rows.append(("threshold", f"{search.threshold:.6g}, found for the target"))
     decisions = [d for d in search.decisions if not is_scale(d)]
     accepted = sum(d.accepted for d in decisions)
@@ -86,6 +85,13 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
         rows.append(("best kept apart", decision_line(best, search)))
     rows += [("", decision_line(d, search)) for d in search.decisions if d.reason is not None]
     return rows
+
+
+def _method(search: SearchRecord) -> str:
+    known = STRATEGIES.get(search.strategy)
+    judged = known is not None and known.metric is not None
+    words = f"{search.strategy}, rule {search.rule}, metric {search.metric}" if judged else search.strategy
+    return printable(words)
 
 
 def show_plan(plan: Plan, path: Path) -> None:
