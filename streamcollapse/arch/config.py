@@ -114,6 +114,8 @@ def _encoder_types() -> set[str]:
 def first_line(error: BaseException) -> str:
     """What ``error`` says, on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].endswith(":"):  # what it leads up to follows
+        return printable(" ".join(lines))
     return printable(lines[0] if lines else type(error).__name__)
 
 

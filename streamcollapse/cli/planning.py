@@ -84,6 +84,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", readable=False, metavar="FILE", help="Where to write it.")],
     to: Annotated[str, typer.Option("--to", metavar="mergekit", help="The tool to write it for.")] = "mergekit",
     overwrite: o.OverwriteFile = o.OUTPUT.overwrite,
+    as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Write PLAN in the words of another tool, which then builds the same model of SOURCE."""
@@ -95,4 +96,4 @@ def export(
 
         check_plan_path(out, overwrite, "--out")
         write_whole(out, export_plan(source, Plan.load(made), to, trust_remote_code=trust_remote_code))
-        print(f"{out}: mergekit-yaml {out} DIR builds the model")
+        print_json({"out": str(out)}) if as_json else print(f"{out}: mergekit-yaml {out} DIR builds the model")

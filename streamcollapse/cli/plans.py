@@ -15,6 +15,7 @@ from streamcollapse.strategy.catalogue import STRATEGIES, Metric, Strategy
 
 if TYPE_CHECKING:  # for their names alone: importing them takes seconds
     from streamcollapse.merge.plan import Decision, Plan, SearchRecord
+    from streamcollapse.strategy.collapse import CollapseOptions
 
 
 def decision_line(decision: Decision, search: SearchRecord) -> str:
@@ -65,16 +66,19 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
     search = plan.search
     if search is None:
         return rows
-    rows.append(("strategy", _method(search)))
+    rows.append(("method", method_line(search)))
     if search.strategy == "laco" and has_target(search):
         rows.append(("threshold", f"{search.threshold:.6g}, found for the target"))
     decisions = [d for d in search.decisions if not is_scale(d)]
     accepted = sum(d.accepted for d in decisions)
-    verdict = "dropped" if search.strategy in ("block-influence", "angular") else "merged"
+    dropping = search.strategy in ("block-influence", "angular")
+    verdict, counted = ("dropped" if dropping else "merged"), "layers are counted from 1"
+    if not dropping:
+        counted += ", in the stack as it then was"
     if search.strategy == "greedy":  # a decision is the best of its round
-        rows.append(("merges", f"{accepted} taken, the best of each round; layers are counted from 1"))
+        rows.append(("merges", f"{accepted} taken, the best of each round; {counted}"))
     else:
-        rows.append(("candidates", f"{len(decisions)} tested, {accepted} {verdict}; layers are counted from 1"))
+        rows.append(("candidates", f"{len(decisions)} tested, {accepted} {verdict}; {counted}"))
     rows += [("", decision_line(d, search)) for d in decisions if d.accepted]
     if scales := [d for d in search.decisions if is_scale(d)]:
         changed = sum(rule != "scale 1" for rule in {d.l: d.rule for d in scales}.values())
@@ -87,11 +91,20 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
     return rows
 
 
-def _method(search: SearchRecord) -> str:
-    known = STRATEGIES.get(search.strategy)
-    judged = known is not None and known.metric is not None
-    words = f"{search.strategy}, rule {search.rule}, metric {search.metric}" if judged else search.strategy
-    return printable(words)
+def method_line(options: CollapseOptions | SearchRecord) -> str:
+    """The settings that make a difference to the result, in one line."""
+    strategy, said = STRATEGIES.get(options.strategy), [options.strategy]
+    if options.strategy in ("laco", "rule-based"):
+        said.append(f"C={options.layers_per_merge} I={options.interval}")
+    if options.target_layers is not None:
+        said.append(f"{options.target_layers} layers")
+    elif options.target_ratio is not None:
+        said.append(f"ratio {options.target_ratio:g}")
+    elif options.strategy in ("laco", "greedy"):
+        said.append(f"T={options.threshold:g}")
+    said += [f"rule {options.rule}"] if strategy is None or strategy.rule is not None else []
+    said += [f"metric {options.metric}"] if strategy is None or strategy.metric is not None or options.rescale else []
+    return printable(", ".join(said + ["then scales"] * options.rescale))
 
 
 def show_plan(plan: Plan, path: Path) -> None:

@@ -9,13 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streamcollapse.cli.plans import decision_line, plan_rows, plan_strip
+from streamcollapse.cli.plans import decision_line, method_line, plan_rows, plan_strip
 from streamcollapse.cli.plots import sparkline
 from streamcollapse.cli.screen import needs_table, strip
 from streamcollapse.cli.text import lines_of, plain_console, unicode
 from streamcollapse.errors import printable
-from streamcollapse.strategy.catalogue import STRATEGIES
-from streamcollapse.strategy.collapse import CollapseOptions
 from streamcollapse.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:  # for their names alone: importing them takes seconds
@@ -48,7 +46,8 @@ def show_inspection(found: Inspection) -> None:
     console = plain_console()
     console.print(lines_of(rows))
     least = "" if found.budgets else ", at the least"
-    console.print(f"\nmemory that pruning needs, beyond the interpreter's own{least}:")
+    by = "" if found.strategy is None else f" by {found.strategy}, the default,"
+    console.print(f"\nmemory that pruning{by} needs, beyond the interpreter's own{least}:")
     show_needs(console, found)
 
 
@@ -100,31 +99,21 @@ def show_score(score: Score, path: str) -> None:
     plain_console().print(lines_of(rows))
 
 
-def _method(options: CollapseOptions) -> str:
-    """The settings that make a difference to the result, in one line."""
-    strategy, said = STRATEGIES[options.strategy], [options.strategy]
-    if options.strategy in ("laco", "rule-based"):
-        said.append(f"C={options.layers_per_merge} I={options.interval}")
-    if options.target_layers is not None or options.target_ratio is not None:
-        said.append(f"{options.target_layers} layers" if options.target_layers else f"ratio {options.target_ratio:g}")
-    elif options.strategy in ("laco", "greedy"):
-        said.append(f"T={options.threshold:g}")
-    said += [f"rule {options.rule}"] if strategy.rule is not None else []
-    said += [f"metric {options.metric}"] if strategy.metric is not None or options.rescale else []
-    return ", ".join(said + ["then scales"] * options.rescale)
-
-
 def show_preview(preview: Preview) -> None:
     """What a dry run found: nothing was written."""
     show_inspection(preview.inspection)
     rows: list[tuple[str, str | Text]] = []
     if preview.samples is not None:
-        rows += [("method", _method(preview.options))] if preview.options is not None else []
+        rows += [("method", method_line(preview.options))] if preview.options is not None else []
         rows.append(("calibration", f"{preview.samples} samples, {preview.tokens} tokens, padding included"))
-        rows.append(("candidates", f"{preview.most_candidates} at most"))
+        rows += [("candidates", f"{preview.most_candidates} at most")] if preview.most_candidates else []
     low, high = preview.smallest_output, preview.largest_output
     size = format_bytes(low) if low == high else f"{format_bytes(low)} to {format_bytes(high)}"
-    rows += [("output", size), ("dry run", "everything checks out; nothing was written")]
+    rows.append(("output", size))
+    if preview.disk_free is not None and preview.disk_free < high:
+        rows.append(("disk", f"{format_bytes(preview.disk_free)} free, which the largest output would not fit"))
+    rows += [("not used", text) for text in (preview.options.not_taken() if preview.options else ())]
+    rows += [("dry run", "everything checks out; nothing was written")]
     plain_console().print()
     plain_console().print(lines_of(rows))
 
@@ -190,11 +179,12 @@ def _size(size: int | None) -> str:
 def show_speed(found: Sequence[Speed]) -> None:
     """Models side by side, as in the paper's Table 5; the first against the last."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for heading in ("model", "layers", "weights", "memory", "tokens/s"):
+    for heading in ("model", "layers", "weights", "memory", "tokens/s", "from", "to"):
         table.add_column(heading, no_wrap=True, justify="left" if heading == "model" else "right")
     for model in found:
         sizes = (format_bytes(model.weights), format_bytes(model.memory))
-        table.add_row(printable(model.path), str(model.layers), *sizes, f"{model.tokens_per_second:.2f}")
+        rates = (model.tokens_per_second, min(model.runs), max(model.runs))
+        table.add_row(printable(model.path), str(model.layers), *sizes, *(f"{rate:.2f}" for rate in rates))
     first, last = found[0], found[-1]
     if first is not last:
         faster = first.tokens_per_second / last.tokens_per_second
@@ -207,7 +197,11 @@ def show_speed(found: Sequence[Speed]) -> None:
         )
     console = plain_console()
     console.print(table)
-    console.print(f"{first.new_tokens} tokens, greedy, on {first.device} in {first.dtype}", style="dim", markup=False)
+    console.print(
+        f"{first.new_tokens} tokens, greedy, on {first.device} in {first.dtype}; median of {len(first.runs)} runs",
+        style="dim",
+        markup=False,
+    )
 
 
 def score_json(score: Score) -> dict[str, Any]:

@@ -87,10 +87,12 @@ class StreamedModel:
         return weight
 
     def check_weights(self, view: MergedView, position: int, weights: LayerWeights) -> None:
-        """Raise NonFiniteError, naming the tensor, if a weight of layer ``position`` is not finite in either dtype."""
+        """Raise NonFiniteError, naming the tensor of the source, if a weight of layer ``position`` is not finite in
+        either dtype."""
         for suffix, name in view.layer_names(position).items():
             if suffix in weights.stored and not is_finite(weights.stored[suffix]):
-                check_finite(name, view.read(name, self.placement.device))
+                for part in view.sources_of(name):
+                    check_finite(part, self._source.read(part, self.placement.device))
                 raise NonFiniteError(overflow(f"tensor {name}", self.placement.dtype_name))
 
     def run(self, base: int, weights: LayerWeights, hidden_NTD: torch.Tensor, call: LayerCall) -> torch.Tensor:

@@ -91,6 +91,10 @@ def asked_before(work_dir: Path) -> Again | ConvertAgain:
     if not (work_dir / JOB).is_file():
         raise OutputError(f"{printable(work_dir)}: is no work directory of a run; give the one that its error named")
     found = read_document(work_dir / JOB)
+    if found == {}:
+        raise OutputError(
+            f"{printable(work_dir)}: is a search's; give the same search command again, which goes on from there"
+        )
     try:
         output = Output(found["max_shard_bytes"], bool(found["overwrite"]))
         if found["verb"] == "convert":

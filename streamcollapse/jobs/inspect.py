@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ from streamcollapse.jobs.streams import least_allotment
 from streamcollapse.progress import silent
 from streamcollapse.settings import Compute
 from streamcollapse.storage.source import bytes_by_dtype
+from streamcollapse.strategy.collapse import CollapseOptions
 from streamcollapse.stream.needs import Allotment, Need, peak_bytes
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A checkpoint in figures. ``dtypes`` maps dtype to bytes; layers are listed bottom first; sizes are bytes."""
+    """A checkpoint in figures. ``dtypes`` maps dtype to bytes; layers are listed bottom first; sizes are bytes.
+    ``needs`` are those of a search by ``strategy``, or of the run that is asked about."""
 
     path: str
     family: str
@@ -37,6 +39,7 @@ class Inspection:
     resident_layers: int
     budgets: dict[str, int]
     io: str
+    strategy: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON types."""
@@ -44,9 +47,11 @@ class Inspection:
 
 
 def inspect(source: str | Path, *, compute: Compute = Compute(), trust_remote_code: bool = False) -> Inspection:  # noqa: B008
-    """Describe the checkpoint directory ``source``; reads headers and config only. Raises StreamCollapseError."""
+    """Describe the checkpoint directory ``source`` and what pruning it by default needs at the least; reads headers and
+    config only. Raises StreamCollapseError."""
     job = open_job(source, compute, trust_remote_code, silent)
-    return describe(job, least_allotment(job, None, job.num_layers))
+    usual = CollapseOptions()
+    return replace(describe(job, least_allotment(job, usual)), strategy=usual.strategy)
 
 
 def describe(job: Job, choice: Allotment) -> Inspection:

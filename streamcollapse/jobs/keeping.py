@@ -42,11 +42,12 @@ class Request(Protocol):
 
 
 @contextmanager
-def kept_directory(asked: Request, key: Mapping[str, Any]) -> Iterator[WorkDirectory]:
+def kept_directory(asked: Request, key: Mapping[str, Any], passing: bool = False) -> Iterator[WorkDirectory]:
     """The work directory of the job ``asked`` for, which alone now makes its output.
 
     A directory that is not there ``for_good`` is removed at the end of the run. A run that fails leaves it, if anything
-    was found out, and its error says how to go on. Raises OutputError.
+    was found out, and its error says how to go on; not so one that is ``passing``, since its caller removes all of it.
+    Raises OutputError.
     """
     directory = WorkDirectory(asked.work_dir, key)
     with closing(directory):
@@ -62,7 +63,9 @@ def kept_directory(asked: Request, key: Mapping[str, Any]) -> Iterator[WorkDirec
             if asked.for_good:
                 directory.mark("complete")
         except (StreamCollapseError, OSError, KeyboardInterrupt) as error:
-            if directory.is_worth_keeping():
+            if passing:
+                pass
+            elif directory.is_worth_keeping():
                 again = f"what was found out is kept; go on with: streamcollapse resume {printable(directory.path)}"
                 error.args = (f"{error}; {again}" if str(error) else again,)
             elif not asked.for_good:

@@ -27,7 +27,7 @@ from streamcollapse.strategy.collapse import CollapseOptions
 @dataclass(frozen=True)
 class Preview:
     """What a run would do. Sizes in bytes of weights; ``samples``, ``tokens`` and ``options`` are None where
-    nothing is searched."""
+    nothing is searched. ``disk_free``: bytes where the output would go, None where none would."""
 
     inspection: Inspection
     samples: int | None
@@ -36,6 +36,7 @@ class Preview:
     smallest_output: int
     largest_output: int
     options: CollapseOptions | None = None
+    disk_free: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON types."""
@@ -60,13 +61,11 @@ def preview_search(
     samples = calibration_samples(job, calibration, options.strategy)
     check_work_directory(streaming, job, samples, options.merge_norms)
     smallest = smallest_output(job, options)
-    if out is not None:
-        check_space(Path(out), smallest)
+    free = None if out is None else check_space(Path(out), smallest)
     candidates = count_candidates(job, options)
     inspection = describe(job, allotment(job, samples, streaming, options))
-    return Preview(
-        inspection, samples.num_samples, samples.num_tokens, candidates, smallest, job.checkpoint.num_bytes, options
-    )
+    largest = job.checkpoint.num_bytes
+    return Preview(inspection, samples.num_samples, samples.num_tokens, candidates, smallest, largest, options, free)
 
 
 def preview_apply(
@@ -77,8 +76,8 @@ def preview_apply(
     job = open_job(source, compute, trust_remote_code, silent)
     check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
     size = sizes(job.view(plan.layers, plan.merge_norms), plan.num_layers).bytes
-    check_space(Path(out), size)
-    return Preview(describe(job, least_allotment(job, None, 0)), None, None, 0, size, size)
+    free = check_space(Path(out), size)
+    return Preview(describe(job, least_allotment(job, None)), None, None, 0, size, size, disk_free=free)
 
 
 def check_plan_path(path: Path, overwrite: bool, option: str = "--plan") -> None:

@@ -31,7 +31,7 @@ from streamcollapse.output.checkpoint import (
     write_weights,
 )
 from streamcollapse.output.report import build_report, load_report, sizes
-from streamcollapse.progress import Listener, MemoryPlanned, PhaseStarted, silent
+from streamcollapse.progress import Listener, MemoryPlanned, PhaseStarted, WarningRaised, silent
 from streamcollapse.settings import Calibration, Compute, Output, Streaming
 from streamcollapse.storage.disk import check_space
 from streamcollapse.storage.hub import local_path
@@ -75,14 +75,20 @@ def prune(
 
 
 def prune_job(
-    job: Job, out: Path, options: CollapseOptions, calibration: Calibration, streaming: Streaming, output: Output
+    job: Job,
+    out: Path,
+    options: CollapseOptions,
+    calibration: Calibration,
+    streaming: Streaming,
+    output: Output,
+    passing: bool = False,
 ) -> Pruned:
-    """``prune`` of a checkpoint that is open, into an ``out`` that was checked."""
+    """``prune`` of a checkpoint that is open, into an ``out`` that was checked; ``passing``: and goes with the run."""
     samples = calibration_samples(job, calibration, options.strategy)
     check_space(out, smallest_output(job, options) - staged_bytes(out))
     choice = _planned_memory(job, options, samples, streaming)
     asked = Asked(job, out, streaming, output, options=options, calibration=calibration)
-    with kept_place(asked, work_key(job, samples, options.merge_norms)) as place:
+    with kept_place(asked, work_key(job, samples, options.merge_norms), passing) as place:
         if place.has_finished(out):
             return _finished(out)
         with means(job, choice, place.scratch) as given:
@@ -145,6 +151,8 @@ def apply(
 
 def _planned_memory(job: Job, options: CollapseOptions, samples: Samples, streaming: Streaming) -> Allotment:
     check_prunable(job, options)
+    for text in options.not_taken():
+        job.listener(WarningRaised(text))
     choice = allotment(job, samples, streaming, options)
     rows = tuple((need.phase, need.what, need.num_bytes, need.memory) for need in choice.needs)
     job.listener(MemoryPlanned(rows, choice.budgets, choice.io))

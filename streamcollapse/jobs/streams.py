@@ -15,7 +15,7 @@ from streamcollapse.jobs.targets import boundaries, first_candidate
 from streamcollapse.settings import Streaming
 from streamcollapse.storage.probe import cached_share, read_rate
 from streamcollapse.storage.reader import check_direct_reads
-from streamcollapse.strategy.catalogue import METRICS
+from streamcollapse.strategy.catalogue import METRICS, STRATEGIES
 from streamcollapse.strategy.collapse import CollapseOptions
 from streamcollapse.stream.budget import budget_for, free_ram
 from streamcollapse.stream.copies import CudaCopies
@@ -23,16 +23,17 @@ from streamcollapse.stream.loaders import DeviceLoader, Loader, MappedLoader, Pl
 from streamcollapse.stream.needs import Allotment, Work, activation_bytes, allot, least, measure_work
 from streamcollapse.stream.weights import WeightStream
 
-ASSUMED_TOKENS = 10 * 64  # ten calibration sentences, where no samples are at hand
+# where no samples are at hand: ten sentences, 24 passages
+ASSUMED_TOKENS = {"sentences": 10 * 64, "passages": 24 * 256}
 _PROBE_BYTES = 1 << 28
 _WORTH_PROBING = 4 * _PROBE_BYTES  # bytes of checkpoint; less is read before a probe would pay
 _MOSTLY = 0.9  # in the page cache: nothing is faster than what is there already
 
 
-def work_of(job: Job, samples: Samples | None, boundaries: int, window: int = 1) -> Work:
-    """What a search with ``samples`` has to hold whose candidates start from ``boundaries`` layer boundaries, and whose
-    merges read ``window`` layers."""
-    tokens = ASSUMED_TOKENS if samples is None else samples.num_tokens
+def work_of(job: Job, samples: Samples | None, boundaries: int, window: int = 1, kind: str = "sentences") -> Work:
+    """What a search with ``samples``, or as many tokens as those of ``kind``, has to hold whose candidates start from
+    ``boundaries`` layer boundaries, and whose merges read ``window`` layers."""
+    tokens = ASSUMED_TOKENS[kind] if samples is None else samples.num_tokens
     call = (1, MAX_CALL_TOKENS) if samples is None else samples.largest_call
     layout, dtype = job.architecture.layout, job.placement.dtype
     return measure_work(job.source, layout, dtype, job.hidden_size, tokens, call, boundaries, window)
@@ -59,15 +60,20 @@ def _head_bytes(job: Job, samples: Samples | None, options: CollapseOptions) -> 
     output = job.architecture.skeleton.model.get_output_embeddings()
     if not METRICS[options.metric].by_logits or output is None:
         return 0
-    lengths = [(ASSUMED_TOKENS,)] if samples is None else [batch.lengths for batch in samples.batches]
+    assumed = ASSUMED_TOKENS[STRATEGIES[options.strategy].samples]
+    lengths = [(assumed,)] if samples is None else [batch.lengths for batch in samples.batches]
     kept = distributions_bytes(lengths, job.vocabulary) if options.metric == "kl" else 0
     held = 4 * LOGITS_BYTES + (kept if kept <= KEPT_BYTES else 0)
     return int(output.weight.numel()) * job.placement.dtype.itemsize + held
 
 
-def least_allotment(job: Job, samples: Samples | None, boundaries: int) -> Allotment:
-    """What a run needs at the least, whatever there is."""
-    return least(work_of(job, samples, boundaries), Streaming(), job.placement.device.type != "cpu")
+def least_allotment(job: Job, options: CollapseOptions | None) -> Allotment:
+    """What a run needs at the least, whatever there is: a search with ``options``, or one that only writes."""
+    work = work_of(job, None, 0)
+    if options is not None:
+        work = work_of(job, None, job.num_layers, kind=STRATEGIES[options.strategy].samples)
+        work = replace(work, head=_head_bytes(job, None, options))
+    return least(work, Streaming(), job.placement.device.type != "cpu")
 
 
 def plain_allotment(job: Job, streaming: Streaming, call_tokens: int = MAX_CALL_TOKENS) -> Allotment:

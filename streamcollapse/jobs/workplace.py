@@ -126,9 +126,9 @@ def check_work_directory(streaming: Streaming, job: Job, samples: Samples, merge
 
 
 @contextmanager
-def kept_place(asked: Asked, key: Mapping[str, Any]) -> Iterator[WorkPlace]:
+def kept_place(asked: Asked, key: Mapping[str, Any], passing: bool = False) -> Iterator[WorkPlace]:
     """The place of the job ``asked`` for, in a work directory (``kept_directory``). Raises OutputError."""
-    with kept_directory(asked, key) as directory:
+    with kept_directory(asked, key, passing) as directory:
         yield WorkPlace(directory.memory, directory.room, directory.path, directory)
 
 

@@ -31,11 +31,14 @@ def no_space(directory: Path, needed: int | None) -> str:
     return f"{printable(directory)}: no space on the disk: {need}{free} free; free some or choose another place"
 
 
-def check_space(out: Path, needed: int) -> None:
-    """Raise OutputError unless the file system that will hold ``out`` has ``needed`` bytes free."""
+def check_space(out: Path, needed: int) -> int:
+    """The bytes that are free in the file system that will hold ``out``. Raises OutputError if they are less than
+    ``needed``."""
     parent = out.resolve().parent
-    if shutil.disk_usage(parent).free < needed:
+    free = shutil.disk_usage(parent).free
+    if free < needed:
         raise OutputError(no_space(parent, needed))
+    return free
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Strategy:
     """``reads``: multiples of the model that reference pass and search read. The defaults of what goes with it:
     ``rule`` and ``metric``, where they matter, ``samples``, ``rescale``. ``needs_target``: it only stops at a
-    target."""
+    target. ``takes``: of the settings of the search that some strategies have no use for, those it goes by."""
 
     does: str
     source: str
@@ -19,6 +19,7 @@ class Strategy:
     needs_target: bool = False
     samples: str = "sentences"
     rescale: bool = False
+    takes: tuple[str, ...] = ()
 
 
 STRATEGIES = {
@@ -28,6 +29,7 @@ STRATEGIES = {
         "1 for the reference, and as few sweeps as look-ahead can make of the candidates",
         "sequential",
         "cosine",
+        takes=("layers_per_merge", "interval", "threshold"),
     ),
     "greedy": Strategy(
         "scores every merge of two neighbours and takes the best, round after round",
@@ -38,6 +40,7 @@ STRATEGIES = {
         "kl",
         samples="passages",
         rescale=True,
+        takes=("threshold", "merges_per_round"),
     ),
     "rule-based": Strategy(
         "merges groups of C layers from the top, I layers apart, without looking",
@@ -45,6 +48,7 @@ STRATEGIES = {
         "1 for the reference, up to 1 to say how similar each step leaves the model",
         "sequential",
         "cosine",
+        takes=("layers_per_merge", "interval"),
     ),
     "block-influence": Strategy(
         "drops the layers that change their input least, by the cosine of each token",

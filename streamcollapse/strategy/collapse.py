@@ -15,6 +15,13 @@ from streamcollapse.merge.plan import LayerKey, PlanLayer, collapse, original_la
 from streamcollapse.strategy.catalogue import METRICS, STRATEGIES
 from streamcollapse.strategy.variants import BEST, Variant, check_rules, variants
 
+_NOT_FOR_ALL = {  # settings that only some strategies go by: what they are called, their usual values
+    "layers_per_merge": ("layers per merge (C)", 4),
+    "interval": ("interval (I)", 2),
+    "threshold": ("threshold (T)", 0.65),
+    "merges_per_round": ("merges per round", 1),
+}
+
 
 @dataclass(frozen=True)
 class CollapseOptions:
@@ -102,6 +109,19 @@ class CollapseOptions:
             )
         if self.strategy == "rule-based" and "," in self.rule + ("," if self.rule == BEST else ""):
             raise OptionError(f"rule is {self.rule}, but strategy rule-based takes one rule: it compares none")
+
+    def not_taken(self) -> list[str]:
+        """A line for each setting that is not the usual one and makes no difference to the strategy."""
+        idle = [name for name in _NOT_FOR_ALL if name not in STRATEGIES[self.strategy].takes]
+        lines = [
+            f"{_NOT_FOR_ALL[name][0]} is {getattr(self, name)}, which makes no difference to strategy {self.strategy}"
+            for name in idle
+            if getattr(self, name) != _NOT_FOR_ALL[name][1]
+        ]
+        aims = self.target_layers is not None or self.target_ratio is not None
+        if aims and "threshold" not in idle and self.threshold != _NOT_FOR_ALL["threshold"][1]:
+            lines.append(f"threshold (T) is {self.threshold}, which makes no difference where there is a target")
+        return lines
 
     @staticmethod
     def parse_scales(text: str) -> tuple[float, ...]:

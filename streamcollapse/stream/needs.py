@@ -279,8 +279,11 @@ def _refuse(needs: Sequence[Need], budget: Budget) -> None:
         parts = [n for n in needs if n.phase == phase and n.memory == memory and n.num_bytes]
         listed = ", ".join(f"{n.what} {format_bytes(n.num_bytes)}" for n in parts)
         smallest = -(-peak // _WHOLE_MIB)
+        allowed, needed = format_bytes(limit), format_bytes(peak)
+        if allowed == needed:
+            allowed, needed = f"{limit} bytes", f"{peak} bytes"
         raise BudgetError(
-            f"{words}: {format_bytes(limit)} may be used, {phase} needs {format_bytes(peak)} ({listed}); "
+            f"{words}: {allowed} may be used, {phase} needs {needed} ({listed}); "
             f"the smallest that would do is --{memory}-budget {smallest}MiB"
         )
 

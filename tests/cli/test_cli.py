@@ -75,8 +75,15 @@ def test_inspect(llama_bf16: Path) -> None:
     assert found["num_tensors"] == len(tensors)
     assert found["tied_embeddings"] is False
     assert found["peak_bytes"] > 2 * layer, "a layer in float32"
+    assert found["strategy"] == "greedy"
+    assert any("logits" in need["what"] for need in found["needs"]), "what the default judges by needs the head"
     text = _invoke("inspect", str(llama_bf16), *RUN).stdout
-    for expected in ("LlamaForCausalLM (llama)", "not tied", "cpu in float32", "memory that pruning needs"):
+    for expected in (
+        "LlamaForCausalLM (llama)",
+        "not tied",
+        "cpu in float32",
+        "pruning by greedy, the default, needs",
+    ):
         assert expected in text
 
 
@@ -281,5 +288,6 @@ def test_a_dry_run_says_by_which_method(llama: Path, tmp_path: Path) -> None:
     asked = ["search", str(llama), "--plan", str(tmp_path / "plan.json"), "--dry-run", *RUN]
     assert "greedy, T=0.65, rule first, metric kl, then scales" in _invoke(*asked).stdout
     assert "laco, C=3 I=1, T=0.7, rule sequential, metric cosine\n" in _invoke(*asked, *METHOD).stdout
+    assert "not used     interval (I) is 3" in _invoke(*asked, "--strategy", "greedy", "-I", "3").stdout
     options = json.loads(_invoke(*asked, "--target-ratio", "0.3", "--json").stdout)["options"]
     assert (options["strategy"], options["target_ratio"]) == ("greedy", 0.3)

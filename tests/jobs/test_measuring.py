@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from streamcollapse import Compute
+from streamcollapse import CollapseOptions, Compute
 from streamcollapse.cli.main import app
 from streamcollapse.cli.plots import sparkline
 from streamcollapse.errors import BudgetError, OptionError, OutputError
+from streamcollapse.jobs import bench as benches
+from streamcollapse.jobs import prune as prunes
 from streamcollapse.jobs import speed as speeds
 from streamcollapse.jobs.bench import bench
 from streamcollapse.jobs.speed import speed
@@ -45,6 +47,34 @@ def test_bench_runs_the_real_job_and_leaves_nothing(llama: Path, tmp_path: Path)
     assert document["copy_rate"] is None, "no device"
     with pytest.raises(OutputError, match="nowhere: is not a directory; choose another --scratch"):
         bench(llama, compute=CPU, scratch=tmp_path / "nowhere")
+
+
+def test_the_disk_is_probed_after_the_checkpoint_left_the_page_cache(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies in the page cache cannot be read cold, and what the probe left there would make the job warm."""
+    order: list[str] = []
+    monkeypatch.setattr(benches, "forget", lambda checkpoint: order.append("forget"))
+    monkeypatch.setattr(benches, "read_rate", lambda checkpoint, mode, size: order.append(mode))
+    bench(llama, CollapseOptions(3), compute=CPU, scratch=tmp_path, cold=True)
+    assert order == ["forget", "mmap", "pread", "direct", "forget"]
+    order.clear()
+    bench(llama, CollapseOptions(3), compute=CPU, scratch=tmp_path)
+    assert order == ["mmap", "pread", "direct"]
+
+
+def test_a_bench_that_fails_does_not_speak_of_going_on(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OutputError("no space on the disk")
+
+    monkeypatch.setattr(prunes, "_write", full)
+    with pytest.raises(OutputError, match=r"^no space on the disk$"):
+        bench(llama, CollapseOptions(3), compute=CPU, scratch=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OutputError, match="what was found out is kept; go on with"):
+        prunes.prune(llama, tmp_path / "out", CollapseOptions(3), compute=CPU)
 
 
 def test_bench_on_the_command_line(llama: Path, tmp_path: Path) -> None:
@@ -98,6 +128,10 @@ def test_speed_side_by_side(llama: Path, tmp_path: Path) -> None:
     run = ["speed", str(small), "--against", str(llama), "--new-tokens", "4", "--repeat", "1", "--device", "cpu"]
     found = json.loads(_invoke(*run, "--json").stdout.splitlines()[-1])["models"]
     assert [model["layers"] for model in found] == [2, 8]
+    alone = _invoke("speed", str(small), "--new-tokens", "4", "--repeat", "2", "--device", "cpu").stdout
+    slowest, fastest = map(float, alone.splitlines()[1].split()[-2:])
+    assert 0 < slowest <= float(alone.splitlines()[1].split()[-3]) <= fastest
+    assert "median of 2 runs" in alone
     gone = CliRunner().invoke(app, [*run[:3], str(tmp_path / "gone"), *run[4:]])
     assert gone.exit_code == 1
     assert "does not exist" in gone.output

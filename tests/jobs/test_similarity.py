@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,8 @@ from typer.testing import CliRunner
 from streamcollapse import CollapseOptions, Compute, Similarities, Streaming, search, similarity
 from streamcollapse.cli import plots
 from streamcollapse.cli.main import app
-from streamcollapse.errors import OptionError
-from tests.checkpoints import save_llama, save_model
+from streamcollapse.errors import NonFiniteError, OptionError
+from tests.checkpoints import edit_tensors, save_llama, save_model
 from tests.families import FAMILIES
 from tests.in_memory import mean_similarity, merged_model
 from tests.jobs.test_prune import SAMPLES
@@ -109,6 +112,15 @@ def test_layers_that_cannot_be_one(tmp_path: Path) -> None:
     assert None in next(
         row for name, row in found.weight_distances.items() if "mlp.up_proj" in name or "experts" in name
     )
+
+
+@pytest.mark.parametrize("rule", ["first", "mean", "sequential"])
+def test_a_weight_that_is_no_number_is_named_as_the_source_has_it(llama: Path, tmp_path: Path, rule: str) -> None:
+    name = "model.layers.5.self_attn.q_proj.weight"
+    source = Path(shutil.copytree(llama, tmp_path / "source"))
+    edit_tensors(source, lambda tensors: tensors[name].fill_(math.nan))
+    with pytest.raises(NonFiniteError, match=f"tensor {re.escape(name)} has"):
+        similarity(source, CollapseOptions(layers_per_merge=3, rule=rule), compute=FLOAT32)
 
 
 def test_one_layer_has_no_neighbour(tmp_path: Path) -> None:

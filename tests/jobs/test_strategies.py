@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from streamcollapse import Calibration, CollapseOptions, Compute, Output, Plan, Streaming, apply, prune, resume, search
 from streamcollapse.errors import ModelError, OptionError
 from streamcollapse.jobs.preview import preview_search
-from streamcollapse.progress import DecisionMade, Event, WarningRaised
+from streamcollapse.progress import DecisionMade, Event, PhaseStarted, WarningRaised
 from streamcollapse.strategy.catalogue import STRATEGIES
 from tests.checkpoints import llama_config, save_model
 from tests.families import FAMILIES
@@ -256,6 +258,34 @@ def test_a_search_that_is_broken_off_goes_on(llama: Path, tmp_path: Path, strate
 def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         CollapseOptions(**changes)
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        (CollapseOptions(3, 1, threshold=0.9), []),
+        (CollapseOptions(threshold=0.9, merges_per_round=2), []),
+        (CollapseOptions(3, strategy="greedy"), [r"layers per merge \(C\) is 3, .* strategy greedy"]),
+        (CollapseOptions(4, 1, strategy="greedy"), [r"interval \(I\) is 1, "]),
+        (CollapseOptions(3, merges_per_round=2), ["merges per round is 2, .* strategy laco"]),
+        (CollapseOptions(3, strategy="rule-based", threshold=0.9), [r"threshold \(T\) is 0.9, .* strategy rule-based"]),
+        (CollapseOptions(threshold=0.9, target_layers=7), [r"threshold \(T\) is 0.9, .* where there is a target"]),
+        (CollapseOptions(3, strategy="angular", target_layers=7, threshold=0.9), [r"\(C\) is 3", r"\(T\) is 0.9"]),
+    ],
+)
+def test_settings_that_make_no_difference_are_said(llama: Path, options: CollapseOptions, lines: list[str]) -> None:
+    told: list[Event] = []
+    with contextlib.suppress(KeyboardInterrupt):
+        search(llama, options, calibration=SENTENCES, listener=lambda event: _stop_at_the_phase(event, told))
+    said = [event.text for event in told if isinstance(event, WarningRaised)]
+    assert len(said) == len(lines)
+    assert all(re.search(line, text) for line, text in zip(lines, said, strict=True))
+
+
+def _stop_at_the_phase(event: Event, told: list[Event]) -> None:
+    told.append(event)
+    if isinstance(event, PhaseStarted):
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from streamcollapse import CollapseOptions, Compute, Plan, prune, search
+from streamcollapse import CollapseOptions, Compute, Plan, prune, resume, search
 from streamcollapse.errors import CheckpointError, OutputError
 from streamcollapse.jobs.preview import preview_search
 from streamcollapse.progress import DecisionMade, Event, LayerDone, PhaseStarted
@@ -22,6 +22,12 @@ FLOAT32 = Compute("cpu", "float32")
 
 def _search(source: Path, work: Path, **options: object) -> object:
     return search(source, OPTIONS, **({"compute": FLOAT32} | options), streaming=Streaming(work_dir=work))  # type: ignore[arg-type]
+
+
+def test_a_search_is_gone_on_with_by_the_same_command(llama: Path, tmp_path: Path) -> None:
+    _search(llama, tmp_path / "work")
+    with pytest.raises(OutputError, match="work: is a search's; give the same search command again"):
+        resume(tmp_path / "work")
 
 
 def test_another_run_s_directory_is_refused_and_left_alone(llama: Path, llama_bf16: Path, tmp_path: Path) -> None:
