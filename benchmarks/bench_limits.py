@@ -24,14 +24,13 @@ import os
 import shutil
 import sys
 import tempfile
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from about import report
 from groups import NoGroupError, memory_group
 from make_checkpoint import SHAPES, make_checkpoint
-from measure import FailedError, Measured, run
+from measure import FailedError, Measured, run, write_sentences
 
 from streamcollapse.units import format_bytes, format_seconds
 
@@ -88,8 +87,7 @@ def seventy(given: argparse.Namespace, work: Path) -> tuple[dict[str, Any], bool
     source, plan, samples = work / "llama2-70b", work / "plan.json", work / "samples.txt"
     if not source.exists():
         make_checkpoint(source, SHAPES["llama2-70b"], sparse=True)
-    text = (resources.files("streamcollapse.data") / "calibration.txt").read_text(encoding="utf-8")
-    samples.write_text("\n".join(text.splitlines()[: given.samples]) + "\n")
+    write_sentences(samples, given.samples)
     runs, good = [], True
     for threshold in (-1, 1):
         search = [

@@ -42,7 +42,6 @@ import sys
 import tempfile
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ import torch
 from about import environment as environment_of
 from groups import NoGroupError, memory_group
 from make_checkpoint import SHAPES, make_checkpoint
-from measure import FailedError, Measured, chill, copy_seconds, heat, run, warm
+from measure import FailedError, Measured, chill, copy_seconds, heat, run, warm, write_sentences
 from peers import APPLY, OURS, PASSES, PEERS, SETTINGS, Bench, PeerError, command, environment, peer_python
 from verdict import COPY, Runs, compared_decisions, judged, medians
 
@@ -237,8 +236,7 @@ def measured(given: argparse.Namespace, work: Path, scratch: Path) -> dict[str, 
     about = environment_of(given.threads)
     print("environment " + ", ".join(f"{key} {value}" for key, value in about.items()))
     calibration = scratch / "calibration.txt"
-    text = (resources.files("streamcollapse.data") / "sentences.txt").read_text(encoding="utf-8")
-    calibration.write_text("".join(line + "\n" for line in text.splitlines()[: given.samples]), encoding="utf-8")
+    write_sentences(calibration, given.samples)
     bench = Bench(source, scratch, calibration, dtype, given.threads, given.cold, given.limit)
     runs, reasons = rounds(bench, given, work / "environments")
     median = medians(runs)

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,9 @@ def copy_seconds(directory: Path, num_bytes: int, target: Path) -> float:
         written.flush()
         os.fsync(written.fileno())
     return time.perf_counter() - start
+
+
+def write_sentences(path: Path, count: int) -> None:
+    """Write the first ``count`` of the sentences that ship with the package to ``path``, one a line."""
+    text = (resources.files("streamcollapse.data") / "sentences.txt").read_text(encoding="utf-8")
+    path.write_text("".join(line + "\n" for line in text.splitlines()[:count]), encoding="utf-8")

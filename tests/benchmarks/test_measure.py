@@ -30,3 +30,14 @@ def test_a_program_that_fails_gives_its_reason():
         run([sys.executable, "-c", "import sys; print('no way', file=sys.stderr); sys.exit(3)"], dict(os.environ))
     with pytest.raises(FailedError, match=r"exit status 0: no output"):
         run([sys.executable, "-c", ""], dict(os.environ))
+
+
+def test_calibration_is_the_first_of_the_shipped_sentences(tmp_path):
+    from measure import write_sentences
+
+    write_sentences(tmp_path / "ten.txt", 10)
+    write_sentences(tmp_path / "two.txt", 2)
+    ten = (tmp_path / "ten.txt").read_text(encoding="utf-8").splitlines()
+    assert len(ten) == 10
+    assert all(ten)
+    assert (tmp_path / "two.txt").read_text(encoding="utf-8").splitlines() == ten[:2]
