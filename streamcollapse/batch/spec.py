@@ -230,13 +230,14 @@ def _label(work: Prune | Convert) -> str:
         return work.dtype or "safetensors"
     options, default = work.options, CollapseOptions()
     parts = [options.strategy] if options.strategy != "laco" else []  # which its letters say
-    if options.strategy in ("laco", "rule-based"):
+    takes = STRATEGIES[options.strategy].takes
+    if "layers_per_merge" in takes:
         parts += [f"C{options.layers_per_merge}", f"I{options.interval}"]
     if options.target_layers is not None:
         parts.append(f"N{options.target_layers}")
     elif options.target_ratio is not None:
         parts.append(f"ratio{options.target_ratio:g}")
-    elif options.strategy in ("laco", "greedy"):
+    elif "threshold" in takes:
         parts.append(f"T{options.threshold:g}")
     if STRATEGIES[options.strategy].rule is not None:
         parts.append(options.rule.replace(",", "+"))

@@ -94,13 +94,14 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
 def method_line(options: CollapseOptions | SearchRecord) -> str:
     """The settings that make a difference to the result, in one line."""
     strategy, said = STRATEGIES.get(options.strategy), [options.strategy]
-    if options.strategy in ("laco", "rule-based"):
+    takes = () if strategy is None else strategy.takes
+    if "layers_per_merge" in takes:
         said.append(f"C={options.layers_per_merge} I={options.interval}")
     if options.target_layers is not None:
         said.append(f"{options.target_layers} layers")
     elif options.target_ratio is not None:
         said.append(f"ratio {options.target_ratio:g}")
-    elif options.strategy in ("laco", "greedy"):
+    elif "threshold" in takes:
         said.append(f"T={options.threshold:g}")
     said += [f"rule {options.rule}"] if strategy is None or strategy.rule is not None else []
     said += [f"metric {options.metric}"] if strategy is None or strategy.metric is not None or options.rescale else []

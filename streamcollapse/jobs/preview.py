@@ -11,7 +11,7 @@ from streamcollapse.errors import OutputError, printable
 from streamcollapse.jobs.inspect import Inspection, describe
 from streamcollapse.jobs.opening import Job, calibration_samples, open_job
 from streamcollapse.jobs.streams import allotment, least_allotment
-from streamcollapse.jobs.targets import check_prunable, count_candidates, fewest_layers
+from streamcollapse.jobs.targets import check_candidates, check_prunable, count_candidates, fewest_layers
 from streamcollapse.jobs.workplace import check_work_directory
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
@@ -57,6 +57,7 @@ def preview_search(
     if out is not None:
         check_output(Path(out), local_path(source), output.overwrite)
     job = open_job(source, compute, trust_remote_code, silent)
+    check_candidates(job, options)
     check_prunable(job, options)
     samples = calibration_samples(job, calibration, options.strategy)
     check_work_directory(streaming, job, samples, options.merge_norms)

@@ -17,7 +17,7 @@ from streamcollapse.jobs.opening import Job, Samples, calibration_samples, open_
 from streamcollapse.jobs.preview import smallest_output
 from streamcollapse.jobs.searching import run_search
 from streamcollapse.jobs.streams import Means, allotment, means, plain_allotment
-from streamcollapse.jobs.targets import boundaries, check_prunable
+from streamcollapse.jobs.targets import boundaries, check_candidates, check_prunable
 from streamcollapse.jobs.workdir import was_renamed
 from streamcollapse.jobs.workplace import WorkPlace, kept_place, search_place, work_key
 from streamcollapse.merge.plan import Decision, Plan, SearchRecord
@@ -150,6 +150,7 @@ def apply(
 
 
 def _planned_memory(job: Job, options: CollapseOptions, samples: Samples, streaming: Streaming) -> Allotment:
+    check_candidates(job, options)
     check_prunable(job, options)
     for text in options.not_taken():
         job.listener(WarningRaised(text))

@@ -79,24 +79,27 @@ def count_candidates(job: Job, options: CollapseOptions) -> int:
 
 
 def check_prunable(job: Job, options: CollapseOptions) -> None:
-    """Raise ModelError, before a weight is read, where layers would not stay what they are when others go; OptionError
-    where there is no merge to try.
+    """Raise ModelError, before a weight is read, where layers would not stay what they are when others go.
 
     Tried on the first candidate; one that merges unlike layers is passed over by the search, and tells nothing.
     """
-    candidate = first_candidate(job, options)
-    if candidate is None:
-        if options.strategy == "greedy" and target_of(job, options).is_set:  # as far as it goes: not at all
-            return
-        raise OptionError(_nothing_to_try(job.num_layers, options))
     if options.strategy == "rule-based":  # it takes its groups as they come, and passes none over
         for step in groups_from_the_top(job.num_layers, options, target_of(job, options)):
             if reason := mismatch(job.checkpoint, job.architecture.layout, step.merged_layer):
                 layers = f"layers {step.pointer}-{step.pointer + step.merged}"
                 raise ModelError(f"{layers} cannot be merged: {reason}; raise --lowest, or lower --highest")
-    if mismatch(job.checkpoint, job.architecture.layout, candidate.merged_layer):
+    candidate = first_candidate(job, options)
+    if candidate is None or mismatch(job.checkpoint, job.architecture.layout, candidate.merged_layer):
         return
     likeness.check_prunable(job.architecture, [layer.base for layer in candidate.layers], job.trust_remote_code)
+
+
+def check_candidates(job: Job, options: CollapseOptions) -> None:
+    """Raise OptionError, before a weight is read, where a search would have no merge to try."""
+    if options.strategy == "greedy" and target_of(job, options).is_set:  # as far as it goes, if that is not at all
+        return
+    if first_candidate(job, options) is None:
+        raise OptionError(_nothing_to_try(job.num_layers, options))
 
 
 def _nothing_to_try(num_layers: int, options: CollapseOptions) -> str:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from streamcollapse.errors import OptionError, printable
 from streamcollapse.merge.plan import LayerKey, PlanLayer, collapse, original_layers
 from streamcollapse.strategy.catalogue import METRICS, STRATEGIES
 from streamcollapse.strategy.variants import BEST, Variant, check_rules, variants
 
-_NOT_FOR_ALL = {  # settings that only some strategies go by: what they are called, their usual values
+_NOT_FOR_ALL: dict[
+    str, tuple[str, Any]
+] = {  # settings that only some strategies go by: what they are called, their usual values
     "layers_per_merge": ("layers per merge (C)", 4),
     "interval": ("interval (I)", 2),
     "threshold": ("threshold (T)", 0.65),
@@ -42,7 +45,7 @@ class CollapseOptions:
     interval: int = None  # type: ignore[assignment]
     lowest: int = 1
     highest: int | None = None
-    threshold: float = 0.65
+    threshold: float = _NOT_FOR_ALL["threshold"][1]
     rule: str = ""
     rdsc_scale: float | tuple[float, ...] = 1.0
     merge_norms: bool = False
@@ -51,14 +54,14 @@ class CollapseOptions:
     target_ratio: float | None = None
     metric: str = ""
     rescale: bool = None  # type: ignore[assignment]
-    merges_per_round: int = 1
+    merges_per_round: int = _NOT_FOR_ALL["merges_per_round"][1]
 
     def __post_init__(self) -> None:
         walks = self.layers_per_merge is not None or self.interval is not None
         self._default("strategy", "laco" if walks else "greedy")
         self._check_strategy()
-        self._default("layers_per_merge", 4)
-        self._default("interval", 2)
+        for name in ("layers_per_merge", "interval"):
+            self._default(name, _NOT_FOR_ALL[name][1])
         self._default("rule", STRATEGIES[self.strategy].rule or "first")
         self._default("metric", STRATEGIES[self.strategy].metric or "cosine")
         self._default("rescale", STRATEGIES[self.strategy].rescale)

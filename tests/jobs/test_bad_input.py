@@ -129,7 +129,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda d: (d / "config.json").unlink(), "config.json: cannot be read"),
     "no tokenizer": (
         lambda d: [p.unlink() for p in d.glob("tokenizer*")],
-        "its tokenizer cannot be loaded",
+        "its tokenizer cannot be loaded: Couldn't instantiate the backend tokenizer from one of: (1) a ",
     ),
     "terminal codes in names": (
         lambda d: edit_json(d / INDEX, lambda j: j["weight_map"].update({"a\x1b[2Jb": "../\x07"})),

@@ -123,6 +123,13 @@ def test_a_weight_that_is_no_number_is_named_as_the_source_has_it(llama: Path, t
         similarity(source, CollapseOptions(layers_per_merge=3, rule=rule), compute=FLOAT32)
 
 
+def test_a_range_too_small_for_a_search_can_be_looked_at(llama: Path, tmp_path: Path) -> None:
+    small = similarity(save_llama(tmp_path / "model", 3), CollapseOptions(layers_per_merge=4, rule="mean"))
+    assert sorted(small.merges["mean"]) == [2, 3]
+    top = similarity(llama, CollapseOptions(layers_per_merge=4, rule="mean", lowest=7), compute=FLOAT32)
+    assert [value is not None for value in top.merges["mean"][2]] == [False] * 6 + [True]
+
+
 def test_one_layer_has_no_neighbour(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="one layer"):
         similarity(save_llama(tmp_path / "model", 1))
