@@ -153,7 +153,7 @@ def show_bench(found: Bench) -> None:
         ("layers", f"{report['layers']['before']} -> {report['layers']['after']}"),
         (
             "cold reads here",
-            probed if found.read_ceiling else "not measured: too little of the checkpoint is out of the page cache",
+            probed if found.read_ceiling else "not measured: too small, or too much of it in the page cache",
         ),
         ("in page cache", f"{100 * found.cached_before:.0f} % of the checkpoint when the job began"),
         ("read through", f"{usage['memory']['io']}, {usage['memory']['resident_layers']} layers resident"),
