@@ -54,7 +54,12 @@ def one_pass(job: Job, stream: WeightStream, batches: list[Batch]) -> tuple[floa
 
 def measured(source: Path, repeat: int) -> dict[str, Any]:
     job = open_job(source, Compute("cpu"), False, silent)
-    stream = open_stream(job, Allotment(2, resident_layers=job.num_layers, from_cache=False, io="pread"))
+    choice = Allotment(2, resident_layers=job.num_layers, from_cache=False, io="pread")
+    with open_stream(job, choice) as stream:
+        return measured_on(job, stream, source, repeat)
+
+
+def measured_on(job: Job, stream: WeightStream, source: Path, repeat: int) -> dict[str, Any]:
     heap = plain_allotment(job, Streaming(), call_tokens(job.width)).activations
     calls: dict[tuple[int, int], list[float]] = {shape: [] for shape in CALLS}
     with heap_for(heap):

@@ -26,6 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class Subject:
     job: Job
     batches: list[Batch]
 
-    def stream(self, io: str, resident: bool = False) -> WeightStream:
+    def stream(self, io: str, resident: bool = False) -> AbstractContextManager[WeightStream]:
         """A stream for one measurement; ``resident``: the weights stay once they are read."""
         layers = self.job.num_layers if resident else 0
         return open_stream(self.job, Allotment(2, resident_layers=layers, from_cache=False, io=io))
@@ -86,18 +87,18 @@ class Subject:
 def measure(subject: Subject, io: str, cold: bool, repeat: int) -> dict[str, Any]:
     """Every round and the medians of one way of reading."""
     rounds: dict[str, list[float]] = {"read": [], "compute": [], "pass": []}
-    at_hand, stream = subject.stream("pread", resident=True), subject.stream(io)
-    subject.run(at_hand)
-    for _ in range(repeat):
-        if cold:
-            drop(subject)
-        rounds["read"].append(subject.read(stream))
-        if cold:
-            drop(subject)
-        rounds["compute"].append(subject.run(at_hand)[0])
-        if cold:
-            drop(subject)
-        rounds["pass"].append(subject.run(stream)[0])
+    with subject.stream("pread", resident=True) as at_hand, subject.stream(io) as stream:
+        subject.run(at_hand)
+        for _ in range(repeat):
+            if cold:
+                drop(subject)
+            rounds["read"].append(subject.read(stream))
+            if cold:
+                drop(subject)
+            rounds["compute"].append(subject.run(at_hand)[0])
+            if cold:
+                drop(subject)
+            rounds["pass"].append(subject.run(stream)[0])
     medians = {name: statistics.median(values) for name, values in rounds.items()}
     ratio = medians["pass"] / max(medians["read"], medians["compute"])
     return {"io": io, "cache": "cold" if cold else "warm", "ratio": ratio, "medians": medians, "rounds": rounds}
@@ -115,7 +116,8 @@ def automatic(subject: Subject, cold: bool) -> str:
     if cold:
         forget(job.checkpoint)
     else:
-        subject.run(subject.stream("mmap"))
+        with subject.stream("mmap") as stream:
+            subject.run(stream)
     return choose_io(job, "auto", Allotment(2, from_cache=cold))
 
 

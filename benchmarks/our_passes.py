@@ -40,9 +40,9 @@ def main() -> None:
     job = open_job(given.source, Compute("cpu", given.dtype), False, silent)
     samples = calibration_samples(job, Calibration(given.calibration), "laco")
     choice = plain_allotment(job, Streaming(), call_tokens(job.width))
-    model, stream = job.model(), open_stream(job, choice)
-    prepared, passes = time.perf_counter() - start, []
-    with heap_for(choice.activations):
+    model, passes = job.model(), []
+    with open_stream(job, choice) as stream, heap_for(choice.activations):
+        prepared = time.perf_counter() - start
         for _ in range(given.passes):
             if given.cold:
                 forget(job.checkpoint)

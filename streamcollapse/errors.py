@@ -9,7 +9,8 @@
     ├── OptionError                a setting outside its range
     ├── CalibrationError           calibration or evaluation text that cannot be used
     ├── BudgetError                memory that does not suffice for what was asked
-    ├── DeviceError                a device that is not there
+    ├── DeviceError                a device that is not there, or cannot do what it should
+    │   └── DeviceFailedError      a device that failed while it was used; this process cannot use it any more
     └── OutputError                where the result should go: exists, inside the source, no space
 
 Mistakes of our own are ``assert`` and never part of this tree.
@@ -55,11 +56,26 @@ class BudgetError(StreamCollapseError):
 
 
 class DeviceError(StreamCollapseError):
-    """The requested device does not exist on this machine."""
+    """The requested device does not exist on this machine, or cannot do what it should."""
+
+
+class DeviceFailedError(DeviceError):
+    """A device reported an error while it was used. What it was given since then is lost, and for CUDA errors so is the
+    process's connection to it."""
 
 
 class OutputError(StreamCollapseError):
     """The output cannot be written where it was asked for."""
+
+
+def is_of_device(error: BaseException) -> bool:
+    """Whether ``error`` is torch's word for a device that failed or has no memory left, rather than for a wrong call.
+
+    CUDA tells of an error at whatever call comes next, so it may turn up anywhere.
+    """
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    said = isinstance(error, RuntimeError) and str(error).startswith(("CUDA", "cuBLAS", "cuDNN", "HIP", "NCCL"))
+    return said or bool(kinds & {"OutOfMemoryError", "AcceleratorError"})
 
 
 def printable(text: object) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch.func import functional_call
 
 from streamcollapse.arch.skeleton import Skeleton
-from streamcollapse.errors import ModelError, printable
+from streamcollapse.errors import ModelError, is_of_device, printable
 
 Tensors = Mapping[str, torch.Tensor]
 _Forward = Callable[..., Any]
@@ -73,9 +73,9 @@ class DecoderStack:
         for wrap in _KINDS:
             try:
                 result = attempt(wrap)
-            except torch.OutOfMemoryError:
-                raise
             except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+                if is_of_device(error):
+                    raise
                 problem = error
                 continue
             if result is not None:
@@ -119,9 +119,9 @@ class DecoderStack:
             args, kwargs = call.args, {**call.kwargs, "hidden_states": hidden_NTD}
         try:
             output = functional_call(layer, dict(tensors), args, kwargs)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if is_of_device(error):
+                raise
             raise ModelError(_why_not(layer_index, layer, tensors, error)) from error
         hidden: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
         return hidden

@@ -21,13 +21,14 @@ import torch
 from streamcollapse.batch.engine import ChainEnded, FromChain, Report, WorkerLost
 from streamcollapse.batch.tasks import Chain
 from streamcollapse.batch.worker import Machine, Message, Place, run_chain
-from streamcollapse.errors import OptionError
+from streamcollapse.errors import DeviceFailedError, OptionError
 from streamcollapse.settings import Compute, Streaming
 from streamcollapse.stream.budget import MARGIN, free_ram
-from streamcollapse.stream.device import resolve
+from streamcollapse.stream.device import free_vram, resolve
 
 _INTERPRETER_BYTES = 500_000_000  # of a worker before it does anything: Python, torch and transformers
 _POLL_SECONDS = 0.5
+_DEVICE_FAILED = 75  # exit code of a worker whose process cannot use its device any more (EX_TEMPFAIL)
 _LAST_WORDS_SECONDS = 5.0
 
 
@@ -50,7 +51,7 @@ def machines(
         ram = max((int(free_ram() * (1 - MARGIN)) - count * _INTERPRETER_BYTES) // count, 1)
     on_one_device = -(-count // len(devices))
     if vram is None and on_one_device > 1 and devices[0] != "cpu":
-        vram = int(torch.cuda.mem_get_info(0)[0] * (1 - MARGIN)) // on_one_device
+        vram = int(free_vram(torch.device(devices[0])) * (1 - MARGIN)) // on_one_device
     threads = max(len(psutil.Process().cpu_affinity()) // count, 1) if hasattr(psutil.Process, "cpu_affinity") else None
     share = replace(streaming, ram_budget=ram, vram_budget=vram)
     return [Machine(devices[i % len(devices)], share, threads, trust_remote_code) for i in range(count)]
@@ -149,6 +150,8 @@ def _no_interrupts() -> Iterator[None]:
 
 
 def _reason(exit_code: int | None) -> str:
+    if exit_code == _DEVICE_FAILED:
+        return "its worker's device failed"
     if exit_code is None or exit_code >= 0:
         return f"its worker ended with exit code {exit_code}"
     name = signal.Signals(-exit_code).name
@@ -168,6 +171,8 @@ def _work(pipe: Connection, place: Place, machine: Machine) -> None:
             pipe.send(None)
         except (EOFError, BrokenPipeError):  # nobody is there any more
             return
+        except DeviceFailedError:  # for every job that followed, too
+            sys.exit(_DEVICE_FAILED)
 
 
 def _leave(number: int, frame: object) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from streamcollapse.batch.tasks import Chain, Convert, Prune, Task, result_key, search_key
-from streamcollapse.errors import OutputError, StreamCollapseError, printable
+from streamcollapse.errors import DeviceFailedError, OutputError, StreamCollapseError, printable
 from streamcollapse.jobs.convert import CONVERSION_FILE, convert
 from streamcollapse.jobs.prune import prune
 from streamcollapse.output.checkpoint import REPORT_FILE
@@ -103,7 +103,7 @@ def _teller(task: Task, tell: Tell) -> Listener:
 
 
 def run_task(task: Task, place: Place, machine: Machine, listener: Listener) -> Outcome:
-    """Do ``task``, unless it is done."""
+    """Do ``task``, unless it is done. Raises DeviceFailedError: another process may still do it."""
     start, out = time.perf_counter(), place.out / task.name
     try:
         with disk_errors(place.out):
@@ -120,6 +120,8 @@ def run_task(task: Task, place: Place, machine: Machine, listener: Listener) -> 
             figures = _pruned(directory, out, task.work, output, place, machine, version, listener)
         outcome = Outcome(task.name, "done", str(out), seconds=time.perf_counter() - start, figures=figures)
         _keep(place.record(task), key, outcome, _files(out))
+    except DeviceFailedError:
+        raise
     except (StreamCollapseError, OSError) as error:
         said = str(error) if isinstance(error, StreamCollapseError) else f"{error.filename}: {error.strerror}"
         return Outcome(task.name, "failed", str(out), printable(said), time.perf_counter() - start)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
+
 from streamcollapse.forward.measure import Measure, make_measure
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.forward.reference import Reference
@@ -15,10 +17,12 @@ from streamcollapse.jobs.opening import Job
 from streamcollapse.jobs.streams import Means
 from streamcollapse.merge.plan import Decision, PlanLayer, stack_key
 from streamcollapse.merge.view import mismatch
+from streamcollapse.progress import WarningRaised
 from streamcollapse.settings import Streaming
 from streamcollapse.strategy.collapse import Candidate, CollapseOptions, CollapseState
 from streamcollapse.strategy.lookahead import Depth, Outcome, likely_states
 from streamcollapse.strategy.odds import Odds
+from streamcollapse.stream.device import give_back_memory
 
 
 class Evaluator:
@@ -36,13 +40,14 @@ class Evaluator:
     ) -> None:
         self._job, self._model, self._given, self._reference = job, model, given, reference
         self._memory, self._lookahead = memory, streaming.lookahead
+        self._most = streaming.lookahead or given.choice.candidates  # in a sweep; fewer where the device has no room
         self._merge_norms, self._metric = options.merge_norms, options.metric
         self._measure: Measure | None = None  # made when there is something to measure
 
     def evaluations(self, state: CollapseState, odds: Odds) -> list[Evaluation]:
         """The evaluations of ``state``'s candidates, from memory or from a sweep that starts with them."""
         found = [self._remembered(candidate) for candidate in state.candidates]
-        if None in found:
+        while None in found:
             self._sweep(state, odds)
             found = [self._remembered(candidate) for candidate in state.candidates]
         return [one for one in found if one is not None]
@@ -72,8 +77,8 @@ class Evaluator:
 
     def _depth(self) -> Depth:
         if self._lookahead is not None:
-            return Depth(self._lookahead)
-        return Depth(self._given.choice.candidates, self._job.meter.pace.ratio())
+            return Depth(min(self._lookahead, self._most))
+        return Depth(self._most, self._job.meter.pace.ratio())
 
     def _sweep(self, state: CollapseState, odds: Odds) -> None:
         threshold = state.options.threshold
@@ -90,30 +95,44 @@ class Evaluator:
         ``layers``: the stack that they would change, whose mixed layers the next candidates will have too.
         """
         new = [candidate for candidate in candidates if self._remembered(candidate) is None]
-        most = self._lookahead or self._given.choice.candidates
-        for first in range(0, len(new), most):
-            self._evaluate(new[first : first + most], layers)
+        while new:
+            self._evaluate(new[: self._most], layers)
+            new = [candidate for candidate in new if self._remembered(candidate) is None]
         return [one for candidate in candidates if (one := self._remembered(candidate)) is not None]
 
     def _evaluate(self, candidates: Sequence[Candidate], layers: Sequence[PlanLayer]) -> None:
-        """Evaluate ``candidates`` in one sweep."""
+        """Evaluate ``candidates`` in one sweep; where the device has not the memory for all, as many as it has."""
         self._given.kept.want(layers)
-        if self._measure is None:
-            self._measure = make_measure(self._metric, self._model, self._reference, self._job.vocabulary)
-        similarities = sweep(
-            self._model,
-            self._given.stream,
-            self._job.architecture.layout,
-            [Stack(candidate.layers, candidate.start) for candidate in candidates],
-            self._merge_norms,
-            self._reference,
-            self._measure,
-            self._job.meter,
-            self._job.listener,
-            self._given.kept,
-        )
+        while (similarities := self._try_sweep(candidates)) is None:
+            candidates = candidates[: max(len(candidates) // 2, 1)]
+            self._most = min(self._most, len(candidates))
         self._job.checkpoint.check_unchanged()  # before anything is believed that was computed from it
         self.learn(candidates, similarities)
+
+    def _try_sweep(self, candidates: Sequence[Candidate]) -> list[float | None] | None:
+        """The similarities of ``candidates``; None where the device's memory ran out and less can be asked of it."""
+        try:
+            if self._measure is None:
+                self._measure = make_measure(self._metric, self._model, self._reference, self._job.vocabulary)
+            return sweep(
+                self._model,
+                self._given.stream,
+                self._job.architecture.layout,
+                [Stack(candidate.layers, candidate.start) for candidate in candidates],
+                self._merge_norms,
+                self._reference,
+                self._measure,
+                self._job.meter,
+                self._job.listener,
+                self._given.kept,
+            )
+        except torch.OutOfMemoryError:
+            if len(candidates) == 1 and not self._given.stream.keep_none():
+                raise
+        # Not before the error is gone, whose traceback holds what the sweep had made.
+        give_back_memory(self._model.placement.device)
+        self._job.listener(WarningRaised("GPU memory ran out; going on with fewer candidates in a pass"))
+        return None
 
     def learn(self, candidates: Sequence[Candidate], similarities: Sequence[float | None]) -> None:
         """What a sweep has said of ``candidates``."""

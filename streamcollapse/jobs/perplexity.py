@@ -80,8 +80,7 @@ def perplexity(
     windows = make_windows(prefix, token_ids, window, stride)
     scored = contents if len(token_ids) == len(whole) else tokenizer.decode(token_ids)
     choice = plain_allotment(job, streaming, MOST_CALL_TOKENS)
-    stream = open_stream(job, choice)
-    with job.meter.phase("perplexity"), heap_for(choice.activations):
+    with open_stream(job, choice) as stream, job.meter.phase("perplexity"), heap_for(choice.activations):
         listener(PhaseStarted("perplexity", len(layers)))
         result = streamed_perplexity(
             job.model(),

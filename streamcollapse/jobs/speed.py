@@ -20,6 +20,7 @@ from streamcollapse.jobs.opening import open_job
 from streamcollapse.progress import silent
 from streamcollapse.settings import Compute
 from streamcollapse.stream.budget import free_ram
+from streamcollapse.stream.device import free_vram
 from streamcollapse.stream.memory import MemorySampler, sample_memory
 from streamcollapse.units import format_bytes
 
@@ -66,13 +67,15 @@ def speed(
     job = open_job(directory, compute, trust_remote_code, silent)
     device, dtype = job.placement.device, job.placement.dtype
     needed = job.checkpoint.num_parameters * dtype.itemsize
-    free = free_ram() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    free = free_ram() if device.type == "cpu" else free_vram(device)
     if needed > free:
         raise BudgetError(
             f"the model takes {format_bytes(needed)} as a whole and {format_bytes(free)} are free; "
             "generation is measured on a model that fits"
         )
     before = sample_memory().rss
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     with MemorySampler(device, lambda moment, sample: None) as sampler:
         model = _load(job.checkpoint.directory, dtype, device, trust_remote_code)
         prompt = torch.arange(PROMPT_TOKENS, device=device).remainder(job.vocabulary - 2).add(2)[None]

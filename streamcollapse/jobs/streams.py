@@ -19,6 +19,7 @@ from streamcollapse.strategy.catalogue import METRICS, STRATEGIES
 from streamcollapse.strategy.collapse import CollapseOptions
 from streamcollapse.stream.budget import budget_for, free_ram
 from streamcollapse.stream.copies import CudaCopies
+from streamcollapse.stream.device import device_errors, within_vram
 from streamcollapse.stream.loaders import DeviceLoader, Loader, MappedLoader, PlainLoader, ReadLoader
 from streamcollapse.stream.needs import Allotment, Work, activation_bytes, allot, least, measure_work
 from streamcollapse.stream.weights import WeightStream
@@ -36,7 +37,8 @@ def work_of(job: Job, samples: Samples | None, boundaries: int, window: int = 1,
     tokens = ASSUMED_TOKENS[kind] if samples is None else samples.num_tokens
     call = (1, MAX_CALL_TOKENS) if samples is None else samples.largest_call
     layout, dtype = job.architecture.layout, job.placement.dtype
-    return measure_work(job.source, layout, dtype, job.hidden_size, tokens, call, boundaries, window)
+    embedding = job.architecture.skeleton.model.get_input_embeddings().weight.numel() * dtype.itemsize
+    return measure_work(job.source, layout, dtype, job.hidden_size, tokens, call, boundaries, window, embedding)
 
 
 def allotment(
@@ -85,8 +87,20 @@ def plain_allotment(job: Job, streaming: Streaming, call_tokens: int = MAX_CALL_
     return replace(choice, io=choose_io(job, streaming.io, choice))
 
 
-def open_stream(job: Job, choice: Allotment) -> WeightStream:
-    """The weight stream of ``job``: one for all its phases."""
+@contextmanager
+def open_stream(job: Job, choice: Allotment) -> Iterator[WeightStream]:
+    """The weight stream of ``job`` while the body runs: one for all its phases. What its device reports in the body
+    is one line: raises BudgetError where the device's memory ran out, DeviceFailedError where it failed."""
+    device, budget = job.placement.device, choice.budget
+    with device_errors(device), within_vram(device, None if budget is None else budget.vram_limit):
+        stream = _stream(job, choice)
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+
+def _stream(job: Job, choice: Allotment) -> WeightStream:
     layout, device = job.architecture.layout, job.placement.device
     keep = frozenset(name for i in choice.resident(layout.num_layers) for name in layout.layer_names(i))
     loader = _loader(job, choice)
@@ -110,8 +124,12 @@ class Means:
 @contextmanager
 def means(job: Job, choice: Allotment, scratch: Path) -> Iterator[Means]:
     """The means of one run; what is stored in ``scratch`` is removed at its end."""
-    with KeptLayers(job.checkpoint, scratch, choice.resident(job.num_layers), job.checkpoint.num_bytes) as kept:
-        yield Means(choice, open_stream(job, choice), kept)
+    reserve = job.checkpoint.num_bytes
+    with (
+        KeptLayers(job.checkpoint, scratch, choice.resident(job.num_layers), reserve) as kept,
+        open_stream(job, choice) as stream,
+    ):
+        yield Means(choice, stream, kept)
 
 
 def _loader(job: Job, choice: Allotment) -> Loader:

@@ -145,8 +145,11 @@ def _check_against(job: Job, origin: Job, listener: Listener) -> int:
         where = "not in the plan's result" if name in checkpoint.names else "missing"
         raise CheckpointError(f"{printable(checkpoint.directory)}: tensor {printable(name)} is {where}")
     names = list(view.names)
-    stream = open_stream(origin, plain_allotment(origin, Streaming()))
-    with origin.meter.phase("recompute"), stream.run([view.sources_of(name) for name in names]) as weights:
+    with (
+        open_stream(origin, plain_allotment(origin, Streaming())) as stream,
+        origin.meter.phase("recompute"),
+        stream.run([view.sources_of(name) for name in names]) as weights,
+    ):
         listener(PhaseStarted("recompute", len(names)))
         over = view.over(weights)
         for name in names:

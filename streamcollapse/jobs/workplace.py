@@ -64,7 +64,9 @@ class WorkPlace:
             return found
         kept = starts if self.directory is None else range(job.num_layers + 1)  # another search may start elsewhere
         layout = job.architecture.layout
-        reference = reference_pass(model, stream, layout, batches, kept, job.meter, job.listener, self.room)
+        reference = stream.sparing(
+            lambda: reference_pass(model, stream, layout, batches, kept, job.meter, job.listener, self.room)
+        )
         self.made(job, reference)
         return reference
 

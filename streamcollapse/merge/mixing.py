@@ -12,7 +12,13 @@ import torch
 Terms = Sequence[tuple[float, torch.Tensor]]
 
 _PIECE_ELEMENTS = 1 << 18  # 1 MiB of float32: accumulator and operand fit into a core's second-level cache
-_DEVICE_PIECE_ELEMENTS = 1 << 26  # 256 MiB: a kernel launch costs as much as a smaller piece takes
+_DEVICE_PIECE_ELEMENTS = 1 << 24  # 64 MiB: a kernel launch costs less than a piece takes; larger ones only cost memory
+
+
+def mixing_bytes(num_elements: int, dtype: torch.dtype) -> int:
+    """Bytes that mixing a tensor of ``num_elements`` makes on a device and lets go of: sum, operand and rounded sum."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return min(num_elements, _DEVICE_PIECE_ELEMENTS) * (2 * wide.itemsize + dtype.itemsize)
 
 
 def mix_tensors(terms: Terms, dtype: torch.dtype) -> torch.Tensor:

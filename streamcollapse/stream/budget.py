@@ -11,6 +11,7 @@ import torch
 
 from streamcollapse.errors import OptionError
 from streamcollapse.settings import Streaming
+from streamcollapse.stream.device import free_vram
 from streamcollapse.units import parse_bytes
 
 MARGIN = 0.1  # of what is free, left to everyone else unless the user says how much to take
@@ -20,10 +21,15 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes that a run may take beyond what the process had before: ``ram``, and ``vram`` on a device (else None)."""
+    """Bytes that a run may take beyond what the process had before: ``ram``, and ``vram`` on a device (else None).
+
+    ``vram_limit``: what the user allows of the device, which torch's allocator then enforces; None where the user said
+    nothing.
+    """
 
     ram: int
     vram: int | None = None
+    vram_limit: int | None = None
 
 
 def budget_for(streaming: Streaming, device: torch.device) -> Budget:
@@ -40,8 +46,9 @@ def budget_for(streaming: Streaming, device: torch.device) -> Budget:
             )
         return Budget(ram)
     if streaming.vram_budget is not None:
-        return Budget(ram, parse_bytes(streaming.vram_budget))
-    return Budget(ram, int(torch.cuda.mem_get_info(device)[0] * (1 - MARGIN)))
+        allowed = parse_bytes(streaming.vram_budget)
+        return Budget(ram, allowed, allowed)
+    return Budget(ram, int(free_vram(device) * (1 - MARGIN)))
 
 
 def free_ram() -> int:

@@ -6,14 +6,19 @@ slow, late or fail.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 
 from streamcollapse.errors import DeviceError
 from streamcollapse.storage.reader import private_memory
+
+_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every context, not only for the thread's own
 
 
 class Copies(Protocol):
@@ -53,44 +58,56 @@ class CudaCopies:
     """Copies on a stream of their own, from memory that is registered with the driver at its exact size.
 
     Torch's own pinned allocator rounds sizes up to powers of two, which for slots of gigabytes is gigabytes.
+    Made, and ``arrive`` and ``mark`` called, by the thread that computes; ``upload`` and blocks also come from the
+    thread that loads, whose current device and stream are others.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._compute = torch.cuda.current_stream(device)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._registered: list[tuple[mmap.mmap, int]] = []
 
     def host_block(self, num_bytes: int) -> torch.Tensor:
         memory = private_memory(num_bytes)
         block = torch.frombuffer(memory, dtype=torch.uint8)
-        status = int(_driver().cudaHostRegister(block.data_ptr(), num_bytes, 0))
-        if status != 0:
-            raise DeviceError(
-                f"{num_bytes} bytes of host memory cannot be pinned (CUDA error {status}); "
-                "pass a smaller --ram-budget, or raise the limit of locked memory"
-            )
+        with torch.cuda.device(self._device):  # registering must not make a context on another device
+            status = int(_driver().cudaHostRegister(block.data_ptr(), num_bytes, _PORTABLE))
+            if status != 0:
+                self._forget_error()
+                raise DeviceError(
+                    f"{num_bytes} bytes of host memory cannot be pinned (CUDA error {status}); pass a smaller "
+                    "--ram-budget, raise the limit of locked memory, or pass --io mmap, which pins none"
+                )
         self._registered.append((memory, block.data_ptr()))
         return block
 
+    def _forget_error(self) -> None:
+        """The driver reports an error once more to whoever launches a kernel next: let that be this one."""
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device=self._device)
+
     def device_block(self, num_bytes: int) -> torch.Tensor:
-        return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+        # The allocator hands freed memory on in the order of one stream: that of the computation, whoever asks.
+        with self._computing(), torch.inference_mode(False):  # filled again from threads in and out of that mode
+            return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
 
     def upload(self, target: torch.Tensor, source: torch.Tensor, after: torch.cuda.Event | None) -> torch.cuda.Event:
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             if after is not None:
                 self._stream.wait_event(after)
             else:  # new memory may be what a computation still under way has let go of
-                self._stream.wait_stream(torch.cuda.default_stream(self._device))
+                self._stream.wait_stream(self._compute)
             target.copy_(source, non_blocking=True)
             target.record_stream(self._stream)  # freed before the copy is done, it is not given to others
             event: torch.cuda.Event = self._stream.record_event()
             return event
 
     def arrive(self, ticket: torch.cuda.Event) -> None:
-        torch.cuda.current_stream(self._device).wait_event(ticket)
+        self._compute.wait_event(ticket)
 
     def mark(self) -> torch.cuda.Event:
-        event: torch.cuda.Event = torch.cuda.current_stream(self._device).record_event()
+        event: torch.cuda.Event = self._compute.record_event()
         return event
 
     def wait(self, ticket: torch.cuda.Event) -> None:
@@ -98,20 +115,31 @@ class CudaCopies:
 
     def rate(self, num_bytes: int = 1 << 30) -> float:
         """Bytes a second from pinned memory to the device: the ceiling of a streamed pass. The best of three copies."""
-        source, target = self.host_block(num_bytes).fill_(0), self.device_block(num_bytes)
-        seconds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            self.wait(self.upload(target, source, None))
-            seconds.append(time.perf_counter() - start)
-        self.free()
+        try:
+            source, target = self.host_block(num_bytes).fill_(0), self.device_block(num_bytes)
+            seconds = []
+            for _ in range(3):
+                start = time.perf_counter()
+                self.wait(self.upload(target, source, None))
+                seconds.append(time.perf_counter() - start)
+        finally:
+            self.free()
         return num_bytes / min(seconds)
 
     def free(self) -> None:
-        self._stream.synchronize()
-        for _, address in self._registered:
-            _driver().cudaHostUnregister(address)
-        self._registered.clear()
+        # Also after an error of the device, when waiting fails as well: memory that is unmapped while it is registered
+        # stays pinned until the process ends, and its addresses cannot be registered again.
+        try:
+            self._stream.synchronize()
+        finally:
+            while self._registered:
+                _, address = self._registered.pop()
+                _driver().cudaHostUnregister(address)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with torch.cuda.device(self._device), torch.cuda.stream(self._compute):
+            yield
 
 
 def _driver() -> Any:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from streamcollapse.errors import DeviceError
+from streamcollapse.errors import BudgetError, DeviceError, DeviceFailedError, is_of_device, printable
 from streamcollapse.settings import Compute
+from streamcollapse.units import format_bytes
 
 
 def resolve(compute: Compute, weights_dtype: torch.dtype) -> Placement:
@@ -16,7 +20,8 @@ def resolve(compute: Compute, weights_dtype: torch.dtype) -> Placement:
     if compute.dtype != "auto":
         return Placement(device, getattr(torch, compute.dtype))
     if device.type == "cuda":
-        native = weights_dtype in (torch.bfloat16, torch.float16)
+        wide = weights_dtype == torch.bfloat16 and not _gpu_multiplies_bfloat16(device)
+        native = weights_dtype in (torch.bfloat16, torch.float16) and not wide
     else:  # emulated half precision is slower than float32 and less exact
         native = weights_dtype == torch.bfloat16 and _cpu_multiplies_bfloat16()
     return Placement(device, weights_dtype if native else torch.float32)
@@ -58,3 +63,70 @@ def _cpu_multiplies_bfloat16() -> bool:
     ask = getattr(torch.cpu, "get_capabilities", None)  # where torch does not tell, float32 is always right
     capabilities = ask() if ask else {}
     return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _gpu_multiplies_bfloat16(device: torch.device) -> bool:
+    with torch.cuda.device(device):  # the question is always about the current one
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def free_vram(device: torch.device) -> int:
+    """Bytes of a CUDA ``device`` that this process can have: free ones, and those that it holds and does not use."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + unused
+
+
+@contextmanager
+def within_vram(device: torch.device, num_bytes: int | None) -> Iterator[None]:
+    """While the body runs, this process takes at most ``num_bytes`` of ``device`` beyond what is in use now: the
+    allocator then gives back what it holds unused before it asks for more. Nothing changes for None or a CPU."""
+    if num_bytes is None or device.type != "cuda":
+        yield
+        return
+    total = torch.cuda.mem_get_info(device)[1]
+    before = torch.cuda.get_per_process_memory_fraction(device)
+    allowed = torch.cuda.memory_allocated(device) + num_bytes
+    torch.cuda.empty_cache()  # what is held unused would count
+    torch.cuda.set_per_process_memory_fraction(min(allowed / total, before), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, device)
+
+
+def give_back_memory(device: torch.device) -> None:
+    """Give what this process no longer uses of ``device`` back to it, after an attempt that took too much."""
+    gc.collect()  # an error and the frames it came through may hold each other
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def device_errors(device: torch.device) -> Iterator[None]:
+    """Turn what torch raises for ``device`` into one line.
+
+    Raises BudgetError where its memory ran out, DeviceFailedError for all else.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_of_device(error):
+            raise
+        if isinstance(error, torch.OutOfMemoryError):
+            raise BudgetError(f"{device}: GPU memory ran out{_who_has_it(device)}") from error
+        what = printable((str(error).splitlines() or ["no reason given"])[0])
+        raise DeviceFailedError(
+            f"{device}: the device failed: {what}; this process cannot use it any more, begin again in a new one"
+        ) from error
+
+
+def _who_has_it(device: torch.device) -> str:
+    advice = "; pass a smaller --vram-budget, or end what else uses the device"
+    if device.type != "cuda":
+        return advice
+    free, total = torch.cuda.mem_get_info(device)
+    ours = torch.cuda.memory_reserved(device)
+    return (
+        f": of {format_bytes(total)} this run held {format_bytes(ours)}, others {format_bytes(total - free - ours)}"
+        f"{advice}"
+    )

@@ -61,6 +61,10 @@ class Loader(Protocol):
         """End the pass, once no ``load`` runs and everything loaded is released."""
         ...
 
+    def close(self) -> None:
+        """Let go of all memory, after the last pass."""
+        ...
+
 
 class PlainLoader:
     """Reads from any ``source``, onto ``device``."""
@@ -80,6 +84,8 @@ class PlainLoader:
     def stop(self) -> None: ...
 
     def finish(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class MappedLoader:
@@ -138,22 +144,23 @@ class MappedLoader:
             lease.close()
         self._leases.clear()
 
+    def close(self) -> None: ...
+
 
 class ReadLoader:
     """Reads into slots in host memory, past the page cache if ``direct``."""
 
     def __init__(self, checkpoint: Checkpoint, direct: bool) -> None:
         self._checkpoint, self._direct = checkpoint, direct
-        self._made = (0, 0)
+        self._ring: Ring[None] = Ring(0, 0, page_aligned)
 
     def size(self, names: Sequence[str]) -> int:
         return needed_bytes(_extents(self._checkpoint, names))
 
     def start(self, slots: int, slot_bytes: int) -> None:
         self._reader = FileReader(self._direct)
-        if self._made[0] < slots or self._made[1] < slot_bytes:
-            self._ring: Ring[None] = Ring(slots, lambda: page_aligned(slot_bytes))
-            self._made = (slots, slot_bytes)
+        if not self._ring.serves(slots, slot_bytes):
+            self._ring = Ring(slots, slot_bytes, page_aligned)
         self._ring.open()
 
     def load(self, names: Sequence[str], apart: bool) -> Loaded:
@@ -177,6 +184,9 @@ class ReadLoader:
     def finish(self) -> None:
         self._reader.close()
 
+    def close(self) -> None:
+        self._ring = Ring(0, 0, page_aligned)
+
 
 class DeviceLoader:
     """Disk -> pinned slot -> copy on the side -> device slot.
@@ -189,18 +199,19 @@ class DeviceLoader:
 
     def __init__(self, checkpoint: Checkpoint, direct: bool, copies: Copies) -> None:
         self._checkpoint, self._direct, self._copies = checkpoint, direct, copies
-        self._made = (0, 0)
+        self._host: Ring[Any] = Ring(0, 0, copies.host_block)
+        self._device: Ring[Any] = Ring(0, 0, copies.device_block)
 
     def size(self, names: Sequence[str]) -> int:
         return needed_bytes(_extents(self._checkpoint, names))
 
     def start(self, slots: int, slot_bytes: int) -> None:
         self._reader = FileReader(self._direct)
-        if self._made[0] < slots or self._made[1] < slot_bytes:
+        if not self._host.serves(self.HOST_SLOTS, slot_bytes):  # kept where it can be: pinning is slow
             self._copies.free()
-            self._host: Ring[Any] = Ring(self.HOST_SLOTS, lambda: self._copies.host_block(slot_bytes))
-            self._device: Ring[Any] = Ring(slots, lambda: self._copies.device_block(slot_bytes))
-            self._made = (slots, slot_bytes)
+            self._host = Ring(self.HOST_SLOTS, slot_bytes, self._copies.host_block)
+        if not self._device.serves(slots, slot_bytes):
+            self._device = Ring(slots, slot_bytes, self._copies.device_block)
         self._host.open()
         self._device.open()
 
@@ -244,6 +255,11 @@ class DeviceLoader:
 
     def finish(self) -> None:
         self._reader.close()
+
+    def close(self) -> None:
+        self._copies.free()
+        self._host = Ring(0, 0, self._copies.host_block)
+        self._device = Ring(0, 0, self._copies.device_block)
 
 
 def _extents(checkpoint: Checkpoint, names: Sequence[str], **options: int) -> list[Extent]:

@@ -14,6 +14,7 @@ import torch
 from streamcollapse.stream.budget import group_usage
 
 SAMPLE_SECONDS = 0.01
+_DEVICE_EVERY = 10  # samples: asking the driver takes a lock that launching kernels needs as well
 _STATUS = Path("/proc/self/status")
 _FIELDS = {"rss": "VmRSS", "anonymous": "RssAnon", "file_mapped": "RssFile"}
 
@@ -58,6 +59,7 @@ class MemorySampler:
     def __init__(self, device: torch.device, on_sample: Callable[[float, MemorySample], None]) -> None:
         self._device, self._on_sample = device, on_sample
         self.peak = MemorySample(0)
+        self._count = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory-sampler", daemon=True)
 
@@ -69,6 +71,7 @@ class MemorySampler:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
+        self._count = 0
         self._sample()
 
     def _run(self) -> None:
@@ -76,7 +79,9 @@ class MemorySampler:
             self._sample()
 
     def _sample(self) -> None:
-        sample = sample_memory(self._device)
+        ask_device = self._count % _DEVICE_EVERY == 0
+        self._count += 1
+        sample = sample_memory(self._device if ask_device else None)
         self.peak = self.peak.most(sample)
         self._on_sample(time.perf_counter(), sample)
 

@@ -17,6 +17,7 @@ import torch
 from streamcollapse.arch.assembly import Assembly
 from streamcollapse.arch.layout import Layout
 from streamcollapse.errors import BudgetError
+from streamcollapse.merge.mixing import mixing_bytes
 from streamcollapse.settings import Streaming
 from streamcollapse.storage.source import TensorSource
 from streamcollapse.stream.budget import Budget
@@ -27,6 +28,9 @@ from streamcollapse.units import format_bytes
 MOST_CANDIDATES = 512  # in one sweep on its own account; benchmarks/simulate_reads.py shows what they save
 _WHOLE_MIB = 1 << 20
 LIBRARIES = 40 << 20  # code and buffers that libraries load on first use, whatever the model: 20 to 40 MiB were seen
+# torch's workspaces for matrix products (32 MiB each for two libraries on Hopper, less on others) and the allocator's
+# rounding of small blocks to pieces of 2 and 20 MiB; not measured
+DEVICE_LIBRARIES = 128 << 20
 
 Memory = Literal["ram", "vram"]
 
@@ -49,7 +53,8 @@ class Work:
     stored weights cannot be used as they are; ``state``: the hidden states of all samples at one layer boundary;
     ``boundaries``: how many of these the search starts from; ``activations``: inside one call of a layer; ``tensor``:
     the largest tensor of a layer; ``window``: layers that a merge combines, of which all have to be there at once;
-    ``fused``: what ``fused_bytes`` counts; ``head``: final norm, head and logits, where the metric needs them.
+    ``fused``: what ``fused_bytes`` counts; ``head``: final norm, head and logits, where the metric needs them;
+    ``embedding``: the input embedding in the compute dtype; ``mixing``: what mixing one tensor makes on a device.
     """
 
     num_layers: int
@@ -63,6 +68,8 @@ class Work:
     window: int = 1
     fused: int = 0
     head: int = 0
+    embedding: int = 0
+    mixing: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,8 +116,10 @@ def measure_work(
     call: tuple[int, int],
     boundaries: int,
     window: int = 1,
+    embedding: int = 0,
 ) -> Work:
-    """The Work of ``tokens`` calibration tokens; ``call`` is the largest call: rows and tokens of its longest row."""
+    """The Work of ``tokens`` calibration tokens; ``call`` is the largest call: rows and tokens of its longest row.
+    ``embedding``: bytes of the input embedding in ``dtype``."""
     infos = [source.info(name) for i in range(layout.num_layers) for name in layout.layer_names(i)]
     return Work(
         num_layers=layout.num_layers,
@@ -123,6 +132,8 @@ def measure_work(
         tensor=max(info.num_bytes for info in infos),
         window=window,
         fused=fused_bytes(layout, dtype),
+        embedding=embedding,
+        mixing=max(mixing_bytes(info.num_elements, info.dtype) for info in infos),
     )
 
 
@@ -190,15 +201,21 @@ def needs_on_device(work: Work, choice: Allotment) -> list[Need]:
     """Memory of each phase with a CUDA device."""
     kept = _boundary_bytes(work, choice)
     pinned, resident = DeviceLoader.HOST_SLOTS * work.layer, choice.resident_layers * work.layer
-    needs = []
+    needs = [
+        Need("embedding", "the input embedding, whole", work.embedding, "vram"),
+        Need("embedding", "one layer, mixed or converted", work.slot, "vram"),
+        Need("embedding", "hidden states", work.state, "vram"),
+    ]
     for phase, states in (("reference", 4), ("search", choice.candidates + 4)):
         slots = ((work.window if phase == "search" else 1) + choice.prefetch) * work.layer
         needs += [
             Need(phase, "libraries, on first use", LIBRARIES),
             Need(phase, "pinned slots", pinned),
+            Need(phase, "libraries, on first use", DEVICE_LIBRARIES, "vram"),
             Need(phase, _where(choice), kept),
             Need(phase, "weights in flight", slots, "vram"),
             Need(phase, "one layer, mixed or converted", work.slot, "vram"),
+            *([Need(phase, "sums of a mix", work.mixing, "vram")] if phase == "search" else []),
             *([Need(phase, "experts of one layer, put together", work.fused, "vram")] if work.fused else []),
             Need(
                 phase,
@@ -213,7 +230,7 @@ def needs_on_device(work: Work, choice: Allotment) -> list[Need]:
     return [
         *needs,
         Need("write", "one tensor, mixed", work.tensor),
-        Need("write", "one tensor and the sources of its mix", 6 * work.tensor, "vram"),
+        Need("write", "one tensor and the sources of its mix", 6 * work.tensor + work.mixing, "vram"),
     ]
 
 

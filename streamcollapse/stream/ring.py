@@ -38,25 +38,31 @@ class Lease(Generic[Ticket]):
 
 
 class Ring(Generic[Ticket]):
-    """At most ``count`` blocks from ``make``, each made when it is first needed and then used again and again."""
+    """At most ``count`` blocks of ``num_bytes``, each made by ``make`` when it is first needed and then used again and
+    again."""
 
-    def __init__(self, count: int, make: Callable[[], torch.Tensor]) -> None:
-        assert count >= 1
-        self._make = make
+    def __init__(self, count: int, num_bytes: int, make: Callable[[int], torch.Tensor]) -> None:
+        self._make, self._count, self._num_bytes = make, count, num_bytes
         self._unmade = count
         self._free: list[tuple[torch.Tensor, Ticket | None]] = []
         self._changed = threading.Condition()
         self._closed = False
 
+    def serves(self, count: int, num_bytes: int) -> bool:
+        """Whether it has as many blocks, of at least that size."""
+        return count <= self._count and num_bytes <= self._num_bytes
+
     def acquire(self) -> Lease[Ticket]:
-        """The next block, the one given back longest ago; waits for one. Raises ReadingStopped after ``close``."""
+        """The next block, the one given back longest ago; waits for one. Raises ReadingStopped after ``close``, and
+        what ``make`` raises."""
         with self._changed:
             self._changed.wait_for(lambda: self._free or self._unmade or self._closed)
             if self._closed:
                 raise ReadingStopped
             if self._unmade:
+                block = self._make(self._num_bytes)  # where this fails the block is still to be made
                 self._unmade -= 1
-                return Lease(self, self._make(), None)
+                return Lease(self, block, None)
             block, ticket = self._free.pop(0)
             return Lease(self, block, ticket)
 

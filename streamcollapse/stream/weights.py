@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
 from streamcollapse.storage.source import TensorInfo, TensorSource
+from streamcollapse.stream.device import give_back_memory
 from streamcollapse.stream.loaders import Loaded, Loader
 from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.units import Unit, most_held, plan_units
+
+Result = TypeVar("Result")
 
 _SMALL = 32  # a unit that fits this often into a slot does not take one
 
@@ -63,6 +67,30 @@ class WeightStream:
             if ahead < 0:
                 return self._without_slots(missing, len(steps))
         return Pass(self, self.loader, units, small, ahead, (held + ahead, slot_bytes), len(steps))
+
+    def keep_none(self) -> bool:
+        """Let go of the tensors that stayed, and let none stay from now on. Returns whether that frees anything."""
+        found = bool(self._keep)
+        self._keep = frozenset()
+        self.resident.clear()
+        return found
+
+    def sparing(self, attempt: Callable[[], Result]) -> Result:
+        """What ``attempt`` comes to; where the device's memory runs out, what it comes to once nothing stays."""
+        try:
+            return attempt()
+        except torch.OutOfMemoryError:
+            if not self.keep_none():
+                raise
+        give_back_memory(self.device)  # not before the error is gone, whose traceback holds what was made
+        return attempt()
+
+    def close(self) -> None:
+        """Let go of all memory, after the last pass."""
+        self.resident.clear()
+        self.loader.close()
+        if self._fallback is not None:
+            self._fallback.close()
 
     def _without_slots(self, missing: Sequence[Sequence[str]], num_steps: int) -> Pass:
         if self._fallback is None:

@@ -10,6 +10,7 @@ import torch
 
 from streamcollapse.arch.architecture import understand
 from streamcollapse.errors import BudgetError, OptionError
+from streamcollapse.merge.mixing import mixing_bytes
 from streamcollapse.settings import Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.stream import budget as budgets
@@ -23,6 +24,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(needs, "LIBRARIES", 0)
+    monkeypatch.setattr(needs, "DEVICE_LIBRARIES", 0)
 
 
 # 80 layers of 1000, converted to 2000; 10 bytes of hidden states at each of 76 boundaries
@@ -95,6 +97,24 @@ def test_a_device_has_a_budget_of_its_own() -> None:
     assert (choice.resident_layers, choice.spill) == (20, False)
 
 
+def test_what_a_device_holds_besides_layers_is_counted() -> None:
+    work = replace(WORK, embedding=90_000, mixing=400)
+    found = least(work, Streaming(lookahead=1), on_device=True)
+    sums = {
+        p: sum(n.num_bytes for n in found.needs if (n.phase, n.memory) == (p, "vram"))
+        for p in ("embedding", "search", "write")
+    }
+    assert sums == {"embedding": 90_000 + 2000 + 10, "search": 5100 + 400, "write": 6 * 300 + 400}
+    with pytest.raises(BudgetError, match=r"GPU memory: .*embedding needs .*the input embedding, whole 90 kB"):
+        allot(work, Budget(10_000, vram=50_000), Streaming(lookahead=1))
+
+
+def test_what_mixing_makes_is_bounded_by_its_pieces() -> None:
+    assert mixing_bytes(1000, torch.bfloat16) == 1000 * (4 + 4 + 2)
+    assert mixing_bytes(10**9, torch.bfloat16) == mixing_bytes(10**10, torch.bfloat16) == (1 << 24) * 10
+    assert mixing_bytes(10, torch.float64) == 10 * 24
+
+
 def test_what_the_user_says_is_taken_and_else_what_is_free() -> None:
     assert budget_for(Streaming(ram_budget="2GiB"), CPU) == Budget(2 << 30)
     found = budget_for(Streaming(), CPU)
@@ -102,6 +122,17 @@ def test_what_the_user_says_is_taken_and_else_what_is_free() -> None:
     assert 0 < found.ram < free_ram()
     with pytest.raises(OptionError, match="VRAM budget is 1GiB, but this run computes on the CPU"):
         budget_for(Streaming(vram_budget="1GiB"), CPU)
+
+
+def test_of_a_device_also_what_this_process_holds_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 10_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
+    found = budget_for(Streaming(), cuda)
+    assert (found.vram, found.vram_limit) == (1350, None)
+    found = budget_for(Streaming(vram_budget="2GiB"), cuda)
+    assert (found.vram, found.vram_limit) == (2 << 30, 2 << 30)
 
 
 def test_a_control_group_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,17 +13,17 @@ from streamcollapse.stream.ring import Ring
 
 
 def _ring(count: int) -> Ring[str]:
-    return Ring(count, lambda: torch.empty(8, dtype=torch.uint8))
+    return Ring(count, 8, lambda size: torch.empty(size, dtype=torch.uint8))
 
 
 def test_blocks_are_made_when_needed_and_used_again_oldest_first() -> None:
     made: list[torch.Tensor] = []
 
-    def make() -> torch.Tensor:
-        made.append(torch.empty(8, dtype=torch.uint8))
+    def make(num_bytes: int) -> torch.Tensor:
+        made.append(torch.empty(num_bytes, dtype=torch.uint8))
         return made[-1]
 
-    ring: Ring[str] = Ring(3, make)
+    ring: Ring[str] = Ring(3, 8, make)
     a, b = ring.acquire(), ring.acquire()
     assert len(made) == 2
     assert (a.after, b.after) == (None, None)
@@ -72,3 +72,25 @@ def test_closing_wakes_whoever_waits_and_opening_goes_on() -> None:
         ring.acquire()
     ring.open()
     ring.acquire()
+
+
+def test_a_block_that_could_not_be_made_is_made_later() -> None:
+    failures = [torch.OutOfMemoryError("no memory")]
+
+    def make(num_bytes: int) -> torch.Tensor:
+        if failures:
+            raise failures.pop()
+        return torch.empty(num_bytes, dtype=torch.uint8)
+
+    ring: Ring[str] = Ring(2, 8, make)
+    with pytest.raises(torch.OutOfMemoryError):
+        ring.acquire()
+    assert ring.acquire().block is not ring.acquire().block, "both blocks are there, and nobody waits for a third"
+
+
+def test_a_ring_serves_what_is_no_more_than_it_has() -> None:
+    ring = _ring(3)
+    assert ring.serves(3, 8)
+    assert ring.serves(1, 1)
+    assert not ring.serves(4, 8)
+    assert not ring.serves(3, 9)

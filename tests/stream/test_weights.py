@@ -17,7 +17,7 @@ from streamcollapse.stream.loaders import DeviceLoader, Loaded, Loader, MappedLo
 from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.weights import WeightStream
 from tests.checkpoints import llama_config, save_llama, save_model
-from tests.streams import CPU, StandInCopies
+from tests.streams import CPU, StandInCopies, StandInDevice
 
 SLOW = {"delay": 0.003}
 LOADERS: dict[str, Callable[[Checkpoint], Loader]] = {
@@ -205,3 +205,30 @@ def test_weights_come_while_the_computation_runs(llama_bf16: Path) -> None:
     runs = [len(list(group)) for key, group in itertools.groupby(events) if key == "loaded"]
     assert runs[0] >= 3, "two units ahead of the first computation's end"
     assert max(itertools.accumulate(1 if e == "loaded" else -1 for e in events)) <= 3, "and never more"
+
+
+def test_slots_are_filled_by_threads_in_and_out_of_inference_mode(llama_bf16: Path) -> None:
+    checkpoint = Checkpoint(llama_bf16)
+    layers = [[n for n in checkpoint.names if f"layers.{i}." in n] for i in range(8)]
+    for make in (StandInCopies, StandInDevice):
+        loader = DeviceLoader(checkpoint, False, make())
+        with torch.inference_mode():
+            assert _same(
+                _read_all(_stream(checkpoint, loader, 0), layers), _read_all(_stream(checkpoint, loader, 2), layers)
+            )
+        loader.close()
+
+
+def test_pinned_memory_is_kept_while_it_is_large_enough(llama_bf16: Path) -> None:
+    checkpoint = Checkpoint(llama_bf16)
+    device = StandInDevice()
+    loader = DeviceLoader(checkpoint, False, device)
+    registered = []
+    for slots, slot_bytes in ((3, 1 << 20), (6, 1 << 20), (2, 1 << 19), (6, 1 << 21)):
+        loader.start(slots, slot_bytes)
+        loader.load(checkpoint.names[:1], apart=False).release()
+        loader.finish()
+        registered.append(device.registered)
+    assert registered == [1, 2, 3, 1], "more slots on the device need no new ones here, larger ones do"
+    loader.close()
+    assert device.registered == 0

@@ -1,0 +1,155 @@
+"""Whole jobs whose weights go through a device that keeps to CUDA's rules and to nothing more."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from streamcollapse import CollapseOptions, Compute, Plan, prune, resume, search
+from streamcollapse.errors import BudgetError, DeviceFailedError
+from streamcollapse.jobs import candidates, streams
+from streamcollapse.progress import Event, WarningRaised
+from streamcollapse.settings import Streaming
+from streamcollapse.stream.loaders import DeviceLoader
+from tests.jobs.test_streaming import allotted  # noqa: F401 - a fixture
+from tests.streams import StandInDevice
+
+FLOAT32 = Compute("cpu", "float32")
+SHARDS = ("model.safetensors", "streamcollapse_plan.json")
+Use = Callable[..., StandInDevice]
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
+    """Have every following job load its weights by way of a stand-in; at the end no rule may have been broken."""
+    used: list[StandInDevice] = []
+
+    def install(**behaviour: Any) -> StandInDevice:
+        device = StandInDevice(**behaviour)
+        used.append(device)
+        monkeypatch.setattr(streams, "_loader", lambda job, choice: DeviceLoader(job.checkpoint, False, device))
+        return device
+
+    yield install
+    gc.collect()
+    for device in used:
+        assert not device.broken_rules
+        assert device.registered == 0, "pinned memory is let go of when the job ends"
+        assert device.held == 0, "and so is the device's"
+
+
+def _options(rule: str, **changes: Any) -> CollapseOptions:
+    return CollapseOptions(layers_per_merge=3, interval=1, threshold=0.55, rule=rule, **changes)
+
+
+def _files(out: Path) -> list[bytes]:
+    return [(out / name).read_bytes() for name in SHARDS]
+
+
+@pytest.mark.parametrize("late", [{"delay": 0.002}, {"computing": 0.004}, {"delay": 0.002, "computing": 0.002}])
+@pytest.mark.parametrize(("rule", "prefetch", "resident"), [("sequential", 2, 0), ("mean", 0, 3), ("best", 1, 0)])
+def test_a_whole_prune_keeps_to_the_rules_of_the_device(
+    llama_bf16: Path,
+    tmp_path: Path,
+    rule: str,
+    prefetch: int,
+    resident: int,
+    late: dict[str, float],
+    use: Use,
+    allotted: Any,  # noqa: F811
+) -> None:
+    prune(llama_bf16, tmp_path / "plain", _options(rule), compute=FLOAT32, streaming=Streaming(1, 0, "mmap"))
+    device = use(**late)
+    allotted(resident_layers=resident)
+    prune(llama_bf16, tmp_path / "out", _options(rule), compute=FLOAT32, streaming=Streaming(4, prefetch))
+    assert _files(tmp_path / "out") == _files(tmp_path / "plain")
+    assert device.copies > 20
+
+
+@pytest.mark.parametrize("number", [1, 5, 12, 17, 24])
+def test_an_error_that_comes_late_is_one_line_and_the_job_goes_on_afterwards(
+    llama_bf16: Path,
+    tmp_path: Path,
+    number: int,
+    use: Use,
+    allotted: Any,  # noqa: F811
+) -> None:
+    allotted()
+    out, streaming = tmp_path / "out", Streaming(2)
+    prune(llama_bf16, tmp_path / "plain", _options("mean"), compute=FLOAT32, streaming=streaming)
+    use(fails_at=number, delay=0.001)
+    with pytest.raises(DeviceFailedError) as caught:
+        prune(llama_bf16, out, _options("mean"), compute=FLOAT32, streaming=streaming)
+    said = str(caught.value)
+    assert "the device failed: CUDA error: an illegal memory access was encountered; this process" in said
+    assert "\n" not in said
+    assert not out.exists()
+    use()
+    if "resume" in said:
+        resume(tmp_path / ".out.work")
+    else:
+        prune(llama_bf16, out, _options("mean"), compute=FLOAT32, streaming=streaming)
+    assert _files(out) == _files(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("room", [1, 2])
+@pytest.mark.parametrize("rule", ["sequential", "best"])
+@pytest.mark.parametrize("strategy", ["laco", "greedy"])
+def test_where_memory_runs_out_in_a_sweep_it_takes_fewer_candidates(
+    llama_bf16: Path, strategy: str, rule: str, room: int, monkeypatch: pytest.MonkeyPatch, use: Use
+) -> None:
+    options = {"laco": _options(rule), "greedy": CollapseOptions(strategy="greedy", rule=rule, target_layers=6)}[
+        strategy
+    ]
+    plain = search(llama_bf16, options, compute=FLOAT32)
+    sweep, asked, heard = candidates.sweep, [], []
+
+    def narrow(model: Any, stream: Any, layout: Any, stacks: Any, *rest: Any) -> Any:
+        asked.append(len(stacks))
+        if len(stacks) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sweep(model, stream, layout, stacks, *rest)
+
+    def listen(event: Event) -> None:
+        if isinstance(event, WarningRaised):
+            heard.append(event.text)
+
+    monkeypatch.setattr(candidates, "sweep", narrow)
+    use()
+    found = search(llama_bf16, options, compute=FLOAT32, streaming=Streaming(16), listener=listen)
+    assert found == plain
+    too_many = [number for number, count in enumerate(asked) if count > room]
+    assert too_many
+    assert heard == ["GPU memory ran out; going on with fewer candidates in a pass"] * len(too_many)
+    assert max(asked) <= asked[too_many[0]], "what ran out once is not tried again"
+
+
+def test_where_memory_runs_out_no_layer_stays(llama_bf16: Path, use: Use, allotted: Any) -> None:  # noqa: F811
+    options, streaming = _options("sequential"), Streaming(1, 0)
+    plain = search(llama_bf16, options, compute=FLOAT32)
+    allotted(resident_layers=8)
+    roomy = use()
+    assert search(llama_bf16, options, compute=FLOAT32, streaming=streaming) == plain
+    assert roomy.copies == 8, "each layer comes once"
+    narrow = use(capacity=roomy.peak - 1)
+    assert search(llama_bf16, options, compute=FLOAT32, streaming=streaming) == plain
+    assert narrow.copies > 16, "none stayed"
+
+
+def test_where_nothing_helps_it_is_one_line(llama_bf16: Path, tmp_path: Path, use: Use) -> None:
+    use(capacity=1000)
+    with pytest.raises(BudgetError, match=r"^cpu: GPU memory ran out; pass a smaller --vram-budget, or end what else"):
+        prune(llama_bf16, tmp_path / "out", _options("mean"), compute=FLOAT32)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_jobs_of_one_process_pin_memory_anew(llama_bf16: Path, use: Use) -> None:
+    device = use()
+    found: list[Plan] = [search(llama_bf16, _options("mean"), compute=FLOAT32) for _ in range(2)]
+    assert found[0] == found[1]
+    assert device.registered == 0
