@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +90,8 @@ class StandInDevice:
     error, or a line in ``broken_rules``.
 
     Copies are done by a thread, ``delay`` seconds late; until then their targets hold NaN. Work that was marked counts
-    as done ``computing`` seconds later. A block that a computation may still read is overwritten only after a mark
-    that was set behind it; new memory only after all computation. ``fails_at``: the number of the copy that goes wrong,
+    as done ``computing`` seconds later. A block that a computation has read (``compute``) is overwritten only after a mark
+    that was set behind it, new memory only after all computation, a host block only after its copy. ``fails_at``: the number of the copy that goes wrong,
     of which nothing is said until somebody waits or asks for something, as from then on every time. ``capacity``: bytes
     of device memory. Host memory is registered, and must be released before it is unmapped.
     """
@@ -105,6 +106,8 @@ class StandInDevice:
         self._clock = 0  # counts what is put into the computation's queue
         self._used_since: dict[int, int] = {}  # by address: the moment from which computations may read a block
         self._filled: dict[Any, int] = {}  # by the copy's ticket: the address
+        self._sizes: dict[int, int] = {}  # of blocks, by address
+        self._copied: dict[int, Any] = {}  # by the address of a host block: its last copy's ticket
         self._unregister: list[Any] = []
         self._thread = ThreadPoolExecutor(1)
 
@@ -128,6 +131,7 @@ class StandInDevice:
         self.held += num_bytes
         self.peak = max(self.peak, self.held)
         self._used_since.pop(block.data_ptr(), None)
+        self._sizes[block.data_ptr()] = num_bytes
         weakref.finalize(block.untyped_storage(), self._returned, num_bytes).atexit = False
         return block
 
@@ -143,6 +147,8 @@ class StandInDevice:
             self.broken_rules.append("new memory was filled before the computations that may have had it were done")
         if since is not None and after is not None and after.moment <= since:
             self.broken_rules.append("a block was overwritten while a computation could still read it")
+        if (before := self._copied.get(source.data_ptr())) is not None and not before.done():
+            self.broken_rules.append("host memory was overwritten while it was copied from")
         done = after or self._mark()
 
         def work() -> None:
@@ -156,12 +162,21 @@ class StandInDevice:
 
         ticket = self._thread.submit(work)
         self._filled[ticket] = block
+        self._copied[source.data_ptr()] = ticket
         return ticket
 
     def arrive(self, ticket: Any) -> None:
         ticket.result()
         self._clock += 1
         self._used_since[self._filled.pop(ticket)] = self._clock
+
+    def compute(self, tensors: Iterable[torch.Tensor]) -> None:
+        """A computation that reads ``tensors`` is issued."""
+        self._clock += 1
+        for tensor in tensors:
+            for block, size in self._sizes.items():
+                if block <= tensor.data_ptr() < block + size:
+                    self._used_since[block] = self._clock
 
     def mark(self) -> Any:
         self._check()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from streamcollapse import CollapseOptions, Compute, Plan, prune, resume, search
+from streamcollapse.arch.replay import DecoderStack
 from streamcollapse.errors import BudgetError, DeviceFailedError
 from streamcollapse.jobs import candidates, streams
 from streamcollapse.progress import Event, WarningRaised
@@ -28,11 +29,18 @@ Use = Callable[..., StandInDevice]
 def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
     """Have every following job load its weights by way of a stand-in; at the end no rule may have been broken."""
     used: list[StandInDevice] = []
+    original = DecoderStack.run
 
     def install(**behaviour: Any) -> StandInDevice:
         device = StandInDevice(**behaviour)
         used.append(device)
         monkeypatch.setattr(streams, "_loader", lambda job, choice: DeviceLoader(job.checkpoint, False, device))
+
+        def run(stack: DecoderStack, index: int, tensors: Any, *rest: Any) -> torch.Tensor:
+            device.compute(tensors.values())
+            return original(stack, index, tensors, *rest)
+
+        monkeypatch.setattr(DecoderStack, "run", run)
         return device
 
     yield install
