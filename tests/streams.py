@@ -90,10 +90,11 @@ class StandInDevice:
     error, or a line in ``broken_rules``.
 
     Copies are done by a thread, ``delay`` seconds late; until then their targets hold NaN. Work that was marked counts
-    as done ``computing`` seconds later. A block that a computation has read (``compute``) is overwritten only after a mark
-    that was set behind it, new memory only after all computation, a host block only after its copy. ``fails_at``: the number of the copy that goes wrong,
-    of which nothing is said until somebody waits or asks for something, as from then on every time. ``capacity``: bytes
-    of device memory. Host memory is registered, and must be released before it is unmapped.
+    as done ``computing`` seconds later. A block that a computation has read (``compute``) is overwritten only after a
+    mark that was set behind it, new memory only after all computation, a host block only after its copy. ``fails_at``:
+    the number of the copy that goes wrong, of which nothing is said until somebody waits or asks for something, as from
+    then on every time. ``capacity``: bytes of device memory. Host memory is registered, and must be released before it
+    is unmapped.
     """
 
     def __init__(
