@@ -60,7 +60,7 @@ def _files(out: Path) -> list[bytes]:
 
 
 @pytest.mark.parametrize("late", [{"delay": 0.002}, {"computing": 0.004}, {"delay": 0.002, "computing": 0.002}])
-@pytest.mark.parametrize(("rule", "prefetch", "resident"), [("sequential", 2, 0), ("mean", 0, 3), ("best", 1, 0)])
+@pytest.mark.parametrize(("rule", "prefetch", "resident"), [("sequential", 2, 0), ("mean", 0, 3), ("best", 6, 0)])
 def test_a_whole_prune_keeps_to_the_rules_of_the_device(
     llama_bf16: Path,
     tmp_path: Path,
