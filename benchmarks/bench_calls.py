@@ -33,10 +33,10 @@ from make_checkpoint import SHAPES, make_checkpoint
 
 from streamcollapse.forward.batches import Batch, call_tokens
 from streamcollapse.forward.reference import reference_pass
-from streamcollapse.jobs.opening import Job, calibration_samples, open_job
-from streamcollapse.jobs.streams import open_stream, plain_allotment
 from streamcollapse.progress import silent
-from streamcollapse.settings import Calibration, Compute, Streaming
+from streamcollapse.run.memory_plan import open_stream, plain_allotment
+from streamcollapse.run.opened import Job, calibration_samples, open_job
+from streamcollapse.settings.run import Calibration, Compute, Streaming
 from streamcollapse.stream.allocator import heap_for
 from streamcollapse.stream.needs import Allotment
 from streamcollapse.stream.weights import WeightStream

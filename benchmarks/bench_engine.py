@@ -37,10 +37,10 @@ from make_checkpoint import SHAPES, make_checkpoint
 
 from streamcollapse.forward.batches import Batch, make_batches
 from streamcollapse.forward.reference import reference_pass
-from streamcollapse.jobs.opening import Job, calibration_samples, open_job
-from streamcollapse.jobs.streams import choose_io, open_stream
 from streamcollapse.progress import silent
-from streamcollapse.settings import Calibration, Compute
+from streamcollapse.run.memory_plan import choose_io, open_stream
+from streamcollapse.run.opened import Job, calibration_samples, open_job
+from streamcollapse.settings.run import Calibration, Compute
 from streamcollapse.storage.probe import forget
 from streamcollapse.stream.needs import Allotment
 from streamcollapse.stream.weights import WeightStream

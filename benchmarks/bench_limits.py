@@ -129,7 +129,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 import streamcollapse
 from streamcollapse.jobs import prune as jobs
-from streamcollapse.settings import Calibration, Streaming
+from streamcollapse.settings.run import Calibration, Streaming
 from streamcollapse.stream.memory import sample_memory
 source, threshold, samples, budget, lookahead = sys.argv[1:]
 opened = []
@@ -139,7 +139,7 @@ planned = []
 allotment = jobs.allotment
 jobs.allotment = lambda *a: planned.append(allotment(*a)) or planned[0]
 before = sample_memory().rss
-plan = jobs.search(source, streamcollapse.CollapseOptions(strategy="laco", threshold=float(threshold)),
+plan = jobs.search(source, streamcollapse.SearchOptions(strategy="laco", threshold=float(threshold)),
 calibration=Calibration(samples),
                    streaming=Streaming(int(lookahead), ram_budget=budget))
 usage = {**opened[0].meter.summary(), "memory": planned[0].to_json()}

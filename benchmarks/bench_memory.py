@@ -27,6 +27,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from streamcollapse.settings.run import RunSettings
+
 CASES = [
     {"rule": "sequential", "dtype": "auto", "threshold": 0.65},
     {"rule": "sequential", "dtype": "float32", "threshold": 0.65},
@@ -43,13 +45,13 @@ def one_run(source: Path, out: Path, case: dict[str, Any]) -> dict[str, Any]:
     import streamcollapse
     from streamcollapse.stream.memory import sample_memory
 
-    options = streamcollapse.CollapseOptions(strategy="laco", rule=case["rule"], threshold=case["threshold"])
+    options = streamcollapse.SearchOptions(strategy="laco", rule=case["rule"], threshold=case["threshold"])
     compute = streamcollapse.Compute("cpu", case["dtype"])
     prune = streamcollapse.prune
     before = sample_memory().anonymous
     if before is None:
         raise SystemExit("this system does not tell anonymous memory apart; run it on Linux")
-    pruned = prune(source, out, options, compute=compute)
+    pruned = prune(source, out, options, settings=RunSettings(compute=compute))
     usage = pruned.report["usage"]
     return {
         "interpreter_bytes": before,

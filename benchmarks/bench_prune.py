@@ -55,7 +55,7 @@ from peers import APPLY, OURS, PASSES, PEERS, SETTINGS, Bench, PeerError, comman
 from verdict import COPY, Runs, compared_decisions, judged, medians
 
 from streamcollapse.errors import OptionError
-from streamcollapse.settings import Compute
+from streamcollapse.settings.run import Compute
 from streamcollapse.stream.device import resolve
 from streamcollapse.units import format_bytes, parse_bytes
 

@@ -29,7 +29,8 @@ from measure import run
 from simulate_reads import Moment, Reader, Simulation
 
 from streamcollapse.merge.plan import Plan
-from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
+from streamcollapse.searches.algorithm1 import SearchState
+from streamcollapse.settings.search import SearchOptions
 from streamcollapse.units import format_bytes
 
 WIDTH = Shape(8, 1024, 2816, 16, 16)
@@ -43,14 +44,14 @@ class Recorded:
         assert plan.search is not None
         self._accepted = {decision.l for decision in plan.search.decisions if decision.accepted}
 
-    def __call__(self, state: CollapseState, moment: Moment) -> bool:
+    def __call__(self, state: SearchState, moment: Moment) -> bool:
         return state.pointer in self._accepted
 
 
-def simulated(num_layers: int, plan: Plan, options: CollapseOptions, nodes: int) -> float:
+def simulated(num_layers: int, plan: Plan, options: SearchOptions, nodes: int) -> float:
     """Model reads of reference pass, search and write."""
     reader = Reader(num_layers, 0, True)
-    Simulation(CollapseState.start(num_layers, options), Recorded(plan), nodes, [reader]).run()
+    Simulation(SearchState.start(num_layers, options), Recorded(plan), nodes, [reader]).run()
     return reader.read / num_layers
 
 
@@ -87,7 +88,7 @@ def one(num_layers: int, given: argparse.Namespace, place: Path) -> dict[str, An
     document, usage = measured.document, measured.document["usage"]
     plan = Plan.load(out / "streamcollapse_plan.json")
     layer_bytes = sum(p.stat().st_size for p in source.glob("*.safetensors")) - 2 * 2 * shape.vocabulary * shape.hidden
-    options = CollapseOptions(strategy="laco", threshold=given.threshold, rule=given.rule)
+    options = SearchOptions(strategy="laco", threshold=given.threshold, rule=given.rule)
     row = {
         "layers": num_layers,
         "layers_after": document["layers"]["after"],

@@ -17,10 +17,10 @@ import torch
 
 from streamcollapse.forward.batches import call_tokens
 from streamcollapse.forward.reference import reference_pass
-from streamcollapse.jobs.opening import calibration_samples, open_job
-from streamcollapse.jobs.streams import open_stream, plain_allotment
 from streamcollapse.progress import silent
-from streamcollapse.settings import Calibration, Compute, Streaming
+from streamcollapse.run.memory_plan import open_stream, plain_allotment
+from streamcollapse.run.opened import calibration_samples, open_job
+from streamcollapse.settings.run import Calibration, Compute, Streaming
 from streamcollapse.storage.probe import forget
 from streamcollapse.stream.allocator import heap_for
 

@@ -45,8 +45,9 @@ from quality_settings import AT, DATA, RECOMMENDED, SEED, SHARES, Setting, sampl
 from streamcollapse import Plan, Streaming, inspect, perplexity, search, similarity
 from streamcollapse.errors import OptionError
 from streamcollapse.progress import Event, LayerDone
-from streamcollapse.strategy.catalogue import METRICS
-from streamcollapse.strategy.collapse import CollapseOptions
+from streamcollapse.settings.catalogue import METRICS
+from streamcollapse.settings.run import RunSettings
+from streamcollapse.settings.search import SearchOptions
 from streamcollapse.stream.needs import Allotment
 
 WINDOW = 256
@@ -80,7 +81,7 @@ class Trials:
         for line in lines:
             self._known |= json.loads(line)
 
-    def run(self, options: CollapseOptions, setting: Setting) -> dict[str, Any] | None:
+    def run(self, options: SearchOptions, setting: Setting) -> dict[str, Any] | None:
         """What ``options`` come to; None where they cannot prune that little, or a threshold gives another number of
         layers than any of those wanted."""
         key = f"{options} on {setting.samples}"
@@ -93,7 +94,7 @@ class Trials:
                     file.write(json.dumps({key: row}) + "\n")
         return self._known[key]
 
-    def _searched(self, options: CollapseOptions, setting: Setting) -> dict[str, Any] | None:
+    def _searched(self, options: SearchOptions, setting: Setting) -> dict[str, Any] | None:
         began, read = time.process_time(), 0
 
         def listener(event: Event) -> None:
@@ -104,7 +105,12 @@ class Trials:
         streaming = Streaming(work_dir=self._folder / f"work-{setting.samples}" if setting.shares else None)
         calibration = self._samples[setting.samples]
         try:
-            plan = search(self._source, options, calibration=calibration, streaming=streaming, listener=listener)
+            plan = search(
+                self._source,
+                options,
+                settings=RunSettings(calibration=calibration, streaming=streaming),
+                listener=listener,
+            )
         except OptionError as error:
             print(error, flush=True)
             return None
@@ -138,7 +144,7 @@ def metrics(source: Path) -> dict[str, list[float | None]]:
     """By each metric the similarity of every merge of four neighbours, the lowest first: does it tell them apart?"""
     found = {}
     for metric in METRICS:
-        options = CollapseOptions(4, rule="sequential", metric=metric)
+        options = SearchOptions(4, rule="sequential", metric=metric)
         found[metric] = similarity(source, options).merges["sequential"][4]
         print(f"{metric}: " + " ".join("-" if s is None else f"{s:.4f}" for s in found[metric]), flush=True)
     return found

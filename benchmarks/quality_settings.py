@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse import Calibration
-from streamcollapse.settings import SAMPLES
-from streamcollapse.strategy.catalogue import METRICS
-from streamcollapse.strategy.collapse import CollapseOptions
+from streamcollapse.settings.catalogue import METRICS
+from streamcollapse.settings.run import SAMPLES
+from streamcollapse.settings.search import SearchOptions
 
 SHARES = (0.10, 0.25, 0.33, 0.50)
 THRESHOLDS = [round(0.99 - 0.04 * i, 2) for i in range(15)]
@@ -57,11 +57,11 @@ class Setting:
     thresholds: bool = False
     everywhere: bool = False
 
-    def tries(self, counts: dict[float, int]) -> list[CollapseOptions]:
+    def tries(self, counts: dict[float, int]) -> list[SearchOptions]:
         wanted = counts.values() if self.everywhere else [counts[share] for share in AT]
         plain = {"rescale": False} | self.method
-        found = [CollapseOptions(**plain, target_layers=count) for count in wanted]
-        return found + [CollapseOptions(**plain, threshold=t) for t in THRESHOLDS if self.thresholds]
+        found = [SearchOptions(**plain, target_layers=count) for count in wanted]
+        return found + [SearchOptions(**plain, threshold=t) for t in THRESHOLDS if self.thresholds]
 
 
 def settings(quick: bool) -> Iterator[Setting]:

@@ -5,7 +5,7 @@ Question   Layers that reference pass, search and write read, in multiples of th
            and a suffix per candidate.
 Method     Every C from 2 to 8 and every I from 1 to 4. Outcomes of candidates are drawn (accept rate p), come in runs,
            follow a fixed pattern, or are chosen by an adversary who knows the odds or the candidates of the sweep.
-           CollapseState, likely_states and schedule are the ones that a real search uses. Similarities are unknown, so
+           SearchState, likely_states and schedule are the ones that a real search uses. Similarities are unknown, so
            the odds have nothing but the outcomes to go by. Every layer counts as the same size; embedding and head are
            left out.
 Model      Resident layers are read by the reference pass and never again. A merged layer of several sources reads all
@@ -42,10 +42,12 @@ from typing import Any, Protocol
 
 from streamcollapse.forward.schedule import Stack, schedule
 from streamcollapse.merge.plan import Decision, PlanLayer, StackKey, stack_key
-from streamcollapse.strategy.collapse import Candidate, CollapseOptions, CollapseState
-from streamcollapse.strategy.lookahead import Depth, likely_states
-from streamcollapse.strategy.lookahead import Outcome as Known
-from streamcollapse.strategy.odds import Odds
+from streamcollapse.searches.accept_model import Odds
+from streamcollapse.searches.algorithm1 import SearchState
+from streamcollapse.searches.candidate import Candidate
+from streamcollapse.searches.lookahead import Depth, likely_states
+from streamcollapse.searches.lookahead import Outcome as Known
+from streamcollapse.settings.search import SearchOptions
 
 WHOLE_GRID = (9.0, 6.5)  # model reads of a job: nothing resident, some layers resident
 RESTRICTED_GRID = (5.5, 3.5)  # the same for accept rates of at least RATE with a C of at least FEWEST
@@ -68,7 +70,7 @@ class Moment:
 class Outcome(Protocol):
     """Whether a candidate is accepted."""
 
-    def __call__(self, state: CollapseState, moment: Moment) -> bool: ...
+    def __call__(self, state: SearchState, moment: Moment) -> bool: ...
 
 
 class Drawn:
@@ -78,7 +80,7 @@ class Drawn:
         draw = random.Random(f"{p}:{seed}")
         self._accepted = [draw.random() < p for _ in range(1000)]
 
-    def __call__(self, state: CollapseState, moment: Moment) -> bool:
+    def __call__(self, state: SearchState, moment: Moment) -> bool:
         return self._accepted[state.pointer]
 
 
@@ -91,7 +93,7 @@ class Runs:
         for _ in range(1000):
             self._accepted.append(self._accepted[-1] != (draw.random() < 1.0 / mean))
 
-    def __call__(self, state: CollapseState, moment: Moment) -> bool:
+    def __call__(self, state: SearchState, moment: Moment) -> bool:
         return self._accepted[moment.step]
 
 
@@ -101,11 +103,11 @@ class Patterned:
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern
 
-    def __call__(self, state: CollapseState, moment: Moment) -> bool:
+    def __call__(self, state: SearchState, moment: Moment) -> bool:
         return self._pattern[moment.step % len(self._pattern)] == "A"
 
 
-def contrary(state: CollapseState, moment: Moment) -> bool:
+def contrary(state: SearchState, moment: Moment) -> bool:
     """An adversary: whatever the odds think less likely."""
     return moment.odds.belief().accept < 0.5
 
@@ -116,7 +118,7 @@ class RunBreaker:
     def __init__(self, confidence: float) -> None:
         self._confidence = confidence
 
-    def __call__(self, state: CollapseState, moment: Moment) -> bool:
+    def __call__(self, state: SearchState, moment: Moment) -> bool:
         odds = moment.odds
         if not odds.decisions:
             return False
@@ -130,13 +132,13 @@ class Evasive:
     def __init__(self, preferred: bool) -> None:
         self._preferred = preferred
 
-    def __call__(self, state: CollapseState, moment: Moment) -> bool:
+    def __call__(self, state: SearchState, moment: Moment) -> bool:
         order = (self._preferred, not self._preferred)
         ways = {accepted: _settled(_after(state, accepted), moment) for accepted in order}
         return min(ways, key=lambda accepted: ways[accepted])
 
 
-def _settled(state: CollapseState, moment: Moment) -> int:
+def _settled(state: SearchState, moment: Moment) -> int:
     """The fewest decisions that are settled from ``state`` on: level by level to the first candidate to evaluate."""
     level = [state]
     for depth in itertools.count():
@@ -251,14 +253,14 @@ class SumReader(Reader):
             self._sums = dict(sorted(self._sums.items(), key=lambda item: -len(item[0])))
 
 
-def _after(state: CollapseState, accepted: bool) -> CollapseState:
+def _after(state: SearchState, accepted: bool) -> SearchState:
     return state.after(state.candidate() if accepted else None)
 
 
 class Simulation:
     """One search through the code of the real one; ``readers`` count what it reads, each on its own terms."""
 
-    def __init__(self, state: CollapseState, outcome: Outcome, nodes: int, readers: Sequence[Reader]) -> None:
+    def __init__(self, state: SearchState, outcome: Outcome, nodes: int, readers: Sequence[Reader]) -> None:
         self._state, self._outcome, self._nodes, self._readers = state, outcome, nodes, readers
         self._odds = Odds(state.options.threshold)
         self._decided: dict[StackKey, bool] = {}
@@ -266,7 +268,7 @@ class Simulation:
         self._accepted: set[StackKey] = set()  # merged layers
         self.full = self.suffix = self.sweeps = 0
 
-    def run(self) -> CollapseState:
+    def run(self) -> SearchState:
         """Search and write; the state at the end."""
         while candidate := self._state.candidate():
             if stack_key(candidate.layers) not in self._evaluated:
@@ -287,14 +289,14 @@ class Simulation:
         decisions = self._odds.decisions
         return sum(decision.accepted for decision in decisions) / max(len(decisions), 1)
 
-    def _decide(self, state: CollapseState, candidate: Candidate) -> bool:
+    def _decide(self, state: SearchState, candidate: Candidate) -> bool:
         key = stack_key(candidate.layers)
         if key not in self._decided:
             moment = Moment(len(self._odds.decisions), self._odds, self._evaluated)
             self._decided[key] = self._outcome(state, moment)
         return self._decided[key]
 
-    def _known(self, state: CollapseState) -> Known | None:
+    def _known(self, state: SearchState) -> Known | None:
         candidate = state.candidate()
         assert candidate is not None
         if stack_key(candidate.layers) not in self._evaluated:
@@ -311,11 +313,11 @@ class Simulation:
         self.sweeps += 1
 
 
-def simulate(num_layers: int, options: CollapseOptions, outcome: Outcome, settings: argparse.Namespace) -> Run:
+def simulate(num_layers: int, options: SearchOptions, outcome: Outcome, settings: argparse.Namespace) -> Run:
     """One job, with nothing and with ``settings.resident`` layers resident: its sweeps are the same."""
     kind = SumReader if settings.sums else Reader
     readers = [kind(num_layers, resident, settings.keep) for resident in (0, settings.resident)]
-    simulation = Simulation(CollapseState.start(num_layers, options), outcome, settings.nodes, readers)
+    simulation = Simulation(SearchState.start(num_layers, options), outcome, settings.nodes, readers)
     layers = simulation.run().layers
     ends = num_layers + sum(len(layer.mix) for layer in layers)  # reference pass and write
     return Run(
@@ -335,7 +337,7 @@ def run_of(settings: argparse.Namespace, num_layers: int, rule: str, what: tuple
     """The run of C, I and the scenario of that number."""
     c, i, number = what
     scenario = next(itertools.islice(scenarios(settings.seeds), number, None))
-    options = CollapseOptions(layers_per_merge=c, interval=i, rule=rule)
+    options = SearchOptions(layers_per_merge=c, interval=i, rule=rule)
     run = simulate(num_layers, options, scenario.outcome, settings)
     rate = run.accept_rate if scenario.rate is None else scenario.rate
     return {"C": c, "I": i, "outcomes": scenario.name}, c >= FEWEST and rate >= RATE, run

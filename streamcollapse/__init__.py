@@ -1,8 +1,8 @@
 """StreamCollapse: prune the depth of language models that do not fit in memory, by streamed layer collapse.
 
-    from streamcollapse import CollapseOptions, prune
+    from streamcollapse import SearchOptions, prune
 
-    pruned = prune("Llama-2-7b-hf", "llama-2-23l", CollapseOptions(threshold=0.65))
+    pruned = prune("Llama-2-7b-hf", "llama-2-23l", SearchOptions(target_ratio=0.25))
 
 Names are loaded when first used, so that importing the package costs nothing.
 """
@@ -13,36 +13,61 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streamcollapse.errors import StreamCollapseError
-    from streamcollapse.jobs.convert import Conversion, convert
-    from streamcollapse.jobs.inspect import inspect
-    from streamcollapse.jobs.perplexity import perplexity
-    from streamcollapse.jobs.planning import compose_plans, make_plan
-    from streamcollapse.jobs.prune import Pruned, apply, prune, search
-    from streamcollapse.jobs.resume import resume
-    from streamcollapse.jobs.similarity import Similarities, similarity
-    from streamcollapse.jobs.verify import Verification, verify
-    from streamcollapse.merge.plan import Plan
-    from streamcollapse.settings import Calibration, Compute, Output, Streaming
-    from streamcollapse.storage.checkpoint import Checkpoint
-    from streamcollapse.strategy.collapse import CollapseOptions
+    from streamcollapse.batches.run import batch as batch
+    from streamcollapse.errors import StreamCollapseError as StreamCollapseError
+    from streamcollapse.jobs.bench import bench as bench
+    from streamcollapse.jobs.convert import Conversion as Conversion
+    from streamcollapse.jobs.convert import convert as convert
+    from streamcollapse.jobs.inspect import inspect as inspect
+    from streamcollapse.jobs.perplexity import perplexity as perplexity
+    from streamcollapse.jobs.planning import compose_plans as compose_plans
+    from streamcollapse.jobs.planning import export_plan as export_plan
+    from streamcollapse.jobs.planning import make_plan as make_plan
+    from streamcollapse.jobs.prune import Pruned as Pruned
+    from streamcollapse.jobs.prune import apply as apply
+    from streamcollapse.jobs.prune import prune as prune
+    from streamcollapse.jobs.prune import search as search
+    from streamcollapse.jobs.resume import resume as resume
+    from streamcollapse.jobs.similarity import Similarities as Similarities
+    from streamcollapse.jobs.similarity import similarity as similarity
+    from streamcollapse.jobs.speed import speed as speed
+    from streamcollapse.jobs.verify import Verification as Verification
+    from streamcollapse.jobs.verify import verify as verify
+    from streamcollapse.merge.plan import Plan as Plan
+    from streamcollapse.settings.run import BenchConditions as BenchConditions
+    from streamcollapse.settings.run import Calibration as Calibration
+    from streamcollapse.settings.run import Cluster as Cluster
+    from streamcollapse.settings.run import Compute as Compute
+    from streamcollapse.settings.run import EvaluationText as EvaluationText
+    from streamcollapse.settings.run import Output as Output
+    from streamcollapse.settings.run import RunSettings as RunSettings
+    from streamcollapse.settings.run import Streaming as Streaming
+    from streamcollapse.settings.search import SearchOptions as SearchOptions
+    from streamcollapse.storage.checkpoint import Checkpoint as Checkpoint
 
 _HOMES = {
-    "Calibration": "settings",
+    "BenchConditions": "settings.run",
+    "Calibration": "settings.run",
     "Checkpoint": "storage.checkpoint",
-    "CollapseOptions": "strategy.collapse",
-    "Compute": "settings",
+    "Cluster": "settings.run",
+    "Compute": "settings.run",
     "Conversion": "jobs.convert",
-    "Output": "settings",
+    "EvaluationText": "settings.run",
+    "Output": "settings.run",
     "Plan": "merge.plan",
     "Pruned": "jobs.prune",
+    "RunSettings": "settings.run",
+    "SearchOptions": "settings.search",
     "Similarities": "jobs.similarity",
     "StreamCollapseError": "errors",
-    "Streaming": "settings",
+    "Streaming": "settings.run",
     "Verification": "jobs.verify",
     "apply": "jobs.prune",
+    "batch": "batches.run",
+    "bench": "jobs.bench",
     "compose_plans": "jobs.planning",
     "convert": "jobs.convert",
+    "export_plan": "jobs.planning",
     "inspect": "jobs.inspect",
     "make_plan": "jobs.planning",
     "perplexity": "jobs.perplexity",
@@ -50,38 +75,15 @@ _HOMES = {
     "resume": "jobs.resume",
     "search": "jobs.prune",
     "similarity": "jobs.similarity",
+    "speed": "jobs.speed",
     "verify": "jobs.verify",
 }
 
-__all__ = [
-    "Calibration",
-    "Checkpoint",
-    "CollapseOptions",
-    "Compute",
-    "Conversion",
-    "Output",
-    "Plan",
-    "Pruned",
-    "Similarities",
-    "StreamCollapseError",
-    "Streaming",
-    "Verification",
-    "apply",
-    "compose_plans",
-    "convert",
-    "inspect",
-    "make_plan",
-    "perplexity",
-    "prune",
-    "resume",
-    "search",
-    "similarity",
-    "verify",
-]
+__all__ = list(_HOMES)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*globals(), *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

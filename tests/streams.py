@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from streamcollapse.jobs.opening import Job
+from streamcollapse.run.opened import Job
 from streamcollapse.storage.leases import FileLease
 from streamcollapse.storage.reader import page_aligned
 from streamcollapse.storage.source import TensorSource

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamcollapse import CollapseOptions, Compute, apply, convert, inspect, perplexity, prune, search, verify
+from streamcollapse import Compute, SearchOptions, apply, convert, inspect, perplexity, prune, search, verify
 from streamcollapse.errors import StreamCollapseError
+from streamcollapse.settings.run import RunSettings
 from tests.checkpoints import edit_json, save_llama
 from tests.storage.test_torchfile import Hostile
 
@@ -68,12 +69,17 @@ def test_no_code_of_a_checkpoint_runs(tmp_path: Path, place: str) -> None:
     source, canary, text = save_llama(tmp_path / "source", num_layers=4), tmp_path / "canary", tmp_path / "text.txt"
     plant(source, place, canary)
     text.write_text("The river rises in the hills. " * 20)
-    options, out = CollapseOptions(layers_per_merge=2, threshold=-1.0), tmp_path / "out"
+    options, out = SearchOptions(layers_per_merge=2, threshold=-1.0), tmp_path / "out"
     jobs = [
         lambda: inspect(source),
-        lambda: prune(source, out, options, compute=FLOAT32),
-        lambda: apply(source, search(source, options, compute=FLOAT32), tmp_path / "applied", compute=FLOAT32),
-        lambda: perplexity(source, text, compute=FLOAT32),
+        lambda: prune(source, out, options, settings=RunSettings(compute=FLOAT32)),
+        lambda: apply(
+            source,
+            search(source, options, settings=RunSettings(compute=FLOAT32)),
+            tmp_path / "applied",
+            settings=RunSettings(compute=FLOAT32),
+        ),
+        lambda: perplexity(source, text, settings=RunSettings(compute=FLOAT32)),
         lambda: convert(source, tmp_path / "converted", dtype="bfloat16"),
         lambda: verify(out, source),
         lambda: inspect(out),

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from streamcollapse import CollapseOptions, inspect, perplexity, prune
+from streamcollapse import SearchOptions, inspect, perplexity, prune
 from streamcollapse.errors import ModelError
-from streamcollapse.settings import Calibration, Compute
+from streamcollapse.settings.run import Calibration, Compute, RunSettings
 from tests.checkpoints import BUNDLED
 from tests.families import OWN_CODE
 from tests.in_memory import in_memory_search
@@ -70,10 +70,10 @@ def test_without_the_flag_nothing_runs(packed: Path, tmp_path: Path) -> None:
     for file in packed.glob("*.py"):
         file.write_text(f"{file.read_text()}\n\nopen({str(canary)!r}, 'w').close()\n")
     with pytest.raises(ModelError, match=r"runs code of its own .* pass --trust-remote-code"):
-        prune(packed, tmp_path / "out", compute=FLOAT32)
+        prune(packed, tmp_path / "out", settings=RunSettings(compute=FLOAT32))
     assert not canary.exists()
     assert not (tmp_path / "out").exists()
-    inspect(packed, trust_remote_code=True)
+    inspect(packed, settings=RunSettings(trust_remote_code=True))
     assert canary.exists(), "with the flag it does"
 
 
@@ -82,10 +82,13 @@ def test_with_the_flag_it_is_pruned_like_any_other(packed: Path, rule: str, tmp_
     expected = in_memory_search(packed, TEXTS, c=3, i=1, threshold=0.8, rule=rule, trust_remote_code=True)
     calibration = tmp_path / "calibration.txt"
     calibration.write_text("\n".join(TEXTS) + "\n")
-    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.8, rule=rule)
+    options = SearchOptions(layers_per_merge=3, interval=1, threshold=0.8, rule=rule)
     out = tmp_path / "out"
     result = prune(
-        packed, out, options, calibration=Calibration(str(calibration)), compute=FLOAT32, trust_remote_code=True
+        packed,
+        out,
+        options,
+        settings=RunSettings(calibration=Calibration(str(calibration)), compute=FLOAT32, trust_remote_code=True),
     )
     assert result.plan.search is not None
     for mine, theirs in zip(result.plan.search.decisions, expected.decisions, strict=True):
@@ -107,9 +110,9 @@ def test_the_normalised_head_is_used(packed: Path, tmp_path: Path) -> None:
     """Rows of the head twice as long change nothing."""
     text = tmp_path / "text.txt"
     text.write_text("The river rises in the hills and runs east. " * 20)
-    first = perplexity(packed, text, compute=FLOAT32, trust_remote_code=True)
+    first = perplexity(packed, text, settings=RunSettings(compute=FLOAT32, trust_remote_code=True))
     model = AutoModelForCausalLM.from_pretrained(packed, trust_remote_code=True)
     tensors = {n: p.detach() * (2.0 if n == "lm_head.weight" else 1.0) for n, p in model.named_parameters()}
     save_file(tensors, packed / "model.safetensors", {"format": "pt"})
-    second = perplexity(packed, text, compute=FLOAT32, trust_remote_code=True)
+    second = perplexity(packed, text, settings=RunSettings(compute=FLOAT32, trust_remote_code=True))
     assert second.perplexity == pytest.approx(first.perplexity, rel=1e-5)

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from streamcollapse import CollapseOptions, prune
+from streamcollapse import SearchOptions, prune
 from streamcollapse.forward.batches import make_batches
 from streamcollapse.forward.reference import reference_pass
-from streamcollapse.jobs.opening import open_job
 from streamcollapse.merge.rules import RULES
 from streamcollapse.progress import silent
-from streamcollapse.settings import Calibration, Compute
+from streamcollapse.run.opened import open_job
+from streamcollapse.settings.run import Calibration, Compute, RunSettings
 from tests.checkpoints import save_model
 from tests.families import CHECKS, FAMILIES, MORE_FAMILIES
 from tests.formats import as_torch
@@ -40,9 +40,11 @@ def test_pytorch_files_give_the_same(name: str, tmp_path: Path) -> None:
     config = (FAMILIES | MORE_FAMILIES)[name]()
     directory = save_model(config, tmp_path / "model", gain=2.0)
     stored = as_torch(directory, tmp_path / "torch", shards=2)
-    options = CollapseOptions(layers_per_merge=4, interval=1, threshold=-1.0, rule="mean")
+    options = SearchOptions(layers_per_merge=4, interval=1, threshold=-1.0, rule="mean")
     plans = [
-        prune(source, tmp_path / f"out-{source.name}", options, compute=Compute("cpu", "float32")).plan
+        prune(
+            source, tmp_path / f"out-{source.name}", options, settings=RunSettings(compute=Compute("cpu", "float32"))
+        ).plan
         for source in (directory, stored)
     ]
     assert plans[0].layers == plans[1].layers
@@ -61,8 +63,8 @@ def token_ids(directory: Path) -> list[list[int]]:
 def test_more_families_are_streamed_and_pruned(name: str, tmp_path: Path) -> None:
     directory = save_model(MORE_FAMILIES[name](), tmp_path / "model", gain=2.0)
     check_reference(directory)
-    options = CollapseOptions(layers_per_merge=4, interval=1, threshold=-1.0)
-    result = prune(directory, tmp_path / "out", options, compute=Compute("cpu", "float32"))
+    options = SearchOptions(layers_per_merge=4, interval=1, threshold=-1.0)
+    result = prune(directory, tmp_path / "out", options, settings=RunSettings(compute=Compute("cpu", "float32")))
     pruned, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert pruned.config.num_hidden_layers == result.plan.num_layers
@@ -98,9 +100,14 @@ def test_a_prune_equals_the_search_in_memory(family: Path, rule: str, tmp_path: 
         accepted = [decision[3] for decision in expected.decisions]
         if any(accepted) and not all(accepted):
             break
-    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=threshold, rule=rule)
+    options = SearchOptions(layers_per_merge=3, interval=1, threshold=threshold, rule=rule)
     out = tmp_path / "out"
-    result = prune(family, out, options, calibration=Calibration(str(calibration)), compute=Compute("cpu", "float32"))
+    result = prune(
+        family,
+        out,
+        options,
+        settings=RunSettings(calibration=Calibration(str(calibration)), compute=Compute("cpu", "float32")),
+    )
     assert result.plan.search is not None
     ours = [(d.l, d.merged, d.similarity, d.accepted) for d in result.plan.search.decisions]
     assert [d[:2] + d[3:] for d in ours] == [d[:2] + d[3:] for d in expected.decisions]

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from streamcollapse import CollapseOptions, prune
-from streamcollapse.settings import Calibration, Compute
+from streamcollapse import SearchOptions, prune
+from streamcollapse.settings.run import Calibration, Compute, RunSettings
 from tests.checkpoints import BUNDLED
 from tests.families import NUM_LAYERS, WRAPPERS
 from tests.in_memory import in_memory_search
@@ -45,8 +45,13 @@ def test_the_language_model_alone_is_pruned(wrapper: str, depth: int, tmp_path: 
         )
         if any(accepted for *_, accepted in expected.decisions):
             break
-    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=threshold, rule="mean")
-    result = prune(source, out, options, calibration=Calibration(str(calibration)), compute=Compute("cpu", "float32"))
+    options = SearchOptions(layers_per_merge=3, interval=1, threshold=threshold, rule="mean")
+    result = prune(
+        source,
+        out,
+        options,
+        settings=RunSettings(calibration=Calibration(str(calibration)), compute=Compute("cpu", "float32")),
+    )
     assert result.plan.search is not None
     for mine, theirs in zip(result.plan.search.decisions, expected.decisions, strict=True):
         assert (mine.l, mine.merged, mine.accepted) == (theirs[0], theirs[1], theirs[3])

@@ -10,13 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from streamcollapse.cli import options as o
-from streamcollapse.cli.grouped import grouped
+from streamcollapse.cli.derived import Only, grouped
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.cli.text import lines_of, plain_console
 from streamcollapse.errors import OutputError, printable
-from streamcollapse.settings import Calibration, Compute, Streaming
-from streamcollapse.strategy.collapse import CollapseOptions
-from streamcollapse.strategy.variants import BEST
+from streamcollapse.settings.catalogue import BEST
+from streamcollapse.settings.run import Calibration, Compute, RunSettings, Streaming
+from streamcollapse.settings.search import SearchOptions
 
 if TYPE_CHECKING:
     from streamcollapse.jobs.similarity import Similarities
@@ -41,12 +41,11 @@ def similarity(
     samples: Calibration,
     compute: Compute,
     streaming: Streaming,
-    layers_per_merge: Largest = o.COLLAPSE.layers_per_merge,
+    method: Annotated[SearchOptions, Only(("rdsc_scale", "merge_norms"))],
+    layers_per_merge: Largest = 4,
     rule: Rules = BEST,
     metric: MetricName = "cosine",
-    rdsc_scale: o.RdscScale = "1",
-    merge_norms: o.MergeNorms = o.COLLAPSE.merge_norms,
-    overwrite: Overwrite = o.OUTPUT.overwrite,
+    overwrite: Overwrite = False,
     as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
@@ -59,18 +58,10 @@ def similarity(
     check_output(out, local_path(source), overwrite)
     if overwrite and out.exists() and not (out / SIMILARITY_FILE).is_file():
         raise OutputError(f"{printable(out)}: holds no {SIMILARITY_FILE}; choose another --out")
-    scales = CollapseOptions.parse_scales(rdsc_scale)
-    method = CollapseOptions(layers_per_merge, rule=rule, rdsc_scale=scales, merge_norms=merge_norms, metric=metric)
+    method = method.but(layers_per_merge=layers_per_merge, rule=rule, metric=metric)
+    settings = RunSettings(compute, samples, streaming, trust_remote_code=trust_remote_code)
     with live_progress(quiet=as_json) as listener:
-        found = run(
-            source,
-            method,
-            calibration=samples,
-            compute=compute,
-            streaming=streaming,
-            trust_remote_code=trust_remote_code,
-            listener=listener,
-        )
+        found = run(source, method, settings=settings, listener=listener)
     try:
         out.mkdir(exist_ok=overwrite)
         for older in out.glob("merges-*.png"):

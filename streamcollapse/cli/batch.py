@@ -15,18 +15,17 @@ from rich.table import Table
 from rich.text import Text
 
 from streamcollapse.cli import options as o
-from streamcollapse.cli.screen import one_line_errors, print_json
+from streamcollapse.cli.derived import Only, grouped
+from streamcollapse.cli.screen import print_json
 from streamcollapse.cli.text import plain_console
 from streamcollapse.errors import printable
 from streamcollapse.progress import DecisionMade, LayerDone, PhaseStarted, TensorWritten
-from streamcollapse.settings import Streaming
+from streamcollapse.settings.run import Cluster, Compute, RunSettings, Streaming
 from streamcollapse.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from streamcollapse.batch.run import Batch
-    from streamcollapse.batch.worker import Message, Outcome
-
-_RUN = "The run"
+    from streamcollapse.batches.run import Batch
+    from streamcollapse.batches.worker import Message, Outcome
 
 JobsFile = Annotated[Path, typer.Argument(readable=False, metavar="JOBS", help="YAML file: sources and settings.")]
 Out = Annotated[
@@ -39,104 +38,31 @@ Out = Annotated[
         show_default="what JOBS says under out",
     ),
 ]
-EngineName = Annotated[
-    str,
-    typer.Option(
-        "--engine",
-        metavar="local|ray",
-        help="Processes on this machine, or tasks of a Ray cluster.",
-        rich_help_panel=_RUN,
-    ),
-]
-RayAddress = Annotated[
-    str | None,
-    typer.Option(
-        "--ray-address",
-        metavar="ADDRESS",
-        help="Ray cluster to run on.",
-        show_default="what RAY_ADDRESS names, else a local one",
-        rich_help_panel=_RUN,
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option("--workers", help="Jobs side by side.", show_default="one for each device", rich_help_panel=_RUN),
-]
-Retries = Annotated[
-    int, typer.Option("--retries", help="How often to try again where a worker was lost.", rich_help_panel=_RUN)
-]
-WorkDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--work-dir",
-        readable=False,
-        metavar="DIR",
-        help="Keep evaluated candidates and hidden states here, for another batch.",
-        show_default="in --out, until all is done",
-        rich_help_panel=_RUN,
-    ),
-]
-RamBudget = Annotated[
-    str | None,
-    typer.Option(
-        "--ram-budget",
-        metavar="SIZE",
-        help="Memory for each worker to stay within, beyond the interpreter's own.",
-        show_default="an equal share of what is free; with Ray, a little more than the least",
-        rich_help_panel=_RUN,
-    ),
-]
-VramBudget = Annotated[
-    str | None,
-    typer.Option(
-        "--vram-budget",
-        metavar="SIZE",
-        help="GPU memory for each worker to stay within.",
-        show_default="an equal share of what is free",
-        rich_help_panel=_RUN,
-    ),
-]
 
 
+@grouped
 def batch(
     jobs: JobsFile,
+    cluster: Cluster,
+    compute: Annotated[Compute, Only(("device",))],
+    streaming: Annotated[Streaming, Only(("prefetch", "io", "ram_budget", "vram_budget", "work_dir"))],
     out: Out = None,
-    engine: EngineName = "local",
-    ray_address: RayAddress = None,
-    workers: Workers = None,
-    retries: Retries = 2,
-    device: o.Device = o.COMPUTE.device,
-    prefetch: o.Prefetch = o.STREAMING.prefetch,
-    io: o.Io = o.STREAMING.io,
-    ram_budget: RamBudget = None,
-    vram_budget: VramBudget = None,
-    work_dir: WorkDir = None,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Prune and convert many checkpoints: every source in JOBS with each of its settings. What is finished already is
-    left as it is."""
-    with one_line_errors():
-        from streamcollapse.batch import run as batches
-        from streamcollapse.batch.preview import preview
+    left as it is. Budgets are those of one worker."""
+    from streamcollapse.batches import run as batches
+    from streamcollapse.batches.preview import preview
 
-        streaming = Streaming(None, prefetch, io, ram_budget, vram_budget, work_dir)
-        cluster = batches.Cluster(engine, ray_address, workers, retries)
-        if dry_run:
-            found = preview(jobs, out, device, streaming, trust_remote_code)
-        else:
-            with _progress(quiet=as_json) as listener:
-                found = batches.batch(
-                    jobs,
-                    out,
-                    cluster=cluster,
-                    device=device,
-                    streaming=streaming,
-                    trust_remote_code=trust_remote_code,
-                    listener=listener,
-                )
-        print_json(found.report) if as_json else _show(found)
+    settings = RunSettings(compute, streaming=streaming, trust_remote_code=trust_remote_code)
+    if dry_run:
+        found = preview(jobs, out, settings=settings)
+    else:
+        with _progress(quiet=as_json) as listener:
+            found = batches.batch(jobs, out, cluster=cluster, settings=settings, listener=listener)
+    print_json(found.report) if as_json else _show(found)
     if found.num_failed:
         raise typer.Exit(1)
 
@@ -225,7 +151,7 @@ class _View:
         self._ended = 0
 
     def listen(self, message: Message) -> None:
-        from streamcollapse.batch.worker import Began, Ended, Told
+        from streamcollapse.batches.worker import Began, Ended, Told
 
         match message:
             case Began(name, _):

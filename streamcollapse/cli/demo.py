@@ -10,11 +10,12 @@ from typing import Annotated
 import typer
 
 from streamcollapse.cli import options as o
-from streamcollapse.cli.screen import live_progress, one_line_errors, print_json
-from streamcollapse.settings import Compute, Output
-from streamcollapse.strategy.collapse import CollapseOptions
+from streamcollapse.cli.derived import grouped
+from streamcollapse.cli.screen import live_progress, print_json
+from streamcollapse.settings.run import Compute, Output, RunSettings
+from streamcollapse.settings.search import SearchOptions
 
-DEMO_OPTIONS = CollapseOptions(layers_per_merge=4, interval=1, threshold=0.9)
+DEMO_OPTIONS = SearchOptions(layers_per_merge=4, interval=1, threshold=0.9)
 MODEL, TEXT = "wiki-llama-24l", "text/wiki_eval.txt"
 
 DemoOut = Annotated[
@@ -33,25 +34,24 @@ def _is_demo(report: Path) -> bool:
         return False
 
 
+@grouped
 def demo(
+    compute: Compute,
     out: DemoOut = Path("streamcollapse-demo"),
-    device: o.Device = o.COMPUTE.device,
-    compute_dtype: o.ComputeDtype = o.COMPUTE.dtype,
     as_json: o.Json = False,
 ) -> None:
     """Prune the small trained model that ships with the package (C=4, I=1, T=0.9) and compare perplexities."""
-    with one_line_errors(), resources.as_file(resources.files("streamcollapse.data")) as data:
+    with resources.as_file(resources.files("streamcollapse.data")) as data:
         from streamcollapse.cli import tables
         from streamcollapse.jobs.perplexity import perplexity
         from streamcollapse.jobs.prune import prune
         from streamcollapse.output.checkpoint import REPORT_FILE
 
-        compute = Compute(device, compute_dtype)
-        output = Output(overwrite=_is_demo(out / REPORT_FILE))
+        settings = RunSettings(compute, output=Output(overwrite=_is_demo(out / REPORT_FILE)))
         with live_progress(quiet=as_json) as listener:
-            pruned = prune(data / MODEL, out, DEMO_OPTIONS, compute=compute, output=output, listener=listener)
-            before = perplexity(data / MODEL, data / TEXT, compute=compute, listener=listener)
-            after = perplexity(out, data / TEXT, compute=compute, listener=listener)
+            pruned = prune(data / MODEL, out, DEMO_OPTIONS, settings=settings, listener=listener)
+            before = perplexity(data / MODEL, data / TEXT, settings=settings, listener=listener)
+            after = perplexity(out, data / TEXT, settings=settings, listener=listener)
         if as_json:
             scores = {"before": tables.score_json(before), "after": tables.score_json(after)}
             print_json({"out": str(out), **pruned.report, "perplexity": scores})

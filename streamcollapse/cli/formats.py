@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from streamcollapse.cli import options as o
+from streamcollapse.cli.derived import grouped
 from streamcollapse.cli.screen import live_progress, one_line_errors, print_json
-from streamcollapse.settings import COMPUTE_DTYPES, Output
+from streamcollapse.settings.run import COMPUTE_DTYPES, Output
 
 ConvertedOut = Annotated[
     Path, typer.Option("--out", readable=False, metavar="DIR", help="New directory for the converted checkpoint.")
@@ -25,31 +26,24 @@ Dtype = Annotated[
 ]
 
 
+@grouped
 def convert(
     source: o.Source,
     out: ConvertedOut,
+    output: Output,
     dtype: Dtype = None,
-    max_shard_size: o.MaxShardSize = str(o.OUTPUT.max_shard_size),
-    overwrite: o.Overwrite = o.OUTPUT.overwrite,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
 ) -> None:
     """Write SOURCE as safetensors into the new directory DIR: from PyTorch files, in another precision or shard
     size."""
-    with one_line_errors():
-        from streamcollapse.cli import stored
-        from streamcollapse.jobs.convert import convert as run
+    from streamcollapse.cli import stored
+    from streamcollapse.jobs.convert import prepare_convert, run_convert
 
-        with live_progress(quiet=as_json or dry_run) as listener:
-            found = run(
-                source,
-                out,
-                dtype=dtype,
-                output=Output(max_shard_size, overwrite),
-                dry_run=dry_run,
-                listener=listener,
-            )
-        print_json(found.to_json()) if as_json else stored.show_conversion(found)
+    with live_progress(quiet=as_json or dry_run) as listener:
+        prepared = prepare_convert(source, out, dtype=dtype, output=output, listener=listener)
+        found = prepared.found if dry_run else run_convert(prepared)
+    print_json(found.to_json()) if as_json else stored.show_conversion(found)
 
 
 def verify(

@@ -9,22 +9,11 @@ from typing import Annotated
 import typer
 
 from streamcollapse.cli import options as o
-from streamcollapse.cli.grouped import grouped
-from streamcollapse.cli.screen import live_progress, one_line_errors, print_json
-from streamcollapse.settings import Calibration, Compute, Streaming
-from streamcollapse.strategy.collapse import CollapseOptions
+from streamcollapse.cli.derived import grouped
+from streamcollapse.cli.screen import live_progress, print_json
+from streamcollapse.settings.run import BenchConditions, Calibration, Compute, RunSettings, Streaming
+from streamcollapse.settings.search import SearchOptions
 
-Scratch = Annotated[
-    Path | None,
-    typer.Option(
-        "--scratch",
-        readable=False,
-        metavar="DIR",
-        help="Where the pruned checkpoint is written before it is removed.",
-        show_default="the system's temporary directory",
-    ),
-]
-Cold = Annotated[bool, typer.Option("--cold", help="Drop SOURCE from the page cache first.")]
 Plot = Annotated[
     Path | None,
     typer.Option(
@@ -46,12 +35,11 @@ Repeat = Annotated[int, typer.Option("--repeat", help="Measured runs; the median
 @grouped
 def bench(
     source: o.Source,
-    method: CollapseOptions,
+    method: SearchOptions,
     samples: Calibration,
     compute: Compute,
     streaming: Streaming,
-    scratch: Scratch = None,
-    cold: Cold = False,
+    conditions: BenchConditions,
     plot: Plot = None,
     as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
@@ -63,18 +51,9 @@ def bench(
 
     if plot is not None:
         plots.check_plot(plot)
+    settings = RunSettings(compute, samples, streaming, trust_remote_code=trust_remote_code)
     with live_progress(quiet=as_json) as listener:
-        found = run(
-            source,
-            method,
-            calibration=samples,
-            compute=compute,
-            streaming=streaming,
-            scratch=scratch,
-            cold=cold,
-            trust_remote_code=trust_remote_code,
-            listener=listener,
-        )
+        found = run(source, method, conditions=conditions, settings=settings, listener=listener)
     if plot is not None:
         points = [
             (t, {"resident": s.rss, "anonymous": s.anonymous, "control group": s.group, "device": s.vram_device})
@@ -85,42 +64,31 @@ def bench(
     print_json(found.to_json()) if as_json else tables.show_bench(found)
 
 
+@grouped
 def speed(
     directory: Annotated[str, typer.Argument(metavar="DIR", help=o.CHECKPOINT)],
+    compute: Compute,
     against: Against = None,
     new_tokens: NewTokens = 64,
     repeat: Repeat = 3,
-    device: o.Device = o.COMPUTE.device,
-    compute_dtype: o.ComputeDtype = o.COMPUTE.dtype,
     as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Memory and generated tokens per second of DIR, loaded as a whole; beside those of SOURCE with --against."""
-    with one_line_errors():
-        from streamcollapse.cli import tables
-        from streamcollapse.jobs.inspect import inspect
-        from streamcollapse.jobs.speed import speed as run
-        from streamcollapse.jobs.speed import speed_apart
+    from streamcollapse.cli import tables
+    from streamcollapse.jobs.inspect import inspect
+    from streamcollapse.jobs.speed import speed as run
+    from streamcollapse.jobs.speed import speed_apart
 
-        compute = Compute(device, compute_dtype)
-        if against is None:
-            found = [
-                run(
-                    directory,
-                    new_tokens=new_tokens,
-                    repeat=repeat,
-                    compute=compute,
-                    trust_remote_code=trust_remote_code,
-                )
-            ]
-        else:
-            arguments = ["--new-tokens", str(new_tokens), "--repeat", str(repeat)]
-            arguments += ["--device", device, "--compute-dtype", compute_dtype]
-            arguments += ["--trust-remote-code"] if trust_remote_code else []
-            found = []
-            for path in (directory, against):
-                inspect(path, compute=compute, trust_remote_code=trust_remote_code)  # before minutes go into the other
-            for path in (directory, against):
-                print(f"measuring {path}", file=sys.stderr)
-                found.append(speed_apart(path, arguments))
-        print_json({"models": [s.to_json() for s in found]}) if as_json else tables.show_speed(found)
+    settings = RunSettings(compute, trust_remote_code=trust_remote_code)
+    paths = [directory] if against is None else [directory, against]
+    if against is None:
+        found = [run(directory, new_tokens=new_tokens, repeat=repeat, settings=settings)]
+    else:
+        for path in paths:
+            inspect(path, settings=settings)  # before minutes go into the other
+        found = []
+        for path in paths:
+            print(f"measuring {path}", file=sys.stderr)
+            found.append(speed_apart(path, new_tokens=new_tokens, repeat=repeat, settings=settings))
+    print_json({"models": [s.to_json() for s in found]}) if as_json else tables.show_speed(found)

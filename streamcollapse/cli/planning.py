@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from streamcollapse.cli import options as o
+from streamcollapse.cli.derived import Only, grouped
 from streamcollapse.cli.screen import one_line_errors, print_json
+from streamcollapse.settings.search import SearchOptions
 
 plan = typer.Typer(
     name="plan", help="Make plans by hand, and put them together.", no_args_is_help=True, add_completion=False
@@ -19,9 +21,11 @@ PlanFile = Annotated[Path, typer.Argument(readable=False, metavar="PLAN")]
 
 
 @plan.command()
+@grouped
 def make(
     source: o.Source,
     to: Target,
+    method: Annotated[SearchOptions, Only(("merge_norms",))],
     drop: Annotated[
         str | None,
         typer.Option(
@@ -40,21 +44,19 @@ def make(
             show_default="none",
         ),
     ] = None,
-    merge_norms: o.MergeNorms = o.COLLAPSE.merge_norms,
-    overwrite: o.OverwriteFile = o.OUTPUT.overwrite,
+    overwrite: o.OverwriteFile = False,
     as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Write a plan for SOURCE by hand, such as a published list of layers."""
-    with one_line_errors():
-        from streamcollapse.cli.plans import show_plan
-        from streamcollapse.jobs.planning import make_plan
-        from streamcollapse.jobs.preview import check_plan_path
+    from streamcollapse.cli.plans import show_plan
+    from streamcollapse.jobs.planning import make_plan
+    from streamcollapse.jobs.prepare import check_plan_path
 
-        check_plan_path(to, overwrite)
-        made = make_plan(source, drop, merge or (), merge_norms=merge_norms, trust_remote_code=trust_remote_code)
-        made.save(to)
-        print_json(made.to_json()) if as_json else show_plan(made, to)
+    check_plan_path(to, overwrite)
+    made = make_plan(source, drop, merge or (), merge_norms=method.merge_norms, trust_remote_code=trust_remote_code)
+    made.save(to)
+    print_json(made.to_json()) if as_json else show_plan(made, to)
 
 
 @plan.command()
@@ -62,14 +64,14 @@ def compose(
     first: PlanFile,
     second: PlanFile,
     to: Target,
-    overwrite: o.OverwriteFile = o.OUTPUT.overwrite,
+    overwrite: o.OverwriteFile = False,
     as_json: o.Json = False,
 ) -> None:
     """Write one plan against the source of the first PLAN, for what the second makes of its result."""
     with one_line_errors():
         from streamcollapse.cli.plans import show_plan
         from streamcollapse.jobs.planning import compose_plans
-        from streamcollapse.jobs.preview import check_plan_path
+        from streamcollapse.jobs.prepare import check_plan_path
 
         check_plan_path(to, overwrite)
         made = compose_plans(first, second)
@@ -83,14 +85,14 @@ def export(
     made: Annotated[Path, typer.Argument(readable=False, metavar="PLAN", help="Plan of this source.")],
     out: Annotated[Path, typer.Option("--out", readable=False, metavar="FILE", help="Where to write it.")],
     to: Annotated[str, typer.Option("--to", metavar="mergekit", help="The tool to write it for.")] = "mergekit",
-    overwrite: o.OverwriteFile = o.OUTPUT.overwrite,
+    overwrite: o.OverwriteFile = False,
     as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Write PLAN in the words of another tool, which then builds the same model of SOURCE."""
     with one_line_errors():
         from streamcollapse.jobs.planning import export_plan
-        from streamcollapse.jobs.preview import check_plan_path
+        from streamcollapse.jobs.prepare import check_plan_path
         from streamcollapse.merge.plan import Plan
         from streamcollapse.storage.disk import write_whole
 

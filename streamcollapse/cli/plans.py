@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,43 +10,37 @@ from rich.text import Text
 from streamcollapse.cli.screen import strip
 from streamcollapse.cli.text import lines_of, plain_console, unicode
 from streamcollapse.errors import printable
-from streamcollapse.strategy.catalogue import STRATEGIES, Metric, Strategy
+from streamcollapse.searches.registry import strategies
+from streamcollapse.searches.strategy import Strategy
+from streamcollapse.searches.strategy import method_line as strategy_line
+from streamcollapse.settings.catalogue import METRICS
+from streamcollapse.settings.declared import Declared, declared
+from streamcollapse.settings.search import SearchOptions
 
 if TYPE_CHECKING:  # for their names alone: importing them takes seconds
     from streamcollapse.merge.plan import Decision, Plan, SearchRecord
-    from streamcollapse.strategy.collapse import CollapseOptions
 
 
 def decision_line(decision: Decision, search: SearchRecord) -> str:
     """One decision in words."""
-    layers = f"layers {decision.l}-{decision.l + decision.merged}"
     if is_scale(decision):
         return f"layer {decision.l}: {decision.rule}, similarity {decision.similarity or 0.0:.4f}"
-    if search.strategy == "angular":
-        layers = f"layers {decision.l}-{decision.l + decision.merged - 1}"
-    elif search.strategy == "block-influence":
-        layers = f"layer {decision.l}"
-    elif search.strategy == "greedy":  # of the stack as it was then
-        layers = f"positions {decision.l}-{decision.l + decision.merged}"
+    strategy = _strategy(search)
+    layers = strategy.layers_of(decision)
     if decision.similarity is None:
-        return f"{layers}: passed over, {printable(decision.reason)}"
+        return f"{layers}: skipped, {printable(decision.reason)}"
     by = "" if decision.rule is None else f" by {printable(decision.rule)}"
-    if search.strategy in ("block-influence", "angular"):
-        return f"{layers}: similarity {decision.similarity:.4f}, {'dropped' if decision.accepted else 'kept'}"
-    if search.strategy == "rule-based" or (search.strategy == "greedy" and has_target(search)):
-        return f"{layers}: similarity {decision.similarity:.4f}, merged{by}"
-    sign, verdict = (">", "merged") if decision.accepted else ("<=", "kept apart")
-    return f"{layers}: similarity {decision.similarity:.4f} {sign} {search.threshold:g}, {verdict}{by}"
+    return f"{layers}: similarity {decision.similarity:.4f}{strategy.verdict_of(decision, search.options)}{by}"
+
+
+def _strategy(search: SearchRecord) -> Strategy:
+    """The strategy of a search; where this machine does not have it, the default speaks for it."""
+    return strategies().get(search.options.strategy, next(iter(strategies().values())))
 
 
 def is_scale(decision: Decision) -> bool:
     """Whether it is about the scale of a layer, not a merge."""
     return decision.rule is not None and decision.rule.startswith("scale ")
-
-
-def has_target(search: SearchRecord) -> bool:
-    """Whether the search was told how far to prune."""
-    return search.target_layers is not None or search.target_ratio is not None
 
 
 def plan_strip(plan: Plan) -> Text:
@@ -66,19 +59,18 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
     search = plan.search
     if search is None:
         return rows
-    rows.append(("method", method_line(search)))
-    if search.strategy == "laco" and has_target(search):
-        rows.append(("threshold", f"{search.threshold:.6g}, found for the target"))
+    strategy, options = _strategy(search), search.options
+    rows.append(("method", method_line(options)))
+    if strategy.implied_by and options.has_target:
+        rows.append(("threshold", f"{options.threshold:.6g}, found for the target"))
     decisions = [d for d in search.decisions if not is_scale(d)]
-    accepted = sum(d.accepted for d in decisions)
-    dropping = search.strategy in ("block-influence", "angular")
-    verdict, counted = ("dropped" if dropping else "merged"), "layers are counted from 1"
-    if not dropping:
+    accepted, counted = sum(d.accepted for d in decisions), "layers are counted from 1"
+    if strategy.verdict == "merged":
         counted += ", in the stack as it then was"
-    if search.strategy == "greedy":  # a decision is the best of its round
+    if strategy.by_rounds:
         rows.append(("merges", f"{accepted} taken, the best of each round; {counted}"))
     else:
-        rows.append(("candidates", f"{len(decisions)} tested, {accepted} {verdict}; {counted}"))
+        rows.append(("candidates", f"{len(decisions)} tested, {accepted} {strategy.verdict}; {counted}"))
     rows += [("", decision_line(d, search)) for d in decisions if d.accepted]
     if scales := [d for d in search.decisions if is_scale(d)]:
         changed = sum(rule != "scale 1" for rule in {d.l: d.rule for d in scales}.values())
@@ -91,21 +83,10 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
     return rows
 
 
-def method_line(options: CollapseOptions | SearchRecord) -> str:
+def method_line(options: SearchOptions) -> str:
     """The settings that make a difference to the result, in one line."""
-    strategy, said = STRATEGIES.get(options.strategy), [options.strategy]
-    takes = () if strategy is None else strategy.takes
-    if "layers_per_merge" in takes:
-        said.append(f"C={options.layers_per_merge} I={options.interval}")
-    if options.target_layers is not None:
-        said.append(f"{options.target_layers} layers")
-    elif options.target_ratio is not None:
-        said.append(f"ratio {options.target_ratio:g}")
-    elif "threshold" in takes:
-        said.append(f"T={options.threshold:g}")
-    said += [f"rule {options.rule}"] if strategy is None or strategy.rule is not None else []
-    said += [f"metric {options.metric}"] if strategy is None or strategy.metric is not None or options.rescale else []
-    return printable(", ".join(said + ["then scales"] * options.rescale))
+    strategy = strategies().get(options.strategy)
+    return printable(options.strategy if strategy is None else strategy_line(strategy, options))
 
 
 def show_plan(plan: Plan, path: Path) -> None:
@@ -113,23 +94,29 @@ def show_plan(plan: Plan, path: Path) -> None:
     plain_console().print(lines_of([*plan_rows(plan), ("plan", str(path))]))
 
 
-def show_strategies(strategies: Mapping[str, Strategy]) -> None:
+def show_strategies() -> None:
     """What each strategy does, where it is from, what it reads."""
-    console = plain_console()
-    for name, strategy in strategies.items():
-        rows: list[tuple[str, str | Text]] = [("does", strategy.does), ("source", strategy.source)]
-        rows.append(("model reads", strategy.reads))
-        named = {"rule": strategy.rule, "metric": strategy.metric, "calibration": strategy.samples}
-        chosen = [f"--{option} {value}" for option, value in named.items() if value is not None]
-        rows.append(("default", " ".join(chosen + ["--rescale"] * strategy.rescale)))
+    console, known = plain_console(), declared(SearchOptions)
+    for name, strategy in strategies().items():
+        rows: list[tuple[str, str | Text]] = [("does", strategy.summary), ("source", strategy.source)]
+        rows.append(("model reads", strategy.cost))
+        chosen = [option_text(known[key], value) for key, value in strategy.defaults.items()]
+        rows.append(("default", " ".join([*filter(None, chosen), f"--calibration {strategy.samples}"])))
         if strategy.needs_target:
             rows.append(("needs", "--target-layers or --target-ratio"))
         console.print(Text(name, "bold"))
         console.print(lines_of([(f"  {key}", value) for key, value in rows]))
 
 
-def show_metrics(metrics: Mapping[str, Metric]) -> None:
+def option_text(setting: Declared, value: object) -> str:
+    """``setting`` with ``value`` as it would be typed; nothing for a flag that is off."""
+    if isinstance(value, bool):
+        return setting.flag if value else ""
+    return f"{setting.flag} {value}"
+
+
+def show_metrics() -> None:
     """What each metric compares, and where it is from."""
     console = plain_console()
     console.print(Text("metrics, of which 1 is the same", "bold"))
-    console.print(lines_of([(f"  {name}", f"{metric.does} ({metric.source})") for name, metric in metrics.items()]))
+    console.print(lines_of([(f"  {name}", f"{metric.does} ({metric.source})") for name, metric in METRICS.items()]))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # for their names alone: importing them takes seconds
     from streamcollapse.jobs.bench import Bench
     from streamcollapse.jobs.inspect import Inspection
     from streamcollapse.jobs.perplexity import Score
-    from streamcollapse.jobs.preview import Preview
+    from streamcollapse.jobs.prepare import Prepared
     from streamcollapse.jobs.prune import Pruned
     from streamcollapse.jobs.speed import Speed
 
@@ -99,20 +99,21 @@ def show_score(score: Score, path: str) -> None:
     plain_console().print(lines_of(rows))
 
 
-def show_preview(preview: Preview) -> None:
+def show_prepared(prepared: Prepared) -> None:
     """What a dry run found: nothing was written."""
-    show_inspection(preview.inspection)
+    show_inspection(prepared.inspection)
     rows: list[tuple[str, str | Text]] = []
-    if preview.samples is not None:
-        rows += [("method", method_line(preview.options))] if preview.options is not None else []
-        rows.append(("calibration", f"{preview.samples} samples, {preview.tokens} tokens, padding included"))
-        rows += [("candidates", f"{preview.most_candidates} at most")] if preview.most_candidates else []
-    low, high = preview.smallest_output, preview.largest_output
+    if prepared.samples is not None and prepared.options is not None:
+        samples, most = prepared.samples, prepared.most_candidates
+        rows.append(("method", method_line(prepared.options)))
+        rows.append(("calibration", f"{samples.num_samples} samples, {samples.num_tokens} tokens, padding included"))
+        rows += [("candidates", f"{most} at most")] if most else []
+    low, high = prepared.smallest_output, prepared.largest_output
     size = format_bytes(low) if low == high else f"{format_bytes(low)} to {format_bytes(high)}"
     rows.append(("output", size))
-    if preview.disk_free is not None and preview.disk_free < high:
-        rows.append(("disk", f"{format_bytes(preview.disk_free)} free, which the largest output would not fit"))
-    rows += [("not used", text) for text in (preview.options.not_taken() if preview.options else ())]
+    if prepared.disk_free is not None and prepared.disk_free < high:
+        rows.append(("disk", f"{format_bytes(prepared.disk_free)} free, which the largest output would not fit"))
+    rows += [("ignored", text) for text in prepared.ignored]
     rows += [("dry run", "everything checks out; nothing was written")]
     plain_console().print()
     plain_console().print(lines_of(rows))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import OutputError, printable
-from streamcollapse.jobs.opening import open_job
-from streamcollapse.jobs.prune import prune_job
+from streamcollapse.jobs.prepare import prepare_open
+from streamcollapse.jobs.prune import run_prune
 from streamcollapse.progress import Listener, PhaseStarted, silent
-from streamcollapse.settings import IO_MODES, Calibration, Compute, Output, Streaming
+from streamcollapse.run.opened import open_job
+from streamcollapse.settings.run import IO_MODES, BenchConditions, Output, RunSettings
+from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.probe import cached_share, forget, read_rate
-from streamcollapse.strategy.collapse import CollapseOptions
 from streamcollapse.stream.copies import CudaCopies
 from streamcollapse.stream.memory import MemorySample
 
@@ -56,34 +57,27 @@ class Bench:
 
 def bench(
     source: str | Path,
-    options: CollapseOptions = CollapseOptions(),  # noqa: B008 - frozen
+    options: SearchOptions = SearchOptions(),  # noqa: B008 - frozen
     *,
-    calibration: Calibration = Calibration(),  # noqa: B008
-    compute: Compute = Compute(),  # noqa: B008
-    streaming: Streaming = Streaming(),  # noqa: B008
-    scratch: str | Path | None = None,
-    cold: bool = False,
-    trust_remote_code: bool = False,
+    conditions: BenchConditions = BenchConditions(),  # noqa: B008
+    settings: RunSettings = RunSettings(),  # noqa: B008
     listener: Listener = silent,
 ) -> Bench:
-    """Prune ``source`` into a directory that is removed again, in ``scratch`` (None: the system's temporary directory).
-
-    ``cold``: the checkpoint is dropped from the page cache first. Raises StreamCollapseError.
-    """
-    place = Path(tempfile.gettempdir() if scratch is None else scratch)
+    """Prune ``source`` into a directory that is removed again. Raises StreamCollapseError."""
+    place = Path(tempfile.gettempdir() if conditions.scratch is None else conditions.scratch)
     if not place.is_dir():
         raise OutputError(f"{printable(place)}: is not a directory; choose another --scratch")
-    job = open_job(source, compute, trust_remote_code, listener)
+    job = open_job(source, settings, listener)
     listener(PhaseStarted("probe"))
-    if cold:  # for the probe too: it reads what is not in the page cache
+    if conditions.cold:  # for the probe too: it reads what is not in the page cache
         forget(job.checkpoint)
     rates = {mode: read_rate(job.checkpoint, mode, _PROBE_BYTES) for mode in IO_MODES if mode != "auto"}
     on_device = job.placement.device.type == "cuda"
     copy_rate = CudaCopies(job.placement.device).rate() if on_device else None
-    if cold:
+    if conditions.cold:
         forget(job.checkpoint)
     cached = cached_share(job.checkpoint)
     with tempfile.TemporaryDirectory(prefix="streamcollapse-bench-", dir=place) as directory:
-        out = Path(directory) / "pruned"
-        report = prune_job(job, out, options, calibration, streaming, Output(), passing=True).report
+        prepared = prepare_open(job, Path(directory) / "pruned", options, replace(settings, output=Output()))
+        report = run_prune(prepared, passing=True).report
     return Bench(report, rates, copy_rate, cached, list(job.meter.timeline.points))

@@ -13,12 +13,13 @@ import torch
 from streamcollapse.arch.refusals import refuse_packed
 from streamcollapse.arch.stored import CONFIG_FILE, config_text, refuse_quantised, with_dtype
 from streamcollapse.errors import ModelError, OptionError, printable
-from streamcollapse.jobs.keeping import kept_directory
-from streamcollapse.jobs.workdir import FORMAT, was_renamed
 from streamcollapse.output.files import copy_files, every_file_beside
 from streamcollapse.output.report import save_report, versions
 from streamcollapse.progress import Listener, PhaseStarted, TensorWritten, silent
-from streamcollapse.settings import COMPUTE_DTYPES, Output, Streaming
+from streamcollapse.run.keeping import kept_directory
+from streamcollapse.run.workdir import FORMAT, check_directory, was_renamed
+from streamcollapse.settings.declared import unknown
+from streamcollapse.settings.run import COMPUTE_DTYPES, Output, Streaming
 from streamcollapse.storage.cast import CastSource
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.disk import check_space, disk_errors
@@ -55,24 +56,46 @@ class Conversion:
         return {"format": "streamcollapse.conversion/1", "versions": versions(), **vars(self)}
 
 
+@dataclass(frozen=True)
+class PreparedConversion:
+    """A conversion that may begin: everything about it is checked, nothing is written. ``found``: what it will come to,
+    so far; ``config``: the new config, None where it stays as it is."""
+
+    request: AskedConversion
+    shards: list[ShardPlan]
+    config: dict[str, Any] | None
+    found: Conversion
+    listener: Listener
+
+
 def convert(
     source: str | Path,
     out: str | Path,
     *,
     dtype: str | None = None,
     output: Output = Output(),  # noqa: B008 - frozen
-    dry_run: bool = False,
     listener: Listener = silent,
 ) -> Conversion:
     """Write the checkpoint ``source`` as safetensors into the new directory ``out``, with all its small files.
 
     ``dtype``: float32, bfloat16 or float16 for every floating-point tensor, None for what each is; a tensor whose dtype
-    stays keeps its bytes. Memory: a few tensors. A conversion that was broken off goes on where it was. Raises
-    StreamCollapseError; ``out`` then does not exist, or is the older directory that ``output.overwrite`` would have
-    replaced.
+    stays keeps its bytes. Memory: a few tensors. An interrupted conversion resumes. Raises StreamCollapseError; ``out``
+    then does not exist, or is the older directory that ``output.overwrite`` would have replaced.
     """
+    return run_convert(prepare_convert(source, out, dtype=dtype, output=output, listener=listener))
+
+
+def prepare_convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    output: Output = Output(),  # noqa: B008 - frozen
+    listener: Listener = silent,
+) -> PreparedConversion:
+    """``convert`` of ``source`` into ``out``, checked. Raises what it would raise before it begins."""
     if dtype is not None and dtype not in COMPUTE_DTYPES:
-        raise OptionError(f"dtype {dtype!r} is unknown; choose one of {', '.join(COMPUTE_DTYPES)}")
+        raise OptionError(f"dtype {unknown(dtype, COMPUTE_DTYPES, quoted=True)}")
     check_output(Path(out), local_path(source), was_renamed(Path(out), Streaming()) or output.overwrite)
     checkpoint = Checkpoint(local_directory(source, listener))
     config = _config(checkpoint, dtype)
@@ -89,17 +112,23 @@ def convert(
         shards=dict.fromkeys((shard.file_name for shard in shards), ""),
         usage={},
     )
-    if dry_run:
-        return found
-    asked = AskedConversion(checkpoint, Path(out), dtype, output)
-    with kept_directory(asked, asked.key()) as place:
-        if place.has_finished(Path(out)):
-            tidy_up(Path(out))
+    request = AskedConversion(checkpoint, Path(out), dtype, output)
+    check_directory(request.work_dir, request.key())
+    return PreparedConversion(request, shards, config, found, listener)
+
+
+def run_convert(prepared: PreparedConversion) -> Conversion:
+    """``convert`` as ``prepared``."""
+    request, found = prepared.request, prepared.found
+    out, checkpoint = request.out, request.checkpoint
+    with kept_directory(request, request.key()) as place:
+        if place.has_finished(out):
+            tidy_up(out)
             return replace(found, shards=place.shards())
-        with staged_directory(Path(out), output.overwrite) as stage:
+        with staged_directory(out, request.output.overwrite) as stage:
             finished = place.take_up(stage)
-            _write_small_files(checkpoint.directory, stage, config)
-            usage = _write(checkpoint, dtype, shards, stage, listener, finished, place.shard_done)
+            _write_small_files(checkpoint.directory, stage, prepared.config)
+            usage = _write(request, prepared.shards, stage, prepared.listener, finished, place.shard_done)
             found = replace(found, shards=place.shards(), usage=usage)
             save_report(found.to_json(), stage / CONVERSION_FILE)
             checkpoint.check_unchanged()
@@ -164,8 +193,7 @@ def _cast(source: TensorSource, dtype: str | None) -> TensorSource:
 
 
 def _write(
-    checkpoint: Checkpoint,
-    dtype: str | None,
+    request: AskedConversion,
     shards: Sequence[ShardPlan],
     stage: Path,
     listener: Listener,
@@ -173,7 +201,7 @@ def _write(
     on_shard: Callable[[str, str], None],
 ) -> dict[str, Any]:
     """Write the shards that are not ``finished``; returns what it took."""
-    meter = Meter(CPU)
+    meter, checkpoint = Meter(CPU), request.checkpoint
     left = [name for shard in shards if shard.file_name not in finished for name in shard.names]
     loader = MappedLoader(checkpoint, from_cache=checkpoint.num_bytes > free_ram())
     stream = WeightStream(checkpoint, CPU, loader, meter, Streaming().prefetch)
@@ -185,7 +213,7 @@ def _write(
     with meter.phase("convert"):
         listener(PhaseStarted("convert", len(left)))
         with stream.run([[name] for name in left]) as weights:
-            target, turn = _cast(weights, dtype), weights.step
+            target, turn = _cast(weights, request.dtype), weights.step
             write_shards(target, shards, stage, CPU, written, turn, _anything, finished, on_shard)
     return meter.summary()
 

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.jobs.opening import Job, open_job
-from streamcollapse.jobs.streams import least_allotment
-from streamcollapse.progress import silent
-from streamcollapse.settings import Compute
+from streamcollapse.run.memory_plan import Demand, least_allotment
+from streamcollapse.run.opened import Job, open_job
+from streamcollapse.searches.registry import complete, strategy_of
+from streamcollapse.settings.run import RunSettings
+from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.source import bytes_by_dtype
-from streamcollapse.strategy.collapse import CollapseOptions
 from streamcollapse.stream.needs import Allotment, Need, peak_bytes
 
 
@@ -46,12 +46,14 @@ class Inspection:
         return asdict(self)
 
 
-def inspect(source: str | Path, *, compute: Compute = Compute(), trust_remote_code: bool = False) -> Inspection:  # noqa: B008
+def inspect(source: str | Path, *, settings: RunSettings = RunSettings()) -> Inspection:  # noqa: B008 - frozen
     """Describe the checkpoint directory ``source`` and what pruning it by default needs at the least; reads headers and
     config only. Raises StreamCollapseError."""
-    job = open_job(source, compute, trust_remote_code, silent)
-    usual = CollapseOptions()
-    return replace(describe(job, least_allotment(job, usual)), strategy=usual.strategy)
+    job = open_job(source, settings)
+    usual = complete(SearchOptions())
+    strategy = strategy_of(usual)
+    demand = Demand(job.num_layers, metric=usual.metric, samples=strategy.samples)
+    return replace(describe(job, least_allotment(job, demand)), strategy=strategy.name)
 
 
 def describe(job: Job, choice: Allotment) -> Inspection:

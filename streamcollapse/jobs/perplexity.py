@@ -10,13 +10,13 @@ from typing import Any
 from streamcollapse.errors import OptionError
 from streamcollapse.forward.batches import MOST_CALL_TOKENS
 from streamcollapse.forward.perplexity import make_windows, streamed_perplexity
-from streamcollapse.jobs.opening import longest_context, open_job
-from streamcollapse.jobs.streams import open_stream, plain_allotment
 from streamcollapse.merge.plan import Plan, original_layers
 from streamcollapse.merge.view import check_plan
 from streamcollapse.progress import Listener, PhaseStarted, silent
-from streamcollapse.settings import Compute, Streaming
-from streamcollapse.strategy.calibration import check_vocabulary, load_tokenizer, opening_tokens, read_text
+from streamcollapse.run.memory_plan import open_stream, plain_allotment
+from streamcollapse.run.opened import longest_context, open_job
+from streamcollapse.run.samples import check_vocabulary, load_tokenizer, opening_tokens, read_text
+from streamcollapse.settings.run import EvaluationText, RunSettings
 from streamcollapse.stream.allocator import heap_for
 
 LONGEST_WINDOW = 2048
@@ -40,46 +40,34 @@ class Score:
 
 def perplexity(
     source: str | Path,
-    text: str | Path,
+    text: str | Path | EvaluationText,
     *,
-    window: int | None = None,
-    stride: int | None = None,
-    max_tokens: int | None = None,
     plan: Plan | None = None,
-    compute: Compute = Compute(),  # noqa: B008
-    streaming: Streaming = Streaming(),  # noqa: B008
-    trust_remote_code: bool = False,
+    settings: RunSettings = RunSettings(),  # noqa: B008 - frozen
     listener: Listener = silent,
 ) -> Score:
-    """Perplexity of the checkpoint ``source`` on the UTF-8 file ``text``, cut to its first ``max_tokens`` tokens; with
-    ``plan`` that of the pruned model that it describes, which is not written.
+    """Perplexity of the checkpoint ``source`` on the UTF-8 file ``text``; with ``plan`` that of the pruned model that
+    it describes, which is not written.
 
-    The text is cut into windows of ``window`` tokens (default: the model's context, at most 2048), each opened by the
-    tokens that the tokenizer puts first. Each begins ``stride`` tokens of text after the one before (default: where
-    that one ends); every token is predicted once, by the first window that has it. Raises StreamCollapseError.
+    The text is cut into windows (EvaluationText), each opened by the tokens that the tokenizer puts first; every token
+    is predicted once, by the first window that has it. Raises StreamCollapseError.
     """
-    for name, value, least in (("window", window, 2), ("max tokens", max_tokens, 2), ("stride", stride, 1)):
-        if value is not None and value < least:
-            raise OptionError(f"{name} is {value}; it must be at least {least}")
-    contents = read_text(Path(text))
-    job = open_job(source, compute, trust_remote_code, listener)
+    asked = text if isinstance(text, EvaluationText) else EvaluationText(text)
+    contents = read_text(Path(asked.file))
+    job = open_job(source, settings, listener)
     if plan is not None:
         check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
     layers = original_layers(job.num_layers) if plan is None else plan.layers
     merge_norms = plan is not None and plan.merge_norms
-    context = longest_context(job)
-    if window is None:
-        window = min(context or LONGEST_WINDOW, LONGEST_WINDOW)
-    elif context is not None and window > context:
-        raise OptionError(f"window is {window}, but the model takes {context} tokens at most")
-    tokenizer = load_tokenizer(job.checkpoint.directory, trust_remote_code)
+    window = _window(asked.window, longest_context(job))
+    tokenizer = load_tokenizer(job.checkpoint.directory, settings.trust_remote_code)
     whole = list(tokenizer(contents, add_special_tokens=False, verbose=False)["input_ids"])
-    token_ids = whole[:max_tokens]
+    token_ids = whole[: asked.max_tokens]
     check_vocabulary(token_ids, job.vocabulary)
     prefix = opening_tokens(tokenizer)
-    windows = make_windows(prefix, token_ids, window, stride)
+    windows = make_windows(prefix, token_ids, window, asked.stride)
     scored = contents if len(token_ids) == len(whole) else tokenizer.decode(token_ids)
-    choice = plain_allotment(job, streaming, MOST_CALL_TOKENS)
+    choice = plain_allotment(job, settings.streaming, MOST_CALL_TOKENS)
     with open_stream(job, choice) as stream, job.meter.phase("perplexity"), heap_for(choice.activations):
         listener(PhaseStarted("perplexity", len(layers)))
         result = streamed_perplexity(
@@ -95,6 +83,15 @@ def perplexity(
             listener,
         )
     bits = result.nll * result.tokens / math.log(2) / max(len(scored.encode()), 1)
-    step = stride or window - len(prefix)
+    step = asked.stride or window - len(prefix)
     usage = job.meter.summary()
     return Score(result.perplexity, result.nll, bits, result.tokens, window, step, len(layers), usage)
+
+
+def _window(asked: int | None, context: int | None) -> int:
+    """Tokens per window for a model that takes ``context`` at most. Raises OptionError."""
+    if asked is None:
+        return min(context or LONGEST_WINDOW, LONGEST_WINDOW)
+    if context is not None and asked > context:
+        raise OptionError(f"window is {asked}, but the model takes {context} tokens at most")
+    return asked

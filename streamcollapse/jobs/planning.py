@@ -9,13 +9,12 @@ import yaml
 
 from streamcollapse.arch import likeness
 from streamcollapse.errors import OptionError, printable
-from streamcollapse.jobs.opening import open_job
 from streamcollapse.merge.composing import compose, hand_made, parse_group, parse_layers
 from streamcollapse.merge.exporting import to_mergekit
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
-from streamcollapse.progress import silent
-from streamcollapse.settings import Compute
+from streamcollapse.run.opened import open_job
+from streamcollapse.settings.run import Compute, RunSettings
 
 
 def make_plan(
@@ -30,7 +29,7 @@ def make_plan(
     (``12-15:mean``) as one; reads headers only. Raises StreamCollapseError."""
     dropped = [] if drop is None else parse_layers(drop)
     groups = [parse_group(text) for text in merge]
-    job = open_job(source, Compute("cpu"), trust_remote_code, silent)
+    job = open_job(source, RunSettings(Compute("cpu"), trust_remote_code=trust_remote_code))
     layers = hand_made(job.num_layers, dropped, groups)
     plan = Plan(job.name, job.num_layers, job.checkpoint.fingerprint(), layers, merge_norms)
     check_plan(plan, plan.fingerprint, job.checkpoint, job.architecture.layout)
@@ -54,7 +53,7 @@ def export_plan(source: str | Path, plan: Plan, to: str, *, trust_remote_code: b
     """
     if to not in EXPORTS:
         raise OptionError(f"tool {printable(repr(to))} is unknown; choose one of {', '.join(EXPORTS)}")
-    job = open_job(source, Compute("cpu"), trust_remote_code, silent)
+    job = open_job(source, RunSettings(Compute("cpu"), trust_remote_code=trust_remote_code))
     layout = job.architecture.layout
     check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, layout)
     dtype = str(job.architecture.weights_dtype).removeprefix("torch.")

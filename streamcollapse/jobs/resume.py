@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from streamcollapse.jobs.asked import ConvertAgain, asked_before
 from streamcollapse.jobs.convert import Conversion, convert
 from streamcollapse.jobs.prune import Pruned, apply, prune
 from streamcollapse.progress import Listener, silent
+from streamcollapse.run.request import ConvertAgain, asked_before
 
 
 def resume(
@@ -17,28 +17,9 @@ def resume(
 
     No candidate is evaluated twice, and no finished shard is written again. Raises StreamCollapseError.
     """
-    again = asked_before(Path(work_dir))
+    again = asked_before(Path(work_dir), trust_remote_code)
     if isinstance(again, ConvertAgain):
         return convert(again.source, again.out, dtype=again.dtype, output=again.output, listener=listener)
     if again.plan is not None:
-        return apply(
-            again.source,
-            again.plan,
-            again.out,
-            compute=again.compute,
-            streaming=again.streaming,
-            output=again.output,
-            trust_remote_code=trust_remote_code,
-            listener=listener,
-        )
-    return prune(
-        again.source,
-        again.out,
-        again.options,
-        calibration=again.calibration,
-        compute=again.compute,
-        streaming=again.streaming,
-        output=again.output,
-        trust_remote_code=trust_remote_code,
-        listener=listener,
-    )
+        return apply(again.source, again.plan, again.out, settings=again.settings, listener=listener)
+    return prune(again.source, again.out, again.options, settings=again.settings, listener=listener)

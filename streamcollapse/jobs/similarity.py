@@ -15,18 +15,19 @@ from streamcollapse.forward.measure import make_measure
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.forward.reference import Reference
 from streamcollapse.forward.together import reference_sweep
-from streamcollapse.jobs.candidates import Evaluator
-from streamcollapse.jobs.opening import Job, Samples, calibration_samples, open_job
-from streamcollapse.jobs.streams import Means, allotment, means
-from streamcollapse.jobs.targets import check_prunable
-from streamcollapse.jobs.workplace import WorkPlace, search_place
 from streamcollapse.merge.plan import collapse, original_layers
 from streamcollapse.merge.view import mismatch
 from streamcollapse.progress import Listener, MemoryPlanned, PhaseStarted, silent
-from streamcollapse.settings import Calibration, Compute, Streaming
+from streamcollapse.run.memory_plan import Demand, Means, allotment, means
+from streamcollapse.run.opened import Job, Samples, calibration_samples, open_job
+from streamcollapse.run.workplace import WorkPlace, search_place, work_key
+from streamcollapse.searches.candidate import Candidate
+from streamcollapse.searches.evaluator import Evaluator
+from streamcollapse.searches.registry import complete
+from streamcollapse.searches.space import check_prunable
+from streamcollapse.settings.run import RunSettings
+from streamcollapse.settings.search import SearchOptions, Variant
 from streamcollapse.storage.disk import write_whole
-from streamcollapse.strategy.collapse import Candidate, CollapseOptions
-from streamcollapse.strategy.variants import Variant
 from streamcollapse.stream.allocator import heap_for
 
 FORMAT = "streamcollapse.similarity/1"
@@ -60,12 +61,9 @@ class Similarities:
 
 def similarity(
     source: str | Path,
-    options: CollapseOptions = CollapseOptions(rule="best", strategy="laco"),  # noqa: B008 - frozen
+    options: SearchOptions = SearchOptions(rule="best", strategy="laco"),  # noqa: B008 - frozen
     *,
-    calibration: Calibration = Calibration(),  # noqa: B008
-    compute: Compute = Compute(),  # noqa: B008
-    streaming: Streaming = Streaming(),  # noqa: B008
-    trust_remote_code: bool = False,
+    settings: RunSettings = RunSettings(),  # noqa: B008
     listener: Listener = silent,
 ) -> Similarities:
     """How alike the layers of the checkpoint ``source`` are. Writes nothing.
@@ -74,23 +72,27 @@ def similarity(
     the norms. Streams the model once, with as many merges as there is memory for, and again for the others. Raises
     StreamCollapseError.
     """
-    job = open_job(source, compute, trust_remote_code, listener)
+    job = open_job(source, settings, listener)
     if job.num_layers < 2:
         raise OptionError("the model has one layer, which nothing can be compared with")
-    samples = calibration_samples(job, calibration, options.strategy)
-    check_prunable(job, options)
-    starts = range(job.num_layers + 1)
-    choice = allotment(job, samples, streaming, options, starts)
+    options = complete(options).for_model(job.num_layers)
+    samples = calibration_samples(job, settings.calibration, "sentences")
+    found = list(_groups(job.num_layers, options))
+    for _, _, candidate in found[:1]:
+        check_prunable(job, candidate)
+    streaming = settings.streaming
+    demand = Demand(job.num_layers + 1, options.layers_per_merge, options.metric)
+    choice = allotment(job, samples, streaming, demand)
     listener(
         MemoryPlanned(tuple((n.phase, n.what, n.num_bytes, n.memory) for n in choice.needs), choice.budgets, choice.io)
     )
     distances = NeighbourDistances()
     with (
-        search_place(job, samples, options, streaming, choice.spill, None) as place,
+        search_place(work_key(job, samples, options.merge_norms), options, streaming, choice.spill, None) as place,
         means(job, choice, place.scratch) as given,
         heap_for(choice.activations),
     ):
-        found, model = list(_groups(job.num_layers, options)), job.model()
+        model = job.model()
         first = [c for _, _, c in found if mismatch(job.source, job.architecture.layout, c.merged_layer) is None]
         first = first[: streaming.lookahead or choice.candidates]
         reference, known = _first_pass(job, model, options, samples, given, place, distances, first)
@@ -119,7 +121,7 @@ def similarity(
 def _first_pass(
     job: Job,
     model: StreamedModel,
-    options: CollapseOptions,
+    options: SearchOptions,
     samples: Samples,
     given: Means,
     place: WorkPlace,
@@ -146,12 +148,12 @@ def _first_pass(
         return found
 
 
-def _groups(num_layers: int, options: CollapseOptions) -> Iterator[tuple[Variant, int, Candidate]]:
+def _groups(num_layers: int, options: SearchOptions) -> Iterator[tuple[Variant, int, Candidate]]:
     """Every group of 2 to C neighbours within L and H as one layer, by each of the rules."""
-    fitted, whole = options.for_model(num_layers), original_layers(num_layers)
-    assert fitted.highest is not None
-    for variant in fitted.variants:
-        for size in range(2, min(fitted.layers_per_merge, num_layers) + 1):
-            for start in range(fitted.lowest - 1, fitted.highest - size + 1):
+    whole = original_layers(num_layers)
+    assert options.highest is not None
+    for variant in options.variants:
+        for size in range(2, min(options.layers_per_merge, num_layers) + 1):
+            for start in range(options.lowest - 1, options.highest - size + 1):
                 layers = collapse(whole, start, size - 1, variant.rule, variant.scale)
                 yield variant, size, Candidate(start + 1, size - 1, layers, (variant.label,))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import statistics
-import subprocess
-import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from streamcollapse.arch.config import THEIR_ERRORS, first_line
-from streamcollapse.errors import BudgetError, ModelError, OptionError, StreamCollapseError
-from streamcollapse.jobs.opening import open_job
-from streamcollapse.progress import silent
-from streamcollapse.settings import Compute
+from streamcollapse.errors import BudgetError, ModelError, OptionError
+from streamcollapse.run.opened import open_job
+from streamcollapse.settings.run import RunSettings
 from streamcollapse.stream.budget import free_ram
 from streamcollapse.stream.device import free_vram
 from streamcollapse.stream.memory import MemorySampler, sample_memory
@@ -53,8 +51,7 @@ def speed(
     *,
     new_tokens: int = 64,
     repeat: int = 3,
-    compute: Compute = Compute(),  # noqa: B008 - frozen
-    trust_remote_code: bool = False,
+    settings: RunSettings = RunSettings(),  # noqa: B008 - frozen
 ) -> Speed:
     """Load ``directory`` with transformers and generate ``new_tokens`` tokens ``repeat`` times, after one unmeasured
     run.
@@ -64,7 +61,7 @@ def speed(
     for name, value in (("new tokens", new_tokens), ("repeat", repeat)):
         if value < 1:
             raise OptionError(f"{name} is {value}; it must be at least 1")
-    job = open_job(directory, compute, trust_remote_code, silent)
+    job = open_job(directory, settings)
     device, dtype = job.placement.device, job.placement.dtype
     needed = job.checkpoint.num_parameters * dtype.itemsize
     free = free_ram() if device.type == "cpu" else free_vram(device)
@@ -77,7 +74,7 @@ def speed(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with MemorySampler(device, lambda moment, sample: None) as sampler:
-        model = _load(job.checkpoint.directory, dtype, device, trust_remote_code)
+        model = _load(job.checkpoint.directory, dtype, device, settings.trust_remote_code)
         prompt = torch.arange(PROMPT_TOKENS, device=device).remainder(job.vocabulary - 2).add(2)[None]
         runs = [_run(model, prompt, new_tokens) for _ in range(repeat + 1)][1:]
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else sampler.peak.rss - before
@@ -95,17 +92,18 @@ def speed(
     )
 
 
-def speed_apart(directory: str | Path, arguments: list[str]) -> Speed:
-    """``speed`` in a process of its own, so that the memory of one model is not counted towards another's.
-
-    ``arguments`` are the command line's. Raises StreamCollapseError with what the process said.
-    """
-    command = [sys.executable, "-m", "streamcollapse", "speed", str(directory), "--json", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f"{directory}: the measuring process ended with {done.returncode}"]
-        raise StreamCollapseError(lines[-1].removeprefix("error: "))
-    return Speed(**json.loads(done.stdout.splitlines()[-1])["models"][0])
+def speed_apart(
+    directory: str | Path,
+    *,
+    new_tokens: int = 64,
+    repeat: int = 3,
+    settings: RunSettings = RunSettings(),  # noqa: B008
+) -> Speed:
+    """``speed`` in a process of its own, so that the memory of one model is not counted towards another's. Raises what
+    ``speed`` raises."""
+    context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(speed, directory, new_tokens=new_tokens, repeat=repeat, settings=settings).result()
 
 
 def _load(directory: Path, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> Any:

@@ -13,14 +13,14 @@ from streamcollapse.arch.config import pruned_config
 from streamcollapse.arch.stored import CONFIG_FILE
 from streamcollapse.errors import CheckpointError, printable
 from streamcollapse.jobs.convert import CONVERSION_FILE
-from streamcollapse.jobs.opening import Job, open_job
-from streamcollapse.jobs.streams import open_stream, plain_allotment
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
 from streamcollapse.output.checkpoint import PLAN_FILE, REPORT_FILE
 from streamcollapse.output.report import load_report
 from streamcollapse.progress import Listener, PhaseStarted, TensorChecked, silent
-from streamcollapse.settings import Compute, Streaming
+from streamcollapse.run.memory_plan import open_stream, plain_allotment
+from streamcollapse.run.opened import Job, open_job
+from streamcollapse.settings.run import Compute, RunSettings, Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.digests import Digest
 from streamcollapse.storage.finite import check_finite
@@ -64,11 +64,12 @@ def verify(
 
     Raises StreamCollapseError for the first thing that is not right.
     """
-    job = open_job(directory, _COMPUTE, trust_remote_code, listener)
+    settings = RunSettings(_COMPUTE, trust_remote_code=trust_remote_code)
+    job = open_job(directory, settings, listener)
     digests = _check_contents(job, listener)
     recomputed = 0
     if source is not None:
-        origin = open_job(source, _COMPUTE, trust_remote_code, listener)
+        origin = open_job(source, settings, listener)
         recomputed = _check_against(job, origin, listener)
     checkpoint = job.checkpoint
     return Verification(

@@ -16,8 +16,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.errors import PlanError, printable
+from streamcollapse.errors import OptionError, PlanError, printable
 from streamcollapse.merge.rules import RULES, Mix
+from streamcollapse.settings.declared import declared
+from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.disk import write_whole
 
 FORMAT = "streamcollapse.plan/1"
@@ -49,6 +51,9 @@ class PlanLayer:
         return hash(self.key)
 
 
+# Settings of a search as plans say them: these first and always; the others where they are not what was usual before
+# there was a choice. Settings that come later are left out where they have their default.
+_ALWAYS = ("rule", "rdsc_scale", "layers_per_merge", "lowest", "highest", "interval", "threshold")
 _USUAL: dict[str, Any] = {
     "strategy": "laco",
     "target_layers": None,
@@ -79,24 +84,24 @@ class Decision:
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """The settings of the search that made a plan, and its decisions in order."""
+    """The complete settings of the search that made a plan, what it was calibrated on and computed in, and its
+    decisions in order. ``merge_norms`` of the settings is the plan's own."""
 
-    rule: str
-    rdsc_scale: float | tuple[float, ...]
-    layers_per_merge: int
-    lowest: int
-    highest: int
-    interval: int
-    threshold: float
+    options: SearchOptions
     calibration_sha256: str
     compute_dtype: str
     decisions: tuple[Decision, ...]
-    strategy: str = "laco"
-    target_layers: int | None = None
-    target_ratio: float | None = None
-    metric: str = "cosine"
-    rescale: bool = False
-    merges_per_round: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """As a plan has it, made of JSON types."""
+        said = {name: getattr(self.options, name) for name in _ALWAYS}
+        said |= {"calibration_sha256": self.calibration_sha256, "compute_dtype": self.compute_dtype}
+        said["decisions"] = [_said(asdict(d)) for d in self.decisions]
+        for name, setting in declared(SearchOptions).items():
+            value = getattr(self.options, name)
+            if name not in said and name != "merge_norms" and value != _USUAL.get(name, setting.default):
+                said[name] = value
+        return said
 
 
 @dataclass(frozen=True)
@@ -133,12 +138,7 @@ class Plan:
         document: dict[str, Any] = {"format": FORMAT, "source": source, "layers": layers}
         document["merge_norms"] = self.merge_norms
         if self.search is not None:
-            search = asdict(self.search)
-            for name, usual in _USUAL.items():
-                if search[name] == usual:
-                    del search[name]
-            search["decisions"] = [_said(asdict(d)) for d in self.search.decisions]
-            document["search"] = search
+            document["search"] = self.search.to_json()
         return document
 
     @classmethod
@@ -233,7 +233,7 @@ def _parse_plan(document: Any) -> Plan:
     if not isinstance(merge_norms, bool):
         raise PlanError("merge_norms is neither true nor false")
     search = document.get("search")
-    record = None if search is None else _parse_search(search)
+    record = None if search is None else _parse_search(search, merge_norms)
     return Plan(name, num_layers, fingerprint, layers, merge_norms, record)
 
 
@@ -257,27 +257,21 @@ def _parse_layer(entry: Any, where: str, num_layers: int) -> PlanLayer:
     return PlanLayer(base, {layer: mix[layer] for layer in sorted(mix)})
 
 
-def _parse_search(search: Any) -> SearchRecord:
-    kinds: dict[str, type] = {"rule": str, "calibration_sha256": str, "compute_dtype": str}
-    kinds |= dict.fromkeys(("layers_per_merge", "lowest", "highest", "interval"), int)
-    kinds["threshold"] = float
-    optional: dict[str, type] = {"strategy": str, "target_layers": int, "target_ratio": float, "metric": str}
-    optional |= {"rescale": bool, "merges_per_round": int}
-    _keys(search, "search", {*kinds, "rdsc_scale", "decisions"}, {*optional})
-    kinds |= {key: kind for key, kind in optional.items() if key in search}
-    fields: dict[str, Any] = {key: _typed(search, key, kind, "search") for key, kind in kinds.items()}
-    if unknown := [name for name in fields["rule"].split(",") if name not in (*RULES, "best")]:
-        raise PlanError(f"search: rule {printable(unknown[0])} is not known to this version")
-    scales = search["rdsc_scale"]
-    if isinstance(scales, list):
-        fields["rdsc_scale"] = tuple(_typed({"rdsc_scale": s}, "rdsc_scale", float, "search") for s in scales)
-    else:
-        fields["rdsc_scale"] = _typed(search, "rdsc_scale", float, "search")
-    decisions = []
-    for i, entry in enumerate(_typed(search, "decisions", list, "search")):
-        where = f"search.decisions[{i}]"
-        decisions.append(_parse_decision(entry, where))
-    return SearchRecord(**fields, decisions=tuple(decisions))
+def _parse_search(search: Any, merge_norms: bool) -> SearchRecord:
+    known = declared(SearchOptions).keys() - {"merge_norms"}
+    _keys(search, "search", {*_ALWAYS, "calibration_sha256", "compute_dtype", "decisions"}, {*known})
+    given = _USUAL | {name: search[name] for name in known & search.keys()}
+    try:
+        options = SearchOptions(**{k: v for k, v in given.items() if v is not None}, merge_norms=merge_norms)
+    except OptionError as error:
+        raise PlanError(f"search: {error}") from error
+    entries = _typed(search, "decisions", list, "search")
+    return SearchRecord(
+        options,
+        _typed(search, "calibration_sha256", str, "search"),
+        _typed(search, "compute_dtype", str, "search"),
+        tuple(_parse_decision(entry, f"search.decisions[{i}]") for i, entry in enumerate(entries)),
+    )
 
 
 def _parse_decision(entry: Any, where: str) -> Decision:

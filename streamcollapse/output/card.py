@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData, metadata_load
 from yaml import YAMLError
 
 from streamcollapse.merge.plan import Plan, SearchRecord
+from streamcollapse.searches.registry import strategies
 from streamcollapse.units import format_bytes
 
 _MOST_BYTES = 10_000_000  # of a card that is read
@@ -78,11 +79,13 @@ def _method(search: SearchRecord) -> str:
     """How the layers were found, in a sentence."""
     merges = [d for d in search.decisions if d.merged or not (d.rule or "").startswith("scale ")]
     decided = f"{sum(d.accepted for d in merges)} of {len(merges)} candidates accepted"
-    said = [f"Strategy `{search.strategy}`", f"rule `{search.rule}`", f"metric `{search.metric}`"]
-    if search.strategy in ("laco", "rule-based"):
-        said.append(f"C = {search.layers_per_merge}, I = {search.interval}")
-    said.append(f"L = {search.lowest}, H = {search.highest}, T = {search.threshold}")
-    if search.rescale:
+    options = search.options
+    strategy = strategies().get(options.strategy)
+    said = [f"Strategy `{options.strategy}`", f"rule `{options.rule}`", f"metric `{options.metric}`"]
+    if strategy is not None and strategy.uses("layers_per_merge", options):
+        said.append(f"C = {options.layers_per_merge}, I = {options.interval}")
+    said.append(f"L = {options.lowest}, H = {options.highest}, T = {options.threshold}")
+    if options.rescale:
         said.append("layers rescaled")
     return f"{', '.join(said)}; {decided}."
 

@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from streamcollapse.errors import OptionError
-from streamcollapse.settings import Streaming
+from streamcollapse.settings.run import Streaming
 from streamcollapse.stream.device import free_vram
 from streamcollapse.units import parse_bytes
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from streamcollapse.errors import BudgetError, DeviceError, DeviceFailedError, is_of_device, printable
-from streamcollapse.settings import Compute
+from streamcollapse.settings.run import Compute
 from streamcollapse.units import format_bytes
 
 

@@ -18,7 +18,7 @@ from streamcollapse.arch.assembly import Assembly
 from streamcollapse.arch.layout import Layout
 from streamcollapse.errors import BudgetError
 from streamcollapse.merge.mixing import mixing_bytes
-from streamcollapse.settings import Streaming
+from streamcollapse.settings.run import Streaming
 from streamcollapse.storage.source import TensorSource
 from streamcollapse.stream.budget import Budget
 from streamcollapse.stream.loaders import DeviceLoader

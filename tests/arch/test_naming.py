@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM
 from streamcollapse.arch.architecture import understand
 from streamcollapse.arch.naming import natural_key
 from streamcollapse.errors import ModelError
-from streamcollapse.jobs.opening import open_job
 from streamcollapse.progress import silent
-from streamcollapse.settings import Compute
+from streamcollapse.run.opened import open_job
+from streamcollapse.settings.run import Compute
 from streamcollapse.storage.checkpoint import Checkpoint
 from tests.checkpoints import edit_tensors, save_model
 from tests.families import FAMILIES

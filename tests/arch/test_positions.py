@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
+from streamcollapse.jobs.preview import preview_search
 
-from streamcollapse import Checkpoint, CollapseOptions, Plan, apply, search
+from streamcollapse import Checkpoint, Plan, SearchOptions, apply, search
 from streamcollapse.arch.config import load_config, pruned_config
 from streamcollapse.arch.likeness import check_likeness
 from streamcollapse.arch.positions import cut
 from streamcollapse.arch.skeleton import build_skeleton
 from streamcollapse.arch.stored import config_text
 from streamcollapse.errors import ModelError
-from streamcollapse.jobs.preview import preview_search
 from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.progress import PhaseStarted
-from streamcollapse.settings import Calibration, Compute, Streaming
+from streamcollapse.settings.run import Calibration, Compute, RunSettings, Streaming
 from tests.checkpoints import save_model
 from tests.families import SMALL
 
@@ -90,12 +90,12 @@ def test_gpt_2_that_scales_attention_by_the_layer_s_number_is_refused(tmp_path: 
 @pytest.mark.parametrize("dry", [False, True])
 def test_such_an_architecture_is_refused_before_a_weight_is_read(tmp_path: Path, dry: bool) -> None:
     source = save_model(hf.DiffLlamaConfig(**SMALL), tmp_path / "m")
-    options = CollapseOptions(layers_per_merge=3, interval=1)
+    options = SearchOptions(layers_per_merge=3, interval=1)
     with pytest.raises(ModelError, match="lambda_init"):
         if dry:
             preview_search(source, options, Calibration(), Compute("cpu"), Streaming(), False)
         else:
-            search(source, options, compute=Compute("cpu"), listener=_no_phase)
+            search(source, options, settings=RunSettings(compute=Compute("cpu")), listener=_no_phase)
 
 
 def _no_phase(event: object) -> None:
@@ -109,8 +109,8 @@ def test_a_plan_by_hand_is_held_to_the_same(tmp_path: Path) -> None:
     for bases, good in (((0, 1, 2), True), ((0, 1, 4), False)):
         plan = Plan("by hand", 6, fingerprint, tuple(PlanLayer(base, {base: 1.0}) for base in bases))
         if good:
-            assert apply(source, plan, tmp_path / "good", compute=Compute("cpu")).plan == plan
+            assert apply(source, plan, tmp_path / "good", settings=RunSettings(compute=Compute("cpu"))).plan == plan
         else:
             with pytest.raises(ModelError, match="layer 2 of the pruned model would not be like layer 4 of the source"):
-                apply(source, plan, tmp_path / "bad", compute=Compute("cpu"))
+                apply(source, plan, tmp_path / "bad", settings=RunSettings(compute=Compute("cpu")))
     assert not (tmp_path / "bad").exists()

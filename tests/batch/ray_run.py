@@ -6,15 +6,18 @@ import json
 import os
 import sys
 
-from streamcollapse.batch.run import Cluster, batch
-from streamcollapse.batch.worker import Began, Told
+from streamcollapse.batches.run import Cluster, batch
+from streamcollapse.batches.worker import Began, Told
 from streamcollapse.progress import DecisionMade, LayerDone, PhaseStarted
+from streamcollapse.settings.run import RunSettings
 from tests.batch.test_batch import Killer
 
 
 def main(jobs: str, task: str) -> None:
     killer = Killer(task, 1 if task else 0, lambda event: isinstance(event, DecisionMade))
-    found = batch(jobs, cluster=Cluster("ray", workers=2), device="cpu", listener=killer)
+    found = batch(
+        jobs, cluster=Cluster("ray", workers=2), settings=RunSettings(compute=Compute("cpu")), listener=killer
+    )
     read: list[int] = []  # layers in each reference pass of the sources of that task
     for message in killer.events:
         if isinstance(message, Told) and task and message.name.startswith(task[:2]):

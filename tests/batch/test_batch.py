@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from streamcollapse import Calibration, CollapseOptions, Compute, prune
-from streamcollapse.batch.local import machines
-from streamcollapse.batch.run import Batch, Cluster, batch, planned
-from streamcollapse.batch.worker import Began, Ended, Machine, Message, Outcome, Told, run_task
+from streamcollapse import Calibration, Compute, SearchOptions, prune
+from streamcollapse.batches.local import machines
+from streamcollapse.batches.run import Batch, Cluster, batch, planned
+from streamcollapse.batches.worker import Began, Ended, Machine, Message, Outcome, Told, run_task
 from streamcollapse.cli.main import app
 from streamcollapse.errors import DeviceError, JobsError, OptionError, OutputError
 from streamcollapse.progress import DecisionMade, LayerDone, PhaseStarted
-from streamcollapse.settings import Streaming
+from streamcollapse.settings.run import RunSettings, Streaming
 from tests.batch.conftest import write_jobs
 from tests.checkpoints import edit_json, edit_tensors
 
@@ -45,9 +45,14 @@ def assert_like_single_runs(base: Path, out: Path) -> None:
             single = base / "single" / name
             if not single.exists():
                 (base / "single").mkdir(exist_ok=True)
-                options = CollapseOptions(layers_per_merge=3, interval=1, threshold=threshold)
+                options = SearchOptions(layers_per_merge=3, interval=1, threshold=threshold)
                 samples = Calibration(base / "samples.txt")
-                prune(base / "models" / model, single, options, calibration=samples, compute=Compute("cpu", "float32"))
+                prune(
+                    base / "models" / model,
+                    single,
+                    options,
+                    settings=RunSettings(calibration=samples, compute=Compute("cpu", "float32")),
+                )
             assert weights(out / name) == weights(single), name
             plans = [json.loads((d / name / "streamcollapse_plan.json").read_text()) for d in (out, base / "single")]
             assert plans[0] == plans[1], name
@@ -196,7 +201,12 @@ def test_a_killed_worker_is_replaced_and_goes_on_where_it_was(base: Path) -> Non
 def test_what_is_evaluated_once_stays_evaluated(base: Path) -> None:
     jobs = write_jobs(base, [{**GRID, "source": "models/m0"}])
     killer = Killer("m0", 2, lambda event: isinstance(event, DecisionMade))
-    found = batch(jobs, cluster=Cluster(retries=5), listener=killer, streaming=Streaming(work_dir=base / "work"))
+    found = batch(
+        jobs,
+        cluster=Cluster(retries=5),
+        listener=killer,
+        settings=RunSettings(streaming=Streaming(work_dir=base / "work")),
+    )
     assert set(statuses(found).values()) == {"done"}
     (journal,) = (base / "work").glob("*/journal.jsonl")
     records = [json.loads(line) for line in journal.read_text().splitlines()]

@@ -10,11 +10,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamcollapse.batch.spec import Jobs, read_jobs
-from streamcollapse.batch.tasks import Convert, Prune, chains_of
+from streamcollapse.batches.spec import Jobs, read_jobs
+from streamcollapse.batches.tasks import Convert, Prune, chains_of
 from streamcollapse.errors import JobsError
-from streamcollapse.settings import Calibration
-from streamcollapse.strategy.collapse import CollapseOptions
+from streamcollapse.settings.run import Calibration
+from streamcollapse.settings.search import SearchOptions
 
 
 @pytest.fixture
@@ -50,10 +50,10 @@ def test_strategies_and_targets_are_settings_like_others(base: Path) -> None:
             I: 4
         """,
     )
-    greedy = CollapseOptions(strategy="greedy", target_layers=6)
+    greedy = SearchOptions(strategy="greedy", target_layers=6)
     assert found.tasks[2].work == Prune(greedy, Calibration("passages"), "auto")
     assert found.tasks[0].work == Prune(
-        CollapseOptions(strategy="laco", target_layers=6), Calibration("sentences"), "auto"
+        SearchOptions(strategy="laco", target_layers=6), Calibration("sentences"), "auto"
     )
     assert [t.name.removeprefix("a-") for t in found.tasks] == [
         "C4-I2-N6-sequential",
@@ -93,12 +93,12 @@ def test_sources_times_settings(base: Path) -> None:
     assert found.out == base / "results"
     samples = Calibration(str(base / "samples.txt"))
     expected = [
-        (str(base / "models" / model), Prune(CollapseOptions(layers, threshold=0.7, rule=rule), samples, "auto"))
+        (str(base / "models" / model), Prune(SearchOptions(layers, threshold=0.7, rule=rule), samples, "auto"))
         for model in ("a", "b")
         for layers in (3, 4)
         for rule in ("sequential", "mean")
     ]
-    other = Prune(CollapseOptions(lowest=5, threshold=1.0), Calibration("passages"), "float32")
+    other = Prune(SearchOptions(lowest=5, threshold=1.0), Calibration("passages"), "float32")
     expected += [("org/name@main", other), (str(base / "other" / "a"), other)]
     assert [(t.source, t.work) for t in found.tasks if t.verb == "prune"] == expected
     assert [(t.work, t.max_shard_size) for t in found.tasks if t.verb == "convert"] == [

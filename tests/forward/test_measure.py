@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from streamcollapse import Calibration, CollapseOptions, Compute, Streaming, search
+from streamcollapse import Calibration, Compute, SearchOptions, Streaming, search
 from streamcollapse.errors import CalibrationError, NonFiniteError, OptionError
 from streamcollapse.forward import measure
 from streamcollapse.progress import Event, LayerDone
-from streamcollapse.strategy.catalogue import METRICS
+from streamcollapse.settings.catalogue import METRICS
+from streamcollapse.settings.run import RunSettings
 from tests.checkpoints import VOCABULARY, edit_tensors, save_model
 from tests.families import FAMILIES
 from tests.in_memory import in_memory_search
@@ -22,8 +23,8 @@ FLOAT32 = Compute("cpu", "float32")
 
 
 def similarities(source: Path, metric: str, **settings: object) -> list[float | None]:
-    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.9, rule="mean", metric=metric)
-    found = search(source, options, compute=FLOAT32, **settings)  # type: ignore[arg-type]
+    options = SearchOptions(layers_per_merge=3, interval=1, threshold=0.9, rule="mean", metric=metric)
+    found = search(source, options, settings=RunSettings(compute=FLOAT32), **settings)  # type: ignore[arg-type]
     assert found.search is not None
     assert found.search.metric == metric
     return [decision.similarity for decision in found.search.decisions]
@@ -87,8 +88,8 @@ def test_a_head_that_is_not_finite_is_named(llama: Path, tmp_path: Path) -> None
 
 
 def test_thresholds_of_each_metric() -> None:
-    assert CollapseOptions(metric="nll", threshold=1.5).threshold == 1.5, "a candidate may predict better"
+    assert SearchOptions(metric="nll", threshold=1.5).threshold == 1.5, "a candidate may predict better"
     with pytest.raises(OptionError, match=r"\(T\) is 1.5; similarity by kl lies between -1 and 1"):
-        CollapseOptions(metric="kl", threshold=1.5)
+        SearchOptions(metric="kl", threshold=1.5)
     with pytest.raises(OptionError, match="metric 'wasserstein' is unknown; choose one of cosine, token-cosine, nll"):
-        CollapseOptions(metric="wasserstein")
+        SearchOptions(metric="wasserstein")

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from streamcollapse import Calibration, CollapseOptions, prune
+from streamcollapse import Calibration, SearchOptions, prune
 from streamcollapse.errors import CalibrationError, OptionError, PlanError
 from streamcollapse.forward import perplexity as module
 from streamcollapse.forward.perplexity import Perplexity, Window, make_windows
 from streamcollapse.jobs.perplexity import perplexity
-from streamcollapse.settings import Compute
+from streamcollapse.settings.run import Compute, RunSettings
 
 FLOAT32 = Compute("cpu", "float32")
 
@@ -42,7 +42,7 @@ def text(tmp_path: Path, bundled: Path) -> Path:
 
 @pytest.mark.parametrize("window", [17, 200])
 def test_equals_the_in_memory_figure(bundled: Path, text: Path, window: int) -> None:
-    score = perplexity(bundled, text, window=window, compute=FLOAT32)
+    score = perplexity(bundled, text, window=window, settings=RunSettings(compute=FLOAT32))
     nll, count = _in_memory(bundled, text.read_text(encoding="utf-8"), window)
     assert score.tokens == count
     assert score.nll == pytest.approx(nll, rel=1e-5)
@@ -67,14 +67,16 @@ def test_a_sliding_window_equals_the_in_memory_figure(bundled: Path, text: Path,
         count, previous = count + end - previous, end
         if end == len(ids):
             break
-    score = perplexity(bundled, text, window=window, stride=stride, max_tokens=200, compute=FLOAT32)
+    score = perplexity(
+        bundled, text, window=window, stride=stride, max_tokens=200, settings=RunSettings(compute=FLOAT32)
+    )
     assert (score.tokens, score.stride) == (count, stride) == (200, stride)
     assert score.nll == pytest.approx(total / count, rel=1e-5)
     assert score.perplexity == pytest.approx(math.exp(total / count), rel=1e-4)
 
 
 def test_bits_per_byte(bundled: Path, text: Path) -> None:
-    score = perplexity(bundled, text, window=200, compute=FLOAT32)
+    score = perplexity(bundled, text, window=200, settings=RunSettings(compute=FLOAT32))
     num_bytes = len(text.read_bytes())
     assert score.bits_per_byte == pytest.approx(score.nll * score.tokens / math.log(2) / num_bytes)
     assert 0.5 < score.bits_per_byte < 4
@@ -84,25 +86,25 @@ def test_bits_per_byte(bundled: Path, text: Path) -> None:
 def test_a_plan_is_scored_like_the_model_it_describes(
     llama: Path, text: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    method, samples = CollapseOptions(3, 1, threshold=0.5, **options), Calibration("sentences")
-    pruned = prune(llama, tmp_path / "out", method, calibration=samples, compute=FLOAT32)
+    method, samples = SearchOptions(3, 1, threshold=0.5, **options), Calibration("sentences")
+    pruned = prune(llama, tmp_path / "out", method, settings=RunSettings(calibration=samples, compute=FLOAT32))
     assert pruned.plan.num_layers < 8
-    written = perplexity(tmp_path / "out", text, max_tokens=300, compute=FLOAT32)
-    planned = perplexity(llama, text, max_tokens=300, plan=pruned.plan, compute=FLOAT32)
+    written = perplexity(tmp_path / "out", text, max_tokens=300, settings=RunSettings(compute=FLOAT32))
+    planned = perplexity(llama, text, max_tokens=300, plan=pruned.plan, settings=RunSettings(compute=FLOAT32))
     assert planned.nll == pytest.approx(written.nll, rel=1e-9)
     assert (planned.layers, planned.tokens) == (written.layers, written.tokens)
-    assert planned.nll != perplexity(llama, text, max_tokens=300, compute=FLOAT32).nll
+    assert planned.nll != perplexity(llama, text, max_tokens=300, settings=RunSettings(compute=FLOAT32)).nll
     with pytest.raises(PlanError, match="the plan is for a source of 8 layers, this one has"):
-        perplexity(tmp_path / "out", text, plan=pruned.plan, compute=FLOAT32)
+        perplexity(tmp_path / "out", text, plan=pruned.plan, settings=RunSettings(compute=FLOAT32))
 
 
 def test_what_is_held_at_once_does_not_change_the_figure(
     llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = perplexity(llama, text, window=20, max_tokens=300, compute=FLOAT32)
+    whole = perplexity(llama, text, window=20, max_tokens=300, settings=RunSettings(compute=FLOAT32))
     monkeypatch.setattr(module, "MAX_HIDDEN_BYTES", 1)
     monkeypatch.setattr(module, "LOGITS_BYTES", 4 * 4096 * 7)
-    pieces = perplexity(llama, text, window=20, max_tokens=300, compute=FLOAT32)
+    pieces = perplexity(llama, text, window=20, max_tokens=300, settings=RunSettings(compute=FLOAT32))
     assert pieces.tokens == whole.tokens == 300
     assert pieces.nll == pytest.approx(whole.nll, rel=1e-6)
     assert whole.usage["bytes_read"] < 2 * pieces.usage["bytes_read"]
@@ -124,13 +126,13 @@ def test_texts_and_settings_that_cannot_be_used(llama: Path, tmp_path: Path) -> 
     empty = tmp_path / "empty.txt"
     empty.write_text("")
     with pytest.raises(CalibrationError, match="no token to predict"):
-        perplexity(llama, empty, compute=FLOAT32)
+        perplexity(llama, empty, settings=RunSettings(compute=FLOAT32))
     with pytest.raises(CalibrationError, match="cannot be read"):
-        perplexity(llama, tmp_path / "none.txt", compute=FLOAT32)
+        perplexity(llama, tmp_path / "none.txt", settings=RunSettings(compute=FLOAT32))
     with pytest.raises(OptionError, match="window is 129, but the model takes 128"):
-        perplexity(llama, empty, window=129, compute=FLOAT32)
+        perplexity(llama, empty, window=129, settings=RunSettings(compute=FLOAT32))
     with pytest.raises(OptionError, match="stride is 0; it must be at least 1"):
-        perplexity(llama, empty, stride=0, compute=FLOAT32)
+        perplexity(llama, empty, stride=0, settings=RunSettings(compute=FLOAT32))
     with pytest.raises(OptionError, match="window is 1; it must be at least 2"):
-        perplexity(llama, empty, window=1, compute=FLOAT32)
+        perplexity(llama, empty, window=1, settings=RunSettings(compute=FLOAT32))
     assert Perplexity(1000.0, 3).perplexity == math.inf

@@ -16,9 +16,9 @@ from streamcollapse.arch.replay import DecoderStack
 from streamcollapse.errors import ModelError, NonFiniteError
 from streamcollapse.forward.batches import CALL_COST, call_tokens, make_batches
 from streamcollapse.forward.reference import Reference, reference_pass
-from streamcollapse.jobs.opening import Job, open_job
 from streamcollapse.progress import LayerDone, silent
-from streamcollapse.settings import Compute
+from streamcollapse.run.opened import Job, open_job
+from streamcollapse.settings.run import Compute
 from tests.checkpoints import VOCABULARY, edit_tensors, save_llama, save_model
 from tests.families import FAMILIES
 from tests.streams import plain_stream

@@ -14,11 +14,11 @@ from streamcollapse.forward.measure import make_measure
 from streamcollapse.forward.reference import reference_pass
 from streamcollapse.forward.schedule import Passage, Stack, Visit, last_source, schedule
 from streamcollapse.forward.sweep import sweep
-from streamcollapse.jobs.opening import open_job
 from streamcollapse.merge.plan import PlanLayer, collapse, original_layers
 from streamcollapse.merge.rules import RULES
 from streamcollapse.progress import silent
-from streamcollapse.settings import Compute
+from streamcollapse.run.opened import open_job
+from streamcollapse.settings.run import Compute
 from streamcollapse.storage.source import ObservedSource
 from tests.forward.test_reference import random_samples
 from tests.streams import plain_stream

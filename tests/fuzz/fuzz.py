@@ -39,7 +39,7 @@ _FORBIDDEN = ("import", "exec", "compile", "subprocess.Popen", "os.system", "os.
 
 def target(kind: str, path: Path) -> Callable[[bytes], None]:
     """What parses bytes of ``kind``; those that read files read ``path``, which holds the bytes."""
-    from streamcollapse.batch.spec import read_jobs
+    from streamcollapse.batches.spec import read_jobs
     from streamcollapse.errors import StreamCollapseError
     from streamcollapse.storage import torchfile
     from streamcollapse.storage.header import read_header
@@ -71,7 +71,7 @@ def fuzz(kind: str, runs: int, seed: int, corpus: Path) -> None:
     """In a process of its own, which ends with it."""
     import atheris
 
-    with atheris.instrument_imports(include=["streamcollapse.storage", "streamcollapse.batch.spec", "pickletools"]):
+    with atheris.instrument_imports(include=["streamcollapse.storage", "streamcollapse.batches.spec", "pickletools"]):
         handle = os.memfd_create("input")
         path = Path(f"/proc/self/fd/{handle}")
         parse = target(kind, path)

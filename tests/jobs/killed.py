@@ -24,10 +24,11 @@ from typing import Any
 
 import torch
 
-from streamcollapse import Calibration, CollapseOptions, Compute, Output, convert, prune
+from streamcollapse import Calibration, Compute, Output, SearchOptions, convert, prune
 from streamcollapse.progress import Event, Listener, PhaseStarted
+from streamcollapse.settings.run import RunSettings
 
-OPTIONS = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.6, rule="mean")
+OPTIONS = SearchOptions(layers_per_merge=3, interval=1, threshold=0.6, rule="mean")
 OUTPUT = Output(max_shard_size="30kB")
 WATCHED = ("fsync", "pwrite", "preadv", "posix_fallocate", "rename", "replace", "mkdir", "unlink", "rmdir", "truncate")
 
@@ -78,7 +79,13 @@ class Work:
             convert(self.source, out, dtype="bfloat16", output=output, listener=listener)
             return
         compute, calibration = Compute("cpu", "float32"), Calibration(self.samples)
-        prune(self.source, out, OPTIONS, calibration=calibration, compute=compute, output=output, listener=listener)
+        prune(
+            self.source,
+            out,
+            OPTIONS,
+            settings=RunSettings(calibration=calibration, compute=compute, output=output),
+            listener=listener,
+        )
 
 
 def run(work: Work, out: Path, overwrite: bool, deadly: int | None, told: Path | None = None) -> int:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from streamcollapse import CollapseOptions, Compute, Plan, prune, resume, search
+from streamcollapse import Compute, Plan, SearchOptions, prune, resume, search
 from streamcollapse.arch.replay import DecoderStack
 from streamcollapse.errors import BudgetError, DeviceFailedError
 from streamcollapse.jobs import candidates, streams
 from streamcollapse.progress import Event, WarningRaised
-from streamcollapse.settings import Streaming
+from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.stream.loaders import DeviceLoader
 from tests.jobs.test_streaming import allotted  # noqa: F401 - a fixture
 from tests.streams import StandInDevice
@@ -51,8 +51,8 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
         assert device.held == 0, "and so is the device's"
 
 
-def _options(rule: str, **changes: Any) -> CollapseOptions:
-    return CollapseOptions(layers_per_merge=3, interval=1, threshold=0.55, rule=rule, **changes)
+def _options(rule: str, **changes: Any) -> SearchOptions:
+    return SearchOptions(layers_per_merge=3, interval=1, threshold=0.55, rule=rule, **changes)
 
 
 def _files(out: Path) -> list[bytes]:
@@ -71,10 +71,20 @@ def test_a_whole_prune_keeps_to_the_rules_of_the_device(
     use: Use,
     allotted: Any,  # noqa: F811
 ) -> None:
-    prune(llama_bf16, tmp_path / "plain", _options(rule), compute=FLOAT32, streaming=Streaming(1, 0, "mmap"))
+    prune(
+        llama_bf16,
+        tmp_path / "plain",
+        _options(rule),
+        settings=RunSettings(compute=FLOAT32, streaming=Streaming(1, 0, "mmap")),
+    )
     device = use(**late)
     allotted(resident_layers=resident)
-    prune(llama_bf16, tmp_path / "out", _options(rule), compute=FLOAT32, streaming=Streaming(4, prefetch))
+    prune(
+        llama_bf16,
+        tmp_path / "out",
+        _options(rule),
+        settings=RunSettings(compute=FLOAT32, streaming=Streaming(4, prefetch)),
+    )
     assert _files(tmp_path / "out") == _files(tmp_path / "plain")
     assert device.copies > 20
 
@@ -89,10 +99,10 @@ def test_an_error_that_comes_late_is_one_line_and_the_job_goes_on_afterwards(
 ) -> None:
     allotted()
     out, streaming = tmp_path / "out", Streaming(2)
-    prune(llama_bf16, tmp_path / "plain", _options("mean"), compute=FLOAT32, streaming=streaming)
+    prune(llama_bf16, tmp_path / "plain", _options("mean"), settings=RunSettings(compute=FLOAT32, streaming=streaming))
     use(fails_at=number, delay=0.001)
     with pytest.raises(DeviceFailedError) as caught:
-        prune(llama_bf16, out, _options("mean"), compute=FLOAT32, streaming=streaming)
+        prune(llama_bf16, out, _options("mean"), settings=RunSettings(compute=FLOAT32, streaming=streaming))
     said = str(caught.value)
     assert "the device failed: CUDA error: an illegal memory access was encountered; this process" in said
     assert "\n" not in said
@@ -101,7 +111,7 @@ def test_an_error_that_comes_late_is_one_line_and_the_job_goes_on_afterwards(
     if "resume" in said:
         resume(tmp_path / ".out.work")
     else:
-        prune(llama_bf16, out, _options("mean"), compute=FLOAT32, streaming=streaming)
+        prune(llama_bf16, out, _options("mean"), settings=RunSettings(compute=FLOAT32, streaming=streaming))
     assert _files(out) == _files(tmp_path / "plain")
 
 
@@ -111,10 +121,8 @@ def test_an_error_that_comes_late_is_one_line_and_the_job_goes_on_afterwards(
 def test_where_memory_runs_out_in_a_sweep_it_takes_fewer_candidates(
     llama_bf16: Path, strategy: str, rule: str, room: int, monkeypatch: pytest.MonkeyPatch, use: Use
 ) -> None:
-    options = {"laco": _options(rule), "greedy": CollapseOptions(strategy="greedy", rule=rule, target_layers=6)}[
-        strategy
-    ]
-    plain = search(llama_bf16, options, compute=FLOAT32)
+    options = {"laco": _options(rule), "greedy": SearchOptions(strategy="greedy", rule=rule, target_layers=6)}[strategy]
+    plain = search(llama_bf16, options, settings=RunSettings(compute=FLOAT32))
     sweep, asked, heard = candidates.sweep, [], []
 
     def narrow(model: Any, stream: Any, layout: Any, stacks: Any, *rest: Any) -> Any:
@@ -129,7 +137,7 @@ def test_where_memory_runs_out_in_a_sweep_it_takes_fewer_candidates(
 
     monkeypatch.setattr(candidates, "sweep", narrow)
     use()
-    found = search(llama_bf16, options, compute=FLOAT32, streaming=Streaming(16), listener=listen)
+    found = search(llama_bf16, options, settings=RunSettings(compute=FLOAT32, streaming=Streaming(16)), listener=listen)
     assert found == plain
     too_many = [number for number, count in enumerate(asked) if count > room]
     assert too_many
@@ -139,25 +147,25 @@ def test_where_memory_runs_out_in_a_sweep_it_takes_fewer_candidates(
 
 def test_where_memory_runs_out_no_layer_stays(llama_bf16: Path, use: Use, allotted: Any) -> None:  # noqa: F811
     options, streaming = _options("sequential"), Streaming(1, 0)
-    plain = search(llama_bf16, options, compute=FLOAT32)
+    plain = search(llama_bf16, options, settings=RunSettings(compute=FLOAT32))
     allotted(resident_layers=8)
     roomy = use()
-    assert search(llama_bf16, options, compute=FLOAT32, streaming=streaming) == plain
+    assert search(llama_bf16, options, settings=RunSettings(compute=FLOAT32, streaming=streaming)) == plain
     assert roomy.copies == 8, "each layer comes once"
     narrow = use(capacity=roomy.peak - 1)
-    assert search(llama_bf16, options, compute=FLOAT32, streaming=streaming) == plain
+    assert search(llama_bf16, options, settings=RunSettings(compute=FLOAT32, streaming=streaming)) == plain
     assert narrow.copies > 16, "none stayed"
 
 
 def test_where_nothing_helps_it_is_one_line(llama_bf16: Path, tmp_path: Path, use: Use) -> None:
     use(capacity=1000)
     with pytest.raises(BudgetError, match=r"^cpu: GPU memory ran out; pass a smaller --vram-budget, or end what else"):
-        prune(llama_bf16, tmp_path / "out", _options("mean"), compute=FLOAT32)
+        prune(llama_bf16, tmp_path / "out", _options("mean"), settings=RunSettings(compute=FLOAT32))
     assert not list(tmp_path.iterdir())
 
 
 def test_two_jobs_of_one_process_pin_memory_anew(llama_bf16: Path, use: Use) -> None:
     device = use()
-    found: list[Plan] = [search(llama_bf16, _options("mean"), compute=FLOAT32) for _ in range(2)]
+    found: list[Plan] = [search(llama_bf16, _options("mean"), settings=RunSettings(compute=FLOAT32)) for _ in range(2)]
     assert found[0] == found[1]
     assert device.registered == 0

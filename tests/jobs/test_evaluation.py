@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from streamcollapse import Compute, apply, make_plan, perplexity
+from streamcollapse.settings.run import RunSettings
 
 DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
 LM_EVAL = os.environ.get("STREAMCOLLAPSE_TEST_LM_EVAL") or shutil.which("lm_eval")
@@ -27,7 +28,7 @@ def test_the_harness_and_we_agree(bundled: Path, tmp_path: Path) -> None:
     words = DOCS.read_text(encoding="utf-8")
     task, command = (re.findall(rf"```{kind}\n(.*?)```", words, re.DOTALL)[0] for kind in ("yaml", "sh"))
     (tmp_path / "tasks" / "held_out.yaml").write_text(task)
-    apply(bundled, make_plan(bundled, "9-11"), tmp_path / "pruned", compute=Compute("cpu"))
+    apply(bundled, make_plan(bundled, "9-11"), tmp_path / "pruned", settings=RunSettings(compute=Compute("cpu")))
     command = command.replace("llama-2-23l,dtype=bfloat16,max_length=2048", "pruned,dtype=float32,max_length=256")
     asked = [str(LM_EVAL), *shlex.split(command)[1:], "--device", "cpu", "--output_path", "out"]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
@@ -35,6 +36,8 @@ def test_the_harness_and_we_agree(bundled: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (results,) = (tmp_path / "out").rglob("results_*.json")
     theirs = json.loads(results.read_text())["results"]["held_out"]["bits_per_byte,none"]
-    ours = perplexity(tmp_path / "pruned", tmp_path / "text.txt", window=256, compute=Compute("cpu", "float32"))
+    ours = perplexity(
+        tmp_path / "pruned", tmp_path / "text.txt", window=256, settings=RunSettings(compute=Compute("cpu", "float32"))
+    )
     assert ours.layers == 21
     assert theirs == pytest.approx(ours.bits_per_byte, rel=0.03)

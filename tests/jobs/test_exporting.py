@@ -13,10 +13,11 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from streamcollapse import Calibration, CollapseOptions, Compute, Plan, apply, make_plan, search
+from streamcollapse import Calibration, Compute, Plan, SearchOptions, apply, make_plan, search
 from streamcollapse.cli.main import app
 from streamcollapse.errors import OptionError, PlanError
 from streamcollapse.jobs.planning import export_plan
+from streamcollapse.settings.run import RunSettings
 from tests.checkpoints import save_llama
 
 MERGEKIT = os.environ.get("STREAMCOLLAPSE_TEST_MERGEKIT")  # its command mergekit-yaml, in an environment of its own
@@ -57,8 +58,8 @@ def test_the_document_says_what_the_plan_says(llama_bf16: Path, merge_norms: boo
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mergekit_builds_the_same_model(tmp_path: Path, dtype: torch.dtype) -> None:
     source = save_llama(tmp_path / "source", dtype=dtype)
-    options = CollapseOptions(strategy="greedy", rule="best", target_layers=5, rescale=True)
-    searched = search(source, options, calibration=Calibration("sentences"))
+    options = SearchOptions(strategy="greedy", rule="best", target_layers=5, rescale=True)
+    searched = search(source, options, settings=RunSettings(calibration=Calibration("sentences")))
     by_hand = make_plan(source, "0,6", ["1-3:rdsc:0.25", "4-5:mean"])
     for number, plan in enumerate([searched, by_hand]):
         plan.save(tmp_path / "plan.json")
@@ -67,7 +68,7 @@ def test_mergekit_builds_the_same_model(tmp_path: Path, dtype: torch.dtype) -> N
         assert CliRunner().invoke(app, asked).exit_code == 0
         done = subprocess.run([str(MERGEKIT), str(text), str(theirs)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        apply(source, plan, tmp_path / f"ours-{number}", compute=Compute("cpu"))
+        apply(source, plan, tmp_path / f"ours-{number}", settings=RunSettings(compute=Compute("cpu")))
         ours, found = (load_all(tmp_path / f"{name}-{number}") for name in ("ours", "theirs"))
         assert ours.keys() == found.keys()
         for name, tensor in ours.items():

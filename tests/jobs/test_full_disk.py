@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from streamcollapse import CollapseOptions, Compute, Output, prune, resume
+from streamcollapse import Compute, Output, SearchOptions, prune, resume
 from streamcollapse.errors import OutputError
 from streamcollapse.progress import DecisionMade, Event, PhaseStarted, TensorWritten
-from streamcollapse.settings import Streaming
+from streamcollapse.settings.run import RunSettings, Streaming
 from tests.checkpoints import save_llama
 
-OPTIONS = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.6, rule="mean")
+OPTIONS = SearchOptions(layers_per_merge=3, interval=1, threshold=0.6, rule="mean")
 FLOAT32 = Compute("cpu", "float32")
 OUTPUT = Output("300kB")
 NEEDED_AND_FREE = r"no space on the disk: [\d.]+ \w+ needed, [\d.]+ \w+ free; free some"
@@ -54,13 +54,13 @@ def files(directory: Path) -> dict[str, bytes]:
 def test_a_disk_that_is_too_small_from_the_start(source: Path, small_disk: Path) -> None:
     fill(small_disk, 100_000)
     with pytest.raises(OutputError, match=NEEDED_AND_FREE):
-        prune(source, small_disk / "out", OPTIONS, compute=FLOAT32, output=OUTPUT)
+        prune(source, small_disk / "out", OPTIONS, settings=RunSettings(compute=FLOAT32, output=OUTPUT))
     assert [p.name for p in small_disk.iterdir()] == ["filler"]
 
 
 @pytest.mark.parametrize("phase", ["reference", "search", "write"])
 def test_a_disk_that_fills_up_under_the_run(source: Path, small_disk: Path, tmp_path: Path, phase: str) -> None:
-    prune(source, tmp_path / "expected", OPTIONS, compute=FLOAT32, output=OUTPUT)
+    prune(source, tmp_path / "expected", OPTIONS, settings=RunSettings(compute=FLOAT32, output=OUTPUT))
     out = small_disk / "out"
 
     def meddle(event: Event) -> None:
@@ -68,13 +68,13 @@ def test_a_disk_that_fills_up_under_the_run(source: Path, small_disk: Path, tmp_
             fill(small_disk, 0)
 
     with pytest.raises(OutputError, match=NEEDED_AND_FREE) as raised:
-        prune(source, out, OPTIONS, compute=FLOAT32, output=OUTPUT, listener=meddle)
+        prune(source, out, OPTIONS, settings=RunSettings(compute=FLOAT32, output=OUTPUT), listener=meddle)
     assert "\n" not in str(raised.value)
     assert not out.exists()
     (small_disk / "filler").unlink()
     if phase == "reference":  # nothing was found out: nothing to go on with
         assert not list(small_disk.iterdir())
-        prune(source, out, OPTIONS, compute=FLOAT32, output=OUTPUT)
+        prune(source, out, OPTIONS, settings=RunSettings(compute=FLOAT32, output=OUTPUT))
     else:
         assert f"go on with: streamcollapse resume {small_disk / '.out.work'}" in str(raised.value)
         resume(small_disk / ".out.work")
@@ -83,7 +83,7 @@ def test_a_disk_that_fills_up_under_the_run(source: Path, small_disk: Path, tmp_
 
 
 def test_what_is_reserved_already_does_not_count_twice(source: Path, small_disk: Path, tmp_path: Path) -> None:
-    prune(source, tmp_path / "expected", OPTIONS, compute=FLOAT32, output=OUTPUT)
+    prune(source, tmp_path / "expected", OPTIONS, settings=RunSettings(compute=FLOAT32, output=OUTPUT))
     out = small_disk / "out"
 
     def meddle(event: Event) -> None:
@@ -91,7 +91,7 @@ def test_what_is_reserved_already_does_not_count_twice(source: Path, small_disk:
             fill(small_disk, 0)
 
     with pytest.raises(OutputError, match="no space on the disk"):
-        prune(source, out, OPTIONS, compute=FLOAT32, output=OUTPUT, listener=meddle)
+        prune(source, out, OPTIONS, settings=RunSettings(compute=FLOAT32, output=OUTPUT), listener=meddle)
     assert sum(p.stat().st_size for p in (small_disk / ".out.partial").iterdir()) > 800_000
     (small_disk / "filler").unlink()
     fill(small_disk, 200_000)
@@ -101,7 +101,7 @@ def test_what_is_reserved_already_does_not_count_twice(source: Path, small_disk:
 
 def test_a_journal_that_cannot_grow(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the third record: a seam, since a file system has room for a few bytes more."""
-    expected = prune(source, tmp_path / "expected", OPTIONS, compute=FLOAT32, output=OUTPUT)
+    expected = prune(source, tmp_path / "expected", OPTIONS, settings=RunSettings(compute=FLOAT32, output=OUTPUT))
     original, decided = os.fsync, []
 
     def full(handle: int) -> None:
@@ -116,7 +116,13 @@ def test_a_journal_that_cannot_grow(source: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "fsync", full)
     one_each = Streaming(lookahead=1)
     with pytest.raises(OutputError, match=rf"{NEEDED_AND_FREE}.*streamcollapse resume"):
-        prune(source, tmp_path / "out", OPTIONS, compute=FLOAT32, output=OUTPUT, streaming=one_each, listener=listen)
+        prune(
+            source,
+            tmp_path / "out",
+            OPTIONS,
+            settings=RunSettings(compute=FLOAT32, output=OUTPUT, streaming=one_each),
+            listener=listen,
+        )
     assert len(decided) == 1
     decided.clear()
     assert resume(tmp_path / ".out.work").plan == expected.plan

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from streamcollapse import CollapseOptions, Compute
+from streamcollapse import Compute, SearchOptions
 from streamcollapse.cli.main import app
 from streamcollapse.cli.plots import sparkline
 from streamcollapse.errors import BudgetError, OptionError, OutputError
@@ -18,6 +18,7 @@ from streamcollapse.jobs import prune as prunes
 from streamcollapse.jobs import speed as speeds
 from streamcollapse.jobs.bench import bench
 from streamcollapse.jobs.speed import speed
+from streamcollapse.settings.run import RunSettings
 from tests.checkpoints import save_llama
 
 CPU = Compute("cpu", "float32")
@@ -32,7 +33,7 @@ def _invoke(*arguments: str) -> Any:
 def test_bench_runs_the_real_job_and_leaves_nothing(llama: Path, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    found = bench(llama, compute=CPU, scratch=scratch, cold=True)
+    found = bench(llama, settings=RunSettings(compute=CPU), scratch=scratch, cold=True)
     assert list(scratch.iterdir()) == []
     phases = {phase["name"]: phase for phase in found.report["usage"]["phases"]}
     assert list(phases) == ["reference", "search", "write"]
@@ -46,7 +47,7 @@ def test_bench_runs_the_real_job_and_leaves_nothing(llama: Path, tmp_path: Path)
     assert document["format"] == "streamcollapse.bench/1"
     assert document["copy_rate"] is None, "no device"
     with pytest.raises(OutputError, match="nowhere: is not a directory; choose another --scratch"):
-        bench(llama, compute=CPU, scratch=tmp_path / "nowhere")
+        bench(llama, settings=RunSettings(compute=CPU), scratch=tmp_path / "nowhere")
 
 
 def test_the_disk_is_probed_after_the_checkpoint_left_the_page_cache(
@@ -56,10 +57,10 @@ def test_the_disk_is_probed_after_the_checkpoint_left_the_page_cache(
     order: list[str] = []
     monkeypatch.setattr(benches, "forget", lambda checkpoint: order.append("forget"))
     monkeypatch.setattr(benches, "read_rate", lambda checkpoint, mode, size: order.append(mode))
-    bench(llama, CollapseOptions(3), compute=CPU, scratch=tmp_path, cold=True)
+    bench(llama, SearchOptions(3), settings=RunSettings(compute=CPU), scratch=tmp_path, cold=True)
     assert order == ["forget", "mmap", "pread", "direct", "forget"]
     order.clear()
-    bench(llama, CollapseOptions(3), compute=CPU, scratch=tmp_path)
+    bench(llama, SearchOptions(3), settings=RunSettings(compute=CPU), scratch=tmp_path)
     assert order == ["mmap", "pread", "direct"]
 
 
@@ -71,10 +72,10 @@ def test_a_bench_that_fails_does_not_speak_of_going_on(
 
     monkeypatch.setattr(prunes, "_write", full)
     with pytest.raises(OutputError, match=r"^no space on the disk$"):
-        bench(llama, CollapseOptions(3), compute=CPU, scratch=tmp_path)
+        bench(llama, SearchOptions(3), settings=RunSettings(compute=CPU), scratch=tmp_path)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OutputError, match="what was found out is kept; go on with"):
-        prunes.prune(llama, tmp_path / "out", CollapseOptions(3), compute=CPU)
+        prunes.prune(llama, tmp_path / "out", SearchOptions(3), compute=CPU)
 
 
 def test_bench_on_the_command_line(llama: Path, tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_a_line_of_blocks() -> None:
 
 
 def test_speed_of_a_checkpoint(llama: Path) -> None:
-    found = speed(llama, new_tokens=4, repeat=3, compute=CPU)
+    found = speed(llama, new_tokens=4, repeat=3, settings=RunSettings(compute=CPU))
     assert (found.layers, found.new_tokens, len(found.runs)) == (8, 4, 3)
     assert found.tokens_per_second == sorted(found.runs)[1] > 0
     assert (found.device, found.dtype) == ("cpu", "float32")
@@ -139,7 +140,7 @@ def test_speed_side_by_side(llama: Path, tmp_path: Path) -> None:
 
 def test_speed_refuses_what_does_not_fit(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionError, match="repeat is 0; it must be at least 1"):
-        speed(llama, repeat=0, compute=CPU)
+        speed(llama, repeat=0, settings=RunSettings(compute=CPU))
     monkeypatch.setattr(speeds, "free_ram", lambda: 1000)
     with pytest.raises(BudgetError, match=r"the model takes .* as a whole and 1 kB are free"):
-        speed(llama, compute=CPU)
+        speed(llama, settings=RunSettings(compute=CPU))

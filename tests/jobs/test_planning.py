@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from streamcollapse import Calibration, CollapseOptions, Compute, Plan, apply, prune
+from streamcollapse import Calibration, Compute, Plan, SearchOptions, apply, prune
 from streamcollapse.cli.main import app
+from streamcollapse.settings.run import RunSettings
 from tests.checkpoints import edit_json
 
 FLOAT32 = Compute("cpu", "float32")
@@ -46,14 +47,18 @@ def test_a_list_of_layers_is_dropped_as_by_hand(llama: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("rule", ["sequential", "mean"])
 def test_two_prunings_in_one_step(llama_bf16: Path, tmp_path: Path, rule: str) -> None:
     """Bit by bit where no tensor was rounded twice, within one rounding of the dtype elsewhere."""
-    once = prune(llama_bf16, tmp_path / "once", CollapseOptions(3, 1, threshold=0.4, rule=rule), compute=FLOAT32)
+    once = prune(
+        llama_bf16,
+        tmp_path / "once",
+        SearchOptions(3, 1, threshold=0.4, rule=rule),
+        settings=RunSettings(compute=FLOAT32),
+    )
     assert once.plan.num_layers < 8
     twice = prune(
         tmp_path / "once",
         tmp_path / "twice",
-        CollapseOptions(2, 1, rule=rule, strategy="greedy", target_layers=once.plan.num_layers - 2, rescale=False),
-        calibration=Calibration("sentences"),
-        compute=FLOAT32,
+        SearchOptions(2, 1, rule=rule, strategy="greedy", target_layers=once.plan.num_layers - 2, rescale=False),
+        settings=RunSettings(calibration=Calibration("sentences"), compute=FLOAT32),
     )
     for name in ("once", "twice"):
         (tmp_path / f"{name}.json").write_bytes((tmp_path / name / "streamcollapse_plan.json").read_bytes())

@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, GPT2Config, JambaConfig
 
-from streamcollapse import Calibration, CollapseOptions, Compute, Output, Plan, apply, prune, resume, search
+from streamcollapse import Calibration, Compute, Output, Plan, SearchOptions, apply, prune, resume, search
 from streamcollapse.errors import ModelError, OutputError, PlanError
 from streamcollapse.jobs import prune as module
-from streamcollapse.jobs.opening import calibration_samples, open_job
 from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.progress import DecisionMade, StackChanged, WarningRaised, silent
-from streamcollapse.strategy.calibration import load_samples
+from streamcollapse.run.opened import calibration_samples, open_job
+from streamcollapse.run.samples import load_samples
+from streamcollapse.settings.run import RunSettings
 from tests.checkpoints import VOCABULARY, edit_tensors, save_llama, save_model
 from tests.in_memory import in_memory_search
 
@@ -51,8 +52,8 @@ def test_decisions_and_weights_equal_the_in_memory_search(
 ) -> None:
     for number, threshold in enumerate(_thresholds(llama, rule, scale=scale, norms=norms)):
         settings = {"rule": rule, "threshold": threshold, "rdsc_scale": scale, "merge_norms": norms}
-        options = CollapseOptions(layers_per_merge=3, interval=1, **settings)  # type: ignore[arg-type]
-        pruned = prune(llama, tmp_path / str(number), options, compute=FLOAT32)
+        options = SearchOptions(layers_per_merge=3, interval=1, **settings)  # type: ignore[arg-type]
+        pruned = prune(llama, tmp_path / str(number), options, settings=RunSettings(compute=FLOAT32))
         expected = in_memory_search(llama, SAMPLES, c=3, i=1, threshold=threshold, rule=rule, scale=scale, norms=norms)
         assert pruned.plan.search is not None
         ours = pruned.plan.search.decisions
@@ -71,12 +72,17 @@ def test_decisions_and_weights_equal_the_in_memory_search(
 def test_rules_in_competition_equal_the_in_memory_search(llama: Path, tmp_path: Path) -> None:
     """Every rule is tried for each candidate, the most similar counts, and the decision says what each had."""
     competing = [("sequential", 1.0), ("mean", 1.0), ("rdsc", 0.2), ("rdsc", 1.0), ("first", 1.0)]
-    options = CollapseOptions(3, 1, rule="sequential,mean,rdsc,first", rdsc_scale=(0.2, 1.0))
+    options = SearchOptions(3, 1, rule="sequential,mean,rdsc,first", rdsc_scale=(0.2, 1.0))
     assert [v.label for v in options.variants] == ["sequential", "mean", "rdsc:0.2", "rdsc:1.0", "first"]
     winners = set()
     for threshold in (0.3, 0.7):
         expected = in_memory_search(llama, SAMPLES, c=3, i=1, threshold=threshold, rule="", competing=competing)
-        pruned = prune(llama, tmp_path / str(threshold), replace(options, threshold=threshold), compute=FLOAT32)
+        pruned = prune(
+            llama,
+            tmp_path / str(threshold),
+            replace(options, threshold=threshold),
+            settings=RunSettings(compute=FLOAT32),
+        )
         assert pruned.plan.search is not None
         assert Plan.from_json(json.loads(json.dumps(pruned.plan.to_json()))) == pruned.plan
         decisions = pruned.plan.search.decisions
@@ -117,8 +123,8 @@ def test_rules_in_competition_equal_the_in_memory_search(llama: Path, tmp_path: 
 )
 def test_other_families_end_to_end(tmp_path: Path, config: Any) -> None:
     source = save_model(config(), tmp_path / "source", gain=1.5)
-    options = CollapseOptions(layers_per_merge=2, interval=2, threshold=-1.0, rule="mean")
-    pruned = prune(source, tmp_path / "out", options, compute=FLOAT32)
+    options = SearchOptions(layers_per_merge=2, interval=2, threshold=-1.0, rule="mean")
+    pruned = prune(source, tmp_path / "out", options, settings=RunSettings(compute=FLOAT32))
     expected = in_memory_search(source, SAMPLES, c=2, i=2, threshold=-1.0, rule="mean")
     assert pruned.plan.search is not None
     # transformers alternates layer kinds by position while the candidate keeps those of its bases, so the in-memory
@@ -161,9 +167,11 @@ def test_the_output_directory(llama_bf16: Path, tmp_path: Path) -> None:
     (source / "LICENSE.txt").write_text("licence")
     (source / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n# Model\n")
     (source / "modeling_own.py").write_text("raise SystemExit")
-    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=-1.0)
+    options = SearchOptions(layers_per_merge=3, interval=1, threshold=-1.0)
     out = tmp_path / "out"
-    pruned = prune(source, out, options, compute=Compute("cpu", "float32"), output=Output("100KB"))
+    pruned = prune(
+        source, out, options, settings=RunSettings(compute=Compute("cpu", "float32"), output=Output("100KB"))
+    )
     names = {p.name for p in out.iterdir()}
     shards = {n for n in names if n.endswith(".safetensors")}
     assert len(shards) > 1
@@ -209,7 +217,9 @@ def test_the_output_directory(llama_bf16: Path, tmp_path: Path) -> None:
 def test_the_two_readings_of_rdsc_on_trained_weights(bundled: Path) -> None:
     similarities = {}
     for rule in ("sequential", "rdsc"):
-        plan = search(bundled, CollapseOptions(interval=1, threshold=1.0, rule=rule), compute=FLOAT32)
+        plan = search(
+            bundled, SearchOptions(interval=1, threshold=1.0, rule=rule), settings=RunSettings(compute=FLOAT32)
+        )
         assert plan.search is not None
         similarities[rule] = [d.similarity for d in plan.search.decisions[:19]]  # l = 20 down to 2
     assert similarities["sequential"][0] == pytest.approx(0.942, abs=1e-3)
@@ -222,7 +232,10 @@ def test_the_two_readings_of_rdsc_on_trained_weights(bundled: Path) -> None:
 def test_a_threshold_of_one_changes_no_byte(source: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     directory: Path = request.getfixturevalue(source)
     pruned = prune(
-        directory, tmp_path / "out", CollapseOptions(strategy="laco", threshold=1.0, rule="first"), compute=FLOAT32
+        directory,
+        tmp_path / "out",
+        SearchOptions(strategy="laco", threshold=1.0, rule="first"),
+        settings=RunSettings(compute=FLOAT32),
     )
     assert pruned.report["ratio"] == 0
     assert all(layer.untouched for layer in pruned.plan.layers)
@@ -245,7 +258,9 @@ def test_a_similarity_that_equals_the_threshold_is_not_above_it(tmp_path: Path) 
                 tensor.zero_()
 
     edit_tensors(source, silence)
-    plan = search(source, CollapseOptions(layers_per_merge=2, interval=1, threshold=1.0), compute=FLOAT32)
+    plan = search(
+        source, SearchOptions(layers_per_merge=2, interval=1, threshold=1.0), settings=RunSettings(compute=FLOAT32)
+    )
     assert plan.search is not None
     assert {d.similarity for d in plan.search.decisions} == {1.0}
     assert not any(d.accepted for d in plan.search.decisions)
@@ -253,11 +268,11 @@ def test_a_similarity_that_equals_the_threshold_is_not_above_it(tmp_path: Path) 
 
 
 def test_search_and_apply_are_the_halves_of_prune(llama_bf16: Path, tmp_path: Path) -> None:
-    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=-1.0, rule="rdsc", rdsc_scale=0.4)
-    plan = search(llama_bf16, options, compute=FLOAT32)
+    options = SearchOptions(layers_per_merge=3, interval=1, threshold=-1.0, rule="rdsc", rdsc_scale=0.4)
+    plan = search(llama_bf16, options, settings=RunSettings(compute=FLOAT32))
     plan.save(tmp_path / "plan.json")
-    apply(llama_bf16, Plan.load(tmp_path / "plan.json"), tmp_path / "halves", compute=FLOAT32)
-    whole = prune(llama_bf16, tmp_path / "whole", options, compute=FLOAT32)
+    apply(llama_bf16, Plan.load(tmp_path / "plan.json"), tmp_path / "halves", settings=RunSettings(compute=FLOAT32))
+    whole = prune(llama_bf16, tmp_path / "whole", options, settings=RunSettings(compute=FLOAT32))
     assert whole.plan == plan
     one, other = (load_file(tmp_path / d / "model.safetensors") for d in ("halves", "whole"))
     assert one.keys() == other.keys()
@@ -266,8 +281,8 @@ def test_search_and_apply_are_the_halves_of_prune(llama_bf16: Path, tmp_path: Pa
 
 def test_mixed_weights_are_rounded_once_from_the_source(llama_bf16: Path, tmp_path: Path) -> None:
     # Powers of two as coefficients: every product is exact, so the order of the additions is all that counts.
-    options = CollapseOptions(3, 1, threshold=-1.0, rule="rdsc", rdsc_scale=0.25)
-    pruned = prune(llama_bf16, tmp_path / "out", options, compute=FLOAT32)
+    options = SearchOptions(3, 1, threshold=-1.0, rule="rdsc", rdsc_scale=0.25)
+    pruned = prune(llama_bf16, tmp_path / "out", options, settings=RunSettings(compute=FLOAT32))
     source: dict[str, torch.Tensor] = {}
     for shard in llama_bf16.glob("*.safetensors"):
         source |= load_file(shard)
@@ -284,8 +299,8 @@ def test_mixed_weights_are_rounded_once_from_the_source(llama_bf16: Path, tmp_pa
 
 def test_the_library_tells_what_it_does(llama: Path, tmp_path: Path) -> None:
     events: list[Any] = []
-    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.9, rule="first")
-    pruned = prune(llama, tmp_path / "out", options, compute=FLOAT32, listener=events.append)
+    options = SearchOptions(layers_per_merge=3, interval=1, threshold=0.9, rule="first")
+    pruned = prune(llama, tmp_path / "out", options, settings=RunSettings(compute=FLOAT32), listener=events.append)
     assert pruned.plan.search is not None
     decisions = [e for e in events if isinstance(e, DecisionMade)]
     assert [(d.pointer, d.similarity) for d in decisions] == [(d.l, d.similarity) for d in pruned.plan.search.decisions]
@@ -319,10 +334,10 @@ def _retype(tensors: dict[str, torch.Tensor]) -> None:
 def test_unlike_layers_are_passed_over_with_the_reason(tmp_path: Path, edit: Any, reason: str) -> None:
     """Only candidates that would put something of layer 4 into another layer are passed over; the rest goes on."""
     source = save_llama(tmp_path / "m", num_layers=6)
-    options = CollapseOptions(layers_per_merge=2, interval=1, threshold=-1.0)
-    plain = search(source, options, compute=FLOAT32)
+    options = SearchOptions(layers_per_merge=2, interval=1, threshold=-1.0)
+    plain = search(source, options, settings=RunSettings(compute=FLOAT32))
     edit_tensors(source, edit)
-    plan = search(source, options, compute=FLOAT32)
+    plan = search(source, options, settings=RunSettings(compute=FLOAT32))
     assert plan.search is not None
     assert plain.search is not None
     assert [(d.l, d.accepted) for d in plan.search.decisions] == [(4, False), (3, True), (2, True), (1, True)]
@@ -332,7 +347,7 @@ def test_unlike_layers_are_passed_over_with_the_reason(tmp_path: Path, edit: Any
     assert re.fullmatch(reason, first.reason)
     assert second.reason is None
     assert plan.layers[-2].mix == {4: 1.0}
-    apply(source, plan, tmp_path / "out", compute=FLOAT32)
+    apply(source, plan, tmp_path / "out", settings=RunSettings(compute=FLOAT32))
 
 
 def test_weights_that_do_not_fit_the_config(tmp_path: Path) -> None:
@@ -343,15 +358,15 @@ def test_weights_that_do_not_fit_the_config(tmp_path: Path) -> None:
 
     edit_tensors(source, shorten)
     with pytest.raises(ModelError, match=r"layer 2: mlp.down_proj.weight has shape \[32, 40\], the config gives"):
-        search(source, compute=FLOAT32)
+        search(source, settings=RunSettings(compute=FLOAT32))
     edit_tensors(source, lambda tensors: tensors.update({"model.norm.weight": torch.ones(31)}))
     with pytest.raises(ModelError, match=r"tensor model.norm.weight has shape \[31\], the config gives \[32\]"):
-        search(source, compute=FLOAT32)
+        search(source, settings=RunSettings(compute=FLOAT32))
 
 
 def test_a_candidate_that_overflows_is_passed_over(llama: Path) -> None:
-    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=-1.0, rule="rdsc", rdsc_scale=1e30)
-    plan = search(llama, options, compute=FLOAT32)
+    options = SearchOptions(layers_per_merge=3, interval=1, threshold=-1.0, rule="rdsc", rdsc_scale=1e30)
+    plan = search(llama, options, settings=RunSettings(compute=FLOAT32))
     assert plan.search is not None
     assert plan.num_layers == 8
     assert {d.reason for d in plan.search.decisions} == {"its similarity by cosine is not finite"}
@@ -361,12 +376,12 @@ def test_a_write_that_fails_keeps_the_search(llama: Path, tmp_path: Path, monkey
     def full(*args: object) -> None:
         raise OutputError("no space")
 
-    options = CollapseOptions(strategy="laco", threshold=0.9)
-    expected = prune(llama, tmp_path / "expected", options, compute=FLOAT32)
+    options = SearchOptions(strategy="laco", threshold=0.9)
+    expected = prune(llama, tmp_path / "expected", options, settings=RunSettings(compute=FLOAT32))
     monkeypatch.setattr(module, "write_weights", full)
     work = tmp_path / ".out.work"
     with pytest.raises(OutputError, match=rf"no space; .* go on with: streamcollapse resume {work}$"):
-        prune(llama, tmp_path / "out", options, compute=FLOAT32)
+        prune(llama, tmp_path / "out", options, settings=RunSettings(compute=FLOAT32))
     assert sorted(p.name for p in tmp_path.iterdir()) == [".out.partial", ".out.work", "expected"]
     monkeypatch.undo()
     again = resume(work)
@@ -382,10 +397,10 @@ def test_finished_shards_are_taken_up_if_they_are_whole(
         raise KeyboardInterrupt
 
     small = Output(max_shard_size="40kB")
-    prune(llama, tmp_path / "expected", compute=FLOAT32, output=small)
+    prune(llama, tmp_path / "expected", settings=RunSettings(compute=FLOAT32, output=small))
     monkeypatch.setattr(module, "write_companions", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        prune(llama, tmp_path / "out", compute=FLOAT32, output=small)
+        prune(llama, tmp_path / "out", settings=RunSettings(compute=FLOAT32, output=small))
     monkeypatch.undo()
     first, *others = sorted((tmp_path / ".out.partial").glob("*.safetensors"))
     assert len(others) > 1
@@ -421,14 +436,14 @@ def test_a_stack_whose_layers_kinds_follow_from_their_position_is_refused(tmp_pa
         eos_token_id=1,
     )
     source = save_model(config, tmp_path / "m", gain=1.0)
-    options = CollapseOptions(layers_per_merge=2, interval=1, threshold=-1.0, rule="first")
+    options = SearchOptions(layers_per_merge=2, interval=1, threshold=-1.0, rule="first")
     with pytest.raises(ModelError, match=r"^layer 4 of the pruned model would not be like layer 5 of the source"):
-        prune(source, tmp_path / "out", options, compute=FLOAT32)
+        prune(source, tmp_path / "out", options, settings=RunSettings(compute=FLOAT32))
     job = open_job(source, FLOAT32, False, silent)
     layers = tuple(PlanLayer(base, {base: 1.0}) for base in (0, 2, 3, 4, 5))
     plan = Plan("by hand", 6, job.checkpoint.fingerprint(), layers)
     with pytest.raises(ModelError, match="the pruned model could not be loaded again"):
-        apply(source, plan, tmp_path / "out", compute=FLOAT32)
+        apply(source, plan, tmp_path / "out", settings=RunSettings(compute=FLOAT32))
     assert not (tmp_path / "out").exists()
 
 
@@ -441,7 +456,12 @@ def test_what_the_source_is_called(llama: Path, tmp_path: Path) -> None:
 
 def test_nothing_merged_is_said(llama: Path, tmp_path: Path) -> None:
     events: list[Any] = []
-    search(llama, CollapseOptions(strategy="laco", threshold=1.0), compute=FLOAT32, listener=events.append)
+    search(
+        llama,
+        SearchOptions(strategy="laco", threshold=1.0),
+        settings=RunSettings(compute=FLOAT32),
+        listener=events.append,
+    )
     assert [e.text for e in events if isinstance(e, WarningRaised)] == [
         "no merge was accepted: the result is the source as it is"
     ]
@@ -458,21 +478,21 @@ def test_an_older_output_survives_a_failed_overwrite(
 
     monkeypatch.setattr(module, "write_companions", interrupted)
     with pytest.raises(KeyboardInterrupt, match="go on with: streamcollapse resume"):
-        prune(llama, tmp_path / "out", compute=FLOAT32, output=Output(overwrite=True))
+        prune(llama, tmp_path / "out", settings=RunSettings(compute=FLOAT32, output=Output(overwrite=True)))
     assert (tmp_path / "out" / "old").read_text() == "old"
 
 
 def test_a_plan_of_another_source_writes_nothing(llama: Path, llama_bf16: Path, tmp_path: Path) -> None:
     plan = Plan.identity("other", 8, open_job(llama_bf16, FLOAT32, False, silent).checkpoint.fingerprint())
     with pytest.raises(PlanError, match="made for another source"):
-        apply(llama, plan, tmp_path / "out", compute=FLOAT32)
+        apply(llama, plan, tmp_path / "out", settings=RunSettings(compute=FLOAT32))
     assert not any(tmp_path.iterdir())
 
 
 def test_trusted_code_comes_along(llama: Path, tmp_path: Path) -> None:
     source = shutil.copytree(llama, tmp_path / "source")
     (source / "own.py").write_text("")
-    prune(source, tmp_path / "out", compute=FLOAT32, trust_remote_code=True)
+    prune(source, tmp_path / "out", settings=RunSettings(compute=FLOAT32, trust_remote_code=True))
     assert (tmp_path / "out" / "own.py").is_file()
 
 
@@ -486,9 +506,9 @@ def test_samples_are_cut_to_the_model_s_context(llama: Path, tmp_path: Path) -> 
 
 @pytest.mark.gpu
 def test_cuda_decides_as_the_cpu(bundled: Path, tmp_path: Path) -> None:
-    options = CollapseOptions(interval=1, threshold=0.9)
-    gpu = prune(bundled, tmp_path / "gpu", options, compute=Compute("cuda", "float32"))
-    cpu = prune(bundled, tmp_path / "cpu", options, compute=FLOAT32)
+    options = SearchOptions(interval=1, threshold=0.9)
+    gpu = prune(bundled, tmp_path / "gpu", options, settings=RunSettings(compute=Compute("cuda", "float32")))
+    cpu = prune(bundled, tmp_path / "cpu", options, settings=RunSettings(compute=FLOAT32))
     assert gpu.plan.layers == cpu.plan.layers
     assert gpu.report["usage"]["peak_vram"] > 0
     one, other = (load_file(tmp_path / d / "model.safetensors") for d in ("gpu", "cpu"))

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from streamcollapse import Calibration, CollapseOptions, Compute, Plan, Streaming, prune, search
+from streamcollapse import Calibration, Compute, Plan, SearchOptions, Streaming, prune, search
 from streamcollapse.merge.plan import Decision
-from streamcollapse.strategy.rescale import GAIN, LEAST, MOST, STEP
+from streamcollapse.searches.rescale import GAIN, LEAST, MOST, STEP
+from streamcollapse.settings.run import RunSettings
 from tests.in_memory import mean_similarity, mixed_model
 from tests.jobs.test_prune import SAMPLES
 
@@ -44,17 +45,18 @@ def decisions_of(plan: Plan) -> list[Decision]:
 @pytest.mark.parametrize(
     "options",
     [
-        CollapseOptions(strategy="greedy", target_layers=5, lowest=2, highest=7),
-        CollapseOptions(layers_per_merge=3, rule="mean", target_layers=4, metric="kl"),
-        CollapseOptions(strategy="block-influence", target_layers=5, metric="kl"),
+        SearchOptions(strategy="greedy", target_layers=5, lowest=2, highest=7),
+        SearchOptions(layers_per_merge=3, rule="mean", target_layers=4, metric="kl"),
+        SearchOptions(strategy="block-influence", target_layers=5, metric="kl"),
     ],
     ids=lambda options: options.strategy,
 )
 def test_no_step_makes_the_result_more_similar(
-    llama: Path, judge: Callable[[Layers], float], options: CollapseOptions
+    llama: Path, judge: Callable[[Layers], float], options: SearchOptions
 ) -> None:
     before, after = (
-        search(llama, replace(options, rescale=on), calibration=SENTENCES, compute=FLOAT32) for on in (False, True)
+        search(llama, replace(options, rescale=on), settings=RunSettings(calibration=SENTENCES, compute=FLOAT32))
+        for on in (False, True)
     )
     decisions = decisions_of(after)
     assert decisions[: len(decisions_of(before))] == decisions_of(before)
@@ -80,12 +82,13 @@ def test_no_step_makes_the_result_more_similar(
 
 
 def test_what_is_found_is_what_is_written_and_depends_on_no_sweep(llama_bf16: Path, tmp_path: Path) -> None:
-    options = CollapseOptions(strategy="greedy", target_layers=5, rescale=True)
+    options = SearchOptions(strategy="greedy", target_layers=5, rescale=True)
     plans = [
-        search(llama_bf16, options, calibration=SENTENCES, streaming=Streaming(lookahead)) for lookahead in (1, 4, None)
+        search(llama_bf16, options, settings=RunSettings(calibration=SENTENCES, streaming=Streaming(lookahead)))
+        for lookahead in (1, 4, None)
     ]
     assert plans[0] == plans[1] == plans[2]
-    pruned = prune(llama_bf16, tmp_path / "out", options, calibration=SENTENCES)
+    pruned = prune(llama_bf16, tmp_path / "out", options, settings=RunSettings(calibration=SENTENCES))
     assert pruned.plan == plans[0]
     source = {name: tensor for shard in llama_bf16.glob("*.safetensors") for name, tensor in load_file(shard).items()}
     written = load_file(tmp_path / "out" / "model.safetensors")
@@ -100,20 +103,24 @@ def test_what_is_found_is_what_is_written_and_depends_on_no_sweep(llama_bf16: Pa
 
 
 def test_nothing_is_scaled_where_nothing_was_merged(llama: Path) -> None:
-    plan = search(llama, CollapseOptions(strategy="laco", threshold=1.0, rescale=True), compute=FLOAT32)
+    plan = search(
+        llama, SearchOptions(strategy="laco", threshold=1.0, rescale=True), settings=RunSettings(compute=FLOAT32)
+    )
     assert all(layer.untouched for layer in plan.layers)
     assert plan.num_layers == 8
 
 
 @pytest.mark.parametrize("target", [5, None])
 def test_several_merges_a_round(llama: Path, judge: Callable[[Layers], float], target: int | None) -> None:
-    options = CollapseOptions(
+    options = SearchOptions(
         strategy="greedy", rule="first,mean", merges_per_round=2, target_layers=target, rescale=False
     )
     if target is None:
         options = replace(options, threshold=0.9)
-    plan = search(llama, options, calibration=SENTENCES, compute=FLOAT32)
-    one_by_one = search(llama, replace(options, merges_per_round=1), calibration=SENTENCES, compute=FLOAT32)
+    plan = search(llama, options, settings=RunSettings(calibration=SENTENCES, compute=FLOAT32))
+    one_by_one = search(
+        llama, replace(options, merges_per_round=1), settings=RunSettings(calibration=SENTENCES, compute=FLOAT32)
+    )
     decisions = [d for d in decisions_of(plan) if d.accepted]
     assert decisions[0] == decisions_of(one_by_one)[0]
     first, second = decisions[:2]

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from typer.testing import CliRunner
 
-from streamcollapse import CollapseOptions, Compute, Similarities, Streaming, search, similarity
+from streamcollapse import Compute, SearchOptions, Similarities, Streaming, search, similarity
 from streamcollapse.cli import plots
 from streamcollapse.cli.main import app
 from streamcollapse.errors import NonFiniteError, OptionError
+from streamcollapse.settings.run import RunSettings
 from tests.checkpoints import edit_tensors, save_llama, save_model
 from tests.families import FAMILIES
 from tests.in_memory import mean_similarity, merged_model
@@ -29,8 +30,8 @@ FLOAT32 = Compute("cpu", "float32")
 
 @pytest.fixture(scope="module")
 def found(llama: Path) -> Similarities:
-    options = CollapseOptions(layers_per_merge=3, rule="best", rdsc_scale=0.5, metric="token-cosine")
-    return similarity(llama, options, compute=FLOAT32)
+    options = SearchOptions(layers_per_merge=3, rule="best", rdsc_scale=0.5, metric="token-cosine")
+    return similarity(llama, options, settings=RunSettings(compute=FLOAT32))
 
 
 def test_weights_are_as_far_apart_as_they_are(llama: Path, found: Similarities) -> None:
@@ -81,13 +82,13 @@ def test_hidden_states_and_merges(llama: Path, found: Similarities) -> None:
 
 def test_what_is_read(llama_bf16: Path) -> None:
     size = sum(file.stat().st_size for file in llama_bf16.glob("*.safetensors"))
-    options = CollapseOptions(layers_per_merge=4, rule="first,mean")
+    options = SearchOptions(layers_per_merge=4, rule="first,mean")
     once = similarity(llama_bf16, options)
     phases = {phase["name"]: phase["bytes_read"] for phase in once.usage["phases"]}
     assert phases["reference"] <= size
     assert phases["search"] == 0, "every merge went up together with the original"
     for lookahead in (1, 7):
-        more = similarity(llama_bf16, options, streaming=Streaming(lookahead))
+        more = similarity(llama_bf16, options, settings=RunSettings(streaming=Streaming(lookahead)))
         assert (more.merges, more.block_influence) == (once.merges, once.block_influence)
 
 
@@ -95,8 +96,8 @@ def test_what_is_read(llama_bf16: Path) -> None:
 def test_a_merge_is_as_similar_as_a_search_finds_it(llama_bf16: Path, metric: str) -> None:
     """To the last bit, though here the original was on its way up too."""
     method = {"layers_per_merge": 3, "interval": 1, "rule": "mean", "metric": metric, "threshold": 1.0}
-    plan = search(llama_bf16, CollapseOptions(**method))
-    merges = similarity(llama_bf16, CollapseOptions(**method)).merges["mean"][3]
+    plan = search(llama_bf16, SearchOptions(**method))
+    merges = similarity(llama_bf16, SearchOptions(**method)).merges["mean"][3]
     assert plan.search is not None
     decisions = plan.search.decisions
     assert len(decisions) == 5
@@ -105,7 +106,7 @@ def test_a_merge_is_as_similar_as_a_search_finds_it(llama_bf16: Path, metric: st
 
 def test_layers_that_cannot_be_one(tmp_path: Path) -> None:
     source = save_model(FAMILIES["qwen 3 moe, dense and sparse"](), tmp_path / "model")
-    found = similarity(source, CollapseOptions(layers_per_merge=2, rule="mean"), compute=FLOAT32)
+    found = similarity(source, SearchOptions(layers_per_merge=2, rule="mean"), settings=RunSettings(compute=FLOAT32))
     rows = found.merges["mean"][2]
     assert rows[0] is None, "layer 1 is dense, its neighbours are not"
     assert any(value is not None for value in rows)
@@ -120,13 +121,15 @@ def test_a_weight_that_is_no_number_is_named_as_the_source_has_it(llama: Path, t
     source = Path(shutil.copytree(llama, tmp_path / "source"))
     edit_tensors(source, lambda tensors: tensors[name].fill_(math.nan))
     with pytest.raises(NonFiniteError, match=f"tensor {re.escape(name)} has"):
-        similarity(source, CollapseOptions(layers_per_merge=3, rule=rule), compute=FLOAT32)
+        similarity(source, SearchOptions(layers_per_merge=3, rule=rule), settings=RunSettings(compute=FLOAT32))
 
 
 def test_a_range_too_small_for_a_search_can_be_looked_at(llama: Path, tmp_path: Path) -> None:
-    small = similarity(save_llama(tmp_path / "model", 3), CollapseOptions(layers_per_merge=4, rule="mean"))
+    small = similarity(save_llama(tmp_path / "model", 3), SearchOptions(layers_per_merge=4, rule="mean"))
     assert sorted(small.merges["mean"]) == [2, 3]
-    top = similarity(llama, CollapseOptions(layers_per_merge=4, rule="mean", lowest=7), compute=FLOAT32)
+    top = similarity(
+        llama, SearchOptions(layers_per_merge=4, rule="mean", lowest=7), settings=RunSettings(compute=FLOAT32)
+    )
     assert [value is not None for value in top.merges["mean"][2]] == [False] * 6 + [True]
 
 

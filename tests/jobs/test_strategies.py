@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from streamcollapse.jobs.preview import preview_search
+from streamcollapse.strategy.catalogue import STRATEGIES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from streamcollapse import Calibration, CollapseOptions, Compute, Output, Plan, Streaming, apply, prune, resume, search
+from streamcollapse import Calibration, Compute, Output, Plan, SearchOptions, Streaming, apply, prune, resume, search
 from streamcollapse.errors import ModelError, OptionError
-from streamcollapse.jobs.preview import preview_search
 from streamcollapse.progress import DecisionMade, Event, PhaseStarted, WarningRaised
-from streamcollapse.strategy.catalogue import STRATEGIES
+from streamcollapse.settings.run import RunSettings
 from tests.checkpoints import llama_config, save_model
 from tests.families import FAMILIES
 from tests.in_memory import in_memory_greedy, in_memory_search
@@ -36,8 +37,8 @@ def decisions_of(plan: Plan) -> list[Any]:
 
 @pytest.mark.parametrize("rules", [("first", "sequential"), ("mean",), ("first", "sequential", "mean")])
 def test_greedy_equals_a_plain_greedy_search_in_memory(llama: Path, tmp_path: Path, rules: tuple[str, ...]) -> None:
-    options = CollapseOptions(rule=",".join(rules), target_layers=4, **GREEDY)
-    pruned = prune(llama, tmp_path / "out", options, calibration=SENTENCES, compute=FLOAT32)
+    options = SearchOptions(rule=",".join(rules), target_layers=4, **GREEDY)
+    pruned = prune(llama, tmp_path / "out", options, settings=RunSettings(calibration=SENTENCES, compute=FLOAT32))
     expected = in_memory_greedy(llama, SAMPLES, rules=rules, rounds=4)
     ours = decisions_of(pruned.plan)
     assert [d.similarity for d in ours] == pytest.approx([d[2] for d in expected.decisions], abs=1e-5)
@@ -56,15 +57,17 @@ def test_greedy_equals_a_plain_greedy_search_in_memory(llama: Path, tmp_path: Pa
 
 
 def test_greedy_stays_in_its_range_and_stops_at_its_threshold(llama: Path) -> None:
-    options = CollapseOptions(rule="first,sequential", lowest=3, highest=6, target_layers=6, **GREEDY)
-    plan = search(llama, options, calibration=SENTENCES, compute=FLOAT32)
+    options = SearchOptions(rule="first,sequential", lowest=3, highest=6, target_layers=6, **GREEDY)
+    plan = search(llama, options, settings=RunSettings(calibration=SENTENCES, compute=FLOAT32))
     expected = in_memory_greedy(llama, SAMPLES, rules=("first", "sequential"), rounds=2, low=3, high=6)
     assert [d.similarity for d in decisions_of(plan)] == pytest.approx([d[2] for d in expected.decisions], abs=1e-5)
     assert [layer.base for layer in plan.layers if not 2 <= layer.base < 6] == [0, 1, 6, 7]
     everywhere = replace(options, lowest=1, highest=None, target_layers=4)
-    best = [d.similarity for d in decisions_of(search(llama, everywhere, calibration=SENTENCES))]
+    best = [d.similarity for d in decisions_of(search(llama, everywhere, settings=RunSettings(calibration=SENTENCES)))]
     threshold = (best[1] + best[2]) / 2
-    stopped = search(llama, replace(everywhere, target_layers=None, threshold=threshold), calibration=SENTENCES)
+    stopped = search(
+        llama, replace(everywhere, target_layers=None, threshold=threshold), settings=RunSettings(calibration=SENTENCES)
+    )
     assert [d.accepted for d in decisions_of(stopped)] == [True, True, False]
     assert stopped.num_layers == 6
 
@@ -72,9 +75,9 @@ def test_greedy_stays_in_its_range_and_stops_at_its_threshold(llama: Path) -> No
 def test_each_strategy_has_its_own_samples(llama: Path) -> None:
     """Without any setting but the target: greedy, with scales, on passages; resumed and asked for by name alike."""
     samples = {}
-    for options in (CollapseOptions(lowest=7, target_layers=7), CollapseOptions(2, lowest=6, target_layers=7)):
+    for options in (SearchOptions(lowest=7, target_layers=7), SearchOptions(2, lowest=6, target_layers=7)):
         plan, named = (
-            search(llama, options, calibration=Calibration(name))
+            search(llama, options, settings=RunSettings(calibration=Calibration(name)))
             for name in (None, STRATEGIES[options.strategy].samples)
         )
         assert plan == named
@@ -86,14 +89,12 @@ def test_each_strategy_has_its_own_samples(llama: Path) -> None:
 
 
 def test_no_bit_of_greedy_depends_on_how_many_share_a_sweep(llama_bf16: Path) -> None:
-    options = CollapseOptions(rule="best", target_layers=5, **GREEDY)
+    options = SearchOptions(rule="best", target_layers=5, **GREEDY)
     plans = [
         search(
             llama_bf16,
             options,
-            calibration=SENTENCES,
-            compute=Compute("cpu", dtype),
-            streaming=Streaming(lookahead),
+            settings=RunSettings(calibration=SENTENCES, compute=Compute("cpu", dtype), streaming=Streaming(lookahead)),
         )
         for dtype in ("float32", "bfloat16")
         for lookahead in (1, 3, 50, None)
@@ -125,7 +126,9 @@ def test_block_influence_drops_what_the_models_own_states_say(llama: Path, tmp_p
     for i in range(8):
         cosines = [torch.nn.functional.cosine_similarity(s[i], s[i + 1], dim=-1) for s in states]
         influence.append(1 - float(torch.cat(cosines).mean()))
-    plan = search(llama, CollapseOptions(strategy="block-influence", target_layers=5), compute=FLOAT32)
+    plan = search(
+        llama, SearchOptions(strategy="block-influence", target_layers=5), settings=RunSettings(compute=FLOAT32)
+    )
     order = sorted(range(8), key=influence.__getitem__)
     assert [d.l - 1 for d in decisions_of(plan)] == order
     assert [1 - d.similarity for d in decisions_of(plan)] == pytest.approx([influence[i] for i in order], abs=1e-6)
@@ -145,15 +148,15 @@ def test_angular_drops_the_block_that_turns_the_last_token_least(llama: Path) ->
     for start in range(8 - 3 + 1):
         cosines = [torch.nn.functional.cosine_similarity(s[start][-1], s[start + 3][-1], dim=-1) for s in states]
         distances.append(sum(math.acos(float(c)) for c in cosines) / len(cosines) / math.pi)
-    plan = search(llama, CollapseOptions(strategy="angular", target_layers=5), compute=FLOAT32)
+    plan = search(llama, SearchOptions(strategy="angular", target_layers=5), settings=RunSettings(compute=FLOAT32))
     assert [1 - d.similarity for d in decisions_of(plan)] == pytest.approx(distances, abs=1e-6)
     best = min(range(6), key=distances.__getitem__)
     assert [layer.base for layer in plan.layers] == [i for i in range(8) if not best <= i < best + 3]
 
 
 def test_rule_based_merges_the_papers_groups(tmp_path: Path, llama: Path) -> None:
-    options = CollapseOptions(layers_per_merge=2, interval=1, lowest=2, strategy="rule-based", rule="mean")
-    pruned = prune(llama, tmp_path / "out", options, compute=FLOAT32)
+    options = SearchOptions(layers_per_merge=2, interval=1, lowest=2, strategy="rule-based", rule="mean")
+    pruned = prune(llama, tmp_path / "out", options, settings=RunSettings(compute=FLOAT32))
     assert [(d.l, d.merged) for d in decisions_of(pruned.plan)] == [(7, 1), (4, 1)]
     # Algorithm 1 with everything accepted, whose pointer is made to stop at the same places
     plain = in_memory_search(llama, SAMPLES, c=2, i=3, threshold=-1.0, rule="mean", high=9, low=2)
@@ -164,28 +167,35 @@ def test_rule_based_merges_the_papers_groups(tmp_path: Path, llama: Path) -> Non
 
 def test_layers_that_are_unlike_are_not_merged_by_the_rule(tmp_path: Path) -> None:
     source = save_model(FAMILIES["qwen 3 moe, dense and sparse"](), tmp_path / "source", gain=1.5)
-    options = CollapseOptions(layers_per_merge=2, interval=1, strategy="rule-based", rule="mean")
+    options = SearchOptions(layers_per_merge=2, interval=1, strategy="rule-based", rule="mean")
     with pytest.raises(ModelError, match=r"layers \d+-\d+ cannot be merged: .*; raise --lowest, or lower --highest"):
-        prune(source, tmp_path / "out", options, compute=FLOAT32)
+        prune(source, tmp_path / "out", options, settings=RunSettings(compute=FLOAT32))
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
 
 def test_the_papers_groups_of_32_layers() -> None:
     from streamcollapse.strategy.direct import groups_from_the_top
-    from streamcollapse.strategy.target import Target
 
-    options = CollapseOptions(4, 4, lowest=13, strategy="rule-based")
+    from streamcollapse.searches.target import Target
+
+    options = SearchOptions(4, 4, lowest=13, strategy="rule-based")
     steps = groups_from_the_top(32, options, Target(None, None, (1,) * 32, 32))
     assert [(s.pointer, s.pointer + s.merged) for s in steps] == [(29, 32), (21, 24), (13, 16)]
     assert len(steps[-1].layers) == 23
 
 
 def test_a_target_is_what_the_best_threshold_gives(llama: Path) -> None:
-    options = CollapseOptions(layers_per_merge=3, interval=1, rule="mean")
-    seen = [d.similarity for d in decisions_of(search(llama, replace(options, threshold=1.0), compute=FLOAT32))]
+    options = SearchOptions(layers_per_merge=3, interval=1, rule="mean")
+    seen = [
+        d.similarity
+        for d in decisions_of(search(llama, replace(options, threshold=1.0), settings=RunSettings(compute=FLOAT32)))
+    ]
     thresholds = {-1.0, 1.0}
     while True:  # every threshold at which anything changes
-        plans = [search(llama, replace(options, threshold=t), compute=FLOAT32) for t in sorted(thresholds)]
+        plans = [
+            search(llama, replace(options, threshold=t), settings=RunSettings(compute=FLOAT32))
+            for t in sorted(thresholds)
+        ]
         new = {d.similarity for plan in plans for d in decisions_of(plan)} - thresholds
         if not new or len(thresholds) > 60:
             break
@@ -195,11 +205,13 @@ def test_a_target_is_what_the_best_threshold_gives(llama: Path) -> None:
     assert seen
     for wanted in range(2, 9):
         told: list[Event] = []
-        found = search(llama, replace(options, target_layers=wanted), compute=FLOAT32, listener=told.append)
+        found = search(
+            llama, replace(options, target_layers=wanted), settings=RunSettings(compute=FLOAT32), listener=told.append
+        )
         best = min((count for count in counts if count >= wanted), default=8)
         assert found.num_layers == best, wanted
         assert found.search is not None
-        again = search(llama, replace(options, threshold=found.search.threshold), compute=FLOAT32)
+        again = search(llama, replace(options, threshold=found.search.threshold), settings=RunSettings(compute=FLOAT32))
         assert again.layers == found.layers, "the threshold that was found gives the same"
         assert any(isinstance(e, WarningRaised) and "no threshold gives" in e.text for e in told) == (
             best != wanted and min(counts) < wanted
@@ -210,12 +222,14 @@ def test_a_target_is_what_the_best_threshold_gives(llama: Path) -> None:
 def test_a_ratio_is_never_exceeded(llama: Path, tmp_path: Path, strategy: str) -> None:
     rule = "" if strategy != "laco" else "mean"
     for ratio in (0.02, 0.05, 0.11):
-        options = CollapseOptions(2, 1, strategy=strategy, rule=rule, target_ratio=ratio)
+        options = SearchOptions(2, 1, strategy=strategy, rule=rule, target_ratio=ratio)
         if ratio < 0.03 and strategy == "rule-based":
             with pytest.raises(OptionError, match="no group of layers"):
-                search(llama, options, calibration=SENTENCES, compute=FLOAT32)
+                search(llama, options, settings=RunSettings(calibration=SENTENCES, compute=FLOAT32))
             continue
-        pruned = prune(llama, tmp_path / f"{ratio}", options, calibration=SENTENCES, compute=FLOAT32)
+        pruned = prune(
+            llama, tmp_path / f"{ratio}", options, settings=RunSettings(calibration=SENTENCES, compute=FLOAT32)
+        )
         assert pruned.report["ratio"] <= ratio
         if strategy in ("greedy", "block-influence"):
             layer = (pruned.report["parameters"]["before"] - pruned.report["parameters"]["after"]) / max(
@@ -227,7 +241,7 @@ def test_a_ratio_is_never_exceeded(llama: Path, tmp_path: Path, strategy: str) -
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_a_search_that_is_broken_off_goes_on(llama: Path, tmp_path: Path, strategy: str) -> None:
-    options = CollapseOptions(3, 1, strategy=strategy, target_layers=5)
+    options = SearchOptions(3, 1, strategy=strategy, target_layers=5)
     means: dict[str, Any] = {"calibration": SENTENCES, "compute": FLOAT32, "output": Output("30kB")}
     expected = prune(llama, tmp_path / "expected", options, **means)
 
@@ -257,26 +271,31 @@ def test_a_search_that_is_broken_off_goes_on(llama: Path, tmp_path: Path, strate
 )
 def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        CollapseOptions(**changes)
+        SearchOptions(**changes)
 
 
 @pytest.mark.parametrize(
     ("options", "lines"),
     [
-        (CollapseOptions(3, 1, threshold=0.9), []),
-        (CollapseOptions(threshold=0.9, merges_per_round=2), []),
-        (CollapseOptions(3, strategy="greedy"), [r"layers per merge \(C\) is 3, .* strategy greedy"]),
-        (CollapseOptions(4, 1, strategy="greedy"), [r"interval \(I\) is 1, "]),
-        (CollapseOptions(3, merges_per_round=2), ["merges per round is 2, .* strategy laco"]),
-        (CollapseOptions(3, strategy="rule-based", threshold=0.9), [r"threshold \(T\) is 0.9, .* strategy rule-based"]),
-        (CollapseOptions(threshold=0.9, target_layers=7), [r"threshold \(T\) is 0.9, .* where there is a target"]),
-        (CollapseOptions(3, strategy="angular", target_layers=7, threshold=0.9), [r"\(C\) is 3", r"\(T\) is 0.9"]),
+        (SearchOptions(3, 1, threshold=0.9), []),
+        (SearchOptions(threshold=0.9, merges_per_round=2), []),
+        (SearchOptions(3, strategy="greedy"), [r"layers per merge \(C\) is 3, .* strategy greedy"]),
+        (SearchOptions(4, 1, strategy="greedy"), [r"interval \(I\) is 1, "]),
+        (SearchOptions(3, merges_per_round=2), ["merges per round is 2, .* strategy laco"]),
+        (SearchOptions(3, strategy="rule-based", threshold=0.9), [r"threshold \(T\) is 0.9, .* strategy rule-based"]),
+        (SearchOptions(threshold=0.9, target_layers=7), [r"threshold \(T\) is 0.9, .* where there is a target"]),
+        (SearchOptions(3, strategy="angular", target_layers=7, threshold=0.9), [r"\(C\) is 3", r"\(T\) is 0.9"]),
     ],
 )
-def test_settings_that_make_no_difference_are_said(llama: Path, options: CollapseOptions, lines: list[str]) -> None:
+def test_settings_that_make_no_difference_are_said(llama: Path, options: SearchOptions, lines: list[str]) -> None:
     told: list[Event] = []
     with contextlib.suppress(KeyboardInterrupt):
-        search(llama, options, calibration=SENTENCES, listener=lambda event: _stop_at_the_phase(event, told))
+        search(
+            llama,
+            options,
+            settings=RunSettings(calibration=SENTENCES),
+            listener=lambda event: _stop_at_the_phase(event, told),
+        )
     said = [event.text for event in told if isinstance(event, WarningRaised)]
     assert len(said) == len(lines)
     assert all(re.search(line, text) for line, text in zip(lines, said, strict=True))
@@ -291,18 +310,18 @@ def _stop_at_the_phase(event: Event, told: list[Event]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (CollapseOptions(9), r"9 layers \(C\) below layer 8 \(H\) would be into layer -1, below 1 \(L\)"),
-        (CollapseOptions(2, lowest=7), r"into layer 6, below 7 \(L\); lower --layers-per-merge or --lowest"),
-        (CollapseOptions(2, lowest=3, highest=3, strategy="rule-based"), "into layer 2, below 3"),
-        (CollapseOptions(strategy="rule-based", target_ratio=0.01), "within the target"),
-        (CollapseOptions(lowest=3, highest=3), r"layers 3 \(L\) to 3 \(H\) have no two neighbours to merge"),
+        (SearchOptions(9), r"9 layers \(C\) below layer 8 \(H\) would be into layer -1, below 1 \(L\)"),
+        (SearchOptions(2, lowest=7), r"into layer 6, below 7 \(L\); lower --layers-per-merge or --lowest"),
+        (SearchOptions(2, lowest=3, highest=3, strategy="rule-based"), "into layer 2, below 3"),
+        (SearchOptions(strategy="rule-based", target_ratio=0.01), "within the target"),
+        (SearchOptions(lowest=3, highest=3), r"layers 3 \(L\) to 3 \(H\) have no two neighbours to merge"),
     ],
 )
 def test_nothing_to_merge_is_said_before_anything_is_done(
-    llama: Path, tmp_path: Path, options: CollapseOptions, message: str
+    llama: Path, tmp_path: Path, options: SearchOptions, message: str
 ) -> None:
     with pytest.raises(OptionError, match=message):
-        prune(llama, tmp_path / "out", options, calibration=SENTENCES)
+        prune(llama, tmp_path / "out", options, settings=RunSettings(calibration=SENTENCES))
     assert [p.name for p in tmp_path.iterdir()] == []
     with pytest.raises(OptionError, match=message):
         preview_search(llama, options, SENTENCES, Compute(), Streaming(), False)
@@ -310,15 +329,18 @@ def test_nothing_to_merge_is_said_before_anything_is_done(
 
 def test_a_single_layer_cannot_go(tmp_path: Path) -> None:
     save_model(llama_config(1), tmp_path / "one")
-    for options in (CollapseOptions(), CollapseOptions(2), CollapseOptions(strategy="rule-based")):
+    for options in (SearchOptions(), SearchOptions(2), SearchOptions(strategy="rule-based")):
         with pytest.raises(OptionError, match="the model has one layer"):
-            prune(tmp_path / "one", tmp_path / "out", options, calibration=SENTENCES)
+            prune(tmp_path / "one", tmp_path / "out", options, settings=RunSettings(calibration=SENTENCES))
 
 
 @pytest.mark.parametrize("layers", [0, 9])
 def test_a_target_beyond_the_model(llama: Path, tmp_path: Path, layers: int) -> None:
     with pytest.raises(OptionError, match=f"target layers is {layers}, but the model has 8 layers"):
         prune(
-            llama, tmp_path / "out", CollapseOptions(strategy="laco", target_layers=layers), calibration=Calibration()
+            llama,
+            tmp_path / "out",
+            SearchOptions(strategy="laco", target_layers=layers),
+            settings=RunSettings(calibration=Calibration()),
         )
     assert [p.name for p in tmp_path.iterdir()] == []

@@ -12,12 +12,12 @@ import pytest
 from safetensors.torch import load_file
 
 import streamcollapse
-from streamcollapse import CollapseOptions, Compute, Plan, apply, prune, search
+from streamcollapse import Compute, Plan, SearchOptions, apply, prune, search
 from streamcollapse.errors import BudgetError
 from streamcollapse.forward import kept
 from streamcollapse.jobs import prune as jobs
 from streamcollapse.jobs import streams
-from streamcollapse.settings import Streaming
+from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.stream.needs import Allotment, least
 from tests.checkpoints import llama_config, save_model
@@ -59,25 +59,33 @@ def _variations() -> list[tuple[Streaming, dict[str, Any]]]:
 def test_no_bit_of_the_search_depends_on_how_weights_are_streamed(
     llama_bf16: Path, rule: str, dtype: str, allotted: Any
 ) -> None:
-    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.55, rule=rule, merge_norms=rule == "mean")
+    options = SearchOptions(layers_per_merge=3, interval=1, threshold=0.55, rule=rule, merge_norms=rule == "mean")
     compute = Compute("cpu", dtype)
-    plain = search(llama_bf16, options, compute=compute, streaming=Streaming(1, 0, "mmap"))
+    plain = search(llama_bf16, options, settings=RunSettings(compute=compute, streaming=Streaming(1, 0, "mmap")))
     assert plain.search is not None
     assert len({d.similarity for d in plain.search.decisions}) > 2
     for streaming, choice in _variations():
         allotted(**choice)
-        assert search(llama_bf16, options, compute=compute, streaming=streaming) == plain, (streaming, choice)
+        assert search(llama_bf16, options, settings=RunSettings(compute=compute, streaming=streaming)) == plain, (
+            streaming,
+            choice,
+        )
 
 
 @pytest.mark.parametrize("io", ["mmap", "pread", "direct"])
 @pytest.mark.parametrize("rule", ["sequential", "mean"])
 def test_no_byte_of_the_output_does_either(llama_bf16: Path, tmp_path: Path, rule: str, io: str, allotted: Any) -> None:
-    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.55, rule=rule)
-    prune(llama_bf16, tmp_path / "plain", options, streaming=Streaming(1, 0, "mmap"), compute=FLOAT32)
+    options = SearchOptions(layers_per_merge=3, interval=1, threshold=0.55, rule=rule)
+    prune(
+        llama_bf16,
+        tmp_path / "plain",
+        options,
+        settings=RunSettings(streaming=Streaming(1, 0, "mmap"), compute=FLOAT32),
+    )
     for number, resident in enumerate((0, 4)):
         allotted(resident_layers=resident, from_cache=True)
         out = tmp_path / str(number)
-        prune(llama_bf16, out, options, streaming=Streaming(4, 2, io), compute=FLOAT32)
+        prune(llama_bf16, out, options, settings=RunSettings(streaming=Streaming(4, 2, io), compute=FLOAT32))
         assert (out / "model.safetensors").read_bytes() == (tmp_path / "plain/model.safetensors").read_bytes()
 
 
@@ -86,37 +94,41 @@ def test_no_byte_of_the_output_does_either(llama_bf16: Path, tmp_path: Path, rul
 def test_stored_layers_are_rounded_to_their_own_dtype_only(
     llama: Path, tmp_path: Path, dtype: str, norms: bool, allotted: Any
 ) -> None:
-    options = CollapseOptions(layers_per_merge=2, interval=2, threshold=-1.0, rule="mean", merge_norms=norms)
+    options = SearchOptions(layers_per_merge=2, interval=2, threshold=-1.0, rule="mean", merge_norms=norms)
     allotted()
-    pruned = prune(llama, tmp_path / "whole", options, compute=Compute("cpu", dtype), streaming=Streaming(1))
-    apply(llama, pruned.plan, tmp_path / "applied", compute=FLOAT32)
+    pruned = prune(
+        llama, tmp_path / "whole", options, settings=RunSettings(compute=Compute("cpu", dtype), streaming=Streaming(1))
+    )
+    apply(llama, pruned.plan, tmp_path / "applied", settings=RunSettings(compute=FLOAT32))
     assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "applied/model.safetensors").read_bytes()
 
 
 def test_without_space_nothing_is_stored_and_the_result_is_the_same(
     llama: Path, tmp_path: Path, allotted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = CollapseOptions(layers_per_merge=2, interval=2, threshold=-1.0, rule="mean")
+    options = SearchOptions(layers_per_merge=2, interval=2, threshold=-1.0, rule="mean")
     allotted()
     stored: list[str] = []
     attach = Checkpoint.attach
     monkeypatch.setattr(
         Checkpoint, "attach", lambda self, name, place: (stored.append(name), attach(self, name, place))
     )
-    with_space = search(llama, options, compute=FLOAT32, streaming=Streaming(1))
+    with_space = search(llama, options, settings=RunSettings(compute=FLOAT32, streaming=Streaming(1)))
     assert stored
     stored.clear()
     monkeypatch.setattr(kept.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    assert search(llama, options, compute=FLOAT32, streaming=Streaming(1)) == with_space
+    assert search(llama, options, settings=RunSettings(compute=FLOAT32, streaming=Streaming(1))) == with_space
     assert not stored
 
 
 def test_looking_ahead_reads_less(llama: Path, tmp_path: Path, allotted: Any) -> None:
-    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=1.0)
+    options = SearchOptions(layers_per_merge=3, interval=1, threshold=1.0)
     allotted()
     read = {}
     for nodes in (1, 16):
-        pruned = prune(llama, tmp_path / str(nodes), options, compute=FLOAT32, streaming=Streaming(nodes))
+        pruned = prune(
+            llama, tmp_path / str(nodes), options, settings=RunSettings(compute=FLOAT32, streaming=Streaming(nodes))
+        )
         read[nodes] = next(p["bytes_read"] for p in pruned.report["usage"]["phases"] if p["name"] == "search")
     layer = sum(t.nbytes for n, t in load_file(llama / "model.safetensors").items() if ".layers.0." in n)
     # T = 1 rejects all: a sweep that goes to the end reads layers 1 to 8 once (and final norms), shorter ones come
@@ -127,14 +139,14 @@ def test_looking_ahead_reads_less(llama: Path, tmp_path: Path, allotted: Any) ->
 
 
 def test_resident_layers_are_read_once_in_the_whole_job(llama: Path, tmp_path: Path, allotted: Any) -> None:
-    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=1.0)
+    options = SearchOptions(layers_per_merge=3, interval=1, threshold=1.0)
     layer = sum(t.nbytes for n, t in load_file(llama / "model.safetensors").items() if ".layers.0." in n)
     for io in ("mmap", "pread"):
         read = {}
         for resident in (0, 8):
             allotted(resident_layers=resident)
             out = tmp_path / f"{io}{resident}"
-            pruned = prune(llama, out, options, compute=FLOAT32, streaming=Streaming(1, 2, io))
+            pruned = prune(llama, out, options, settings=RunSettings(compute=FLOAT32, streaming=Streaming(1, 2, io)))
             phases = pruned.report["usage"]["phases"]
             read[resident] = {p["name"]: p["bytes_read"] for p in phases}
         assert read[8]["reference"] == read[0]["reference"]
@@ -145,27 +157,36 @@ def test_resident_layers_are_read_once_in_the_whole_job(llama: Path, tmp_path: P
 def test_a_budget_that_is_too_small_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     source, options = (
         save_model(llama_config(intermediate_size=16384), tmp_path / "m"),
-        CollapseOptions(strategy="laco"),
+        SearchOptions(strategy="laco"),
     )
     with pytest.raises(
         BudgetError, match=r"1 B may be used, .* needs .*weights in flight.*--ram-budget (\d+)MiB"
     ) as error:
-        prune(source, tmp_path / "out", options, compute=FLOAT32, streaming=Streaming(ram_budget=1))
+        prune(
+            source, tmp_path / "out", options, settings=RunSettings(compute=FLOAT32, streaming=Streaming(ram_budget=1))
+        )
     assert not (tmp_path / "out").exists()
     smallest = int(str(error.value).rsplit(" ", 1)[1].removesuffix("MiB"))
     assert smallest > 20
     with pytest.raises(BudgetError):
-        search(source, options, compute=FLOAT32, streaming=Streaming(ram_budget=f"{smallest - 1}MiB"))
-    found = search(source, options, compute=FLOAT32, streaming=Streaming(ram_budget=f"{smallest}MiB"))
-    assert found == search(source, options, compute=FLOAT32)
+        search(
+            source, options, settings=RunSettings(compute=FLOAT32, streaming=Streaming(ram_budget=f"{smallest - 1}MiB"))
+        )
+    found = search(
+        source, options, settings=RunSettings(compute=FLOAT32, streaming=Streaming(ram_budget=f"{smallest}MiB"))
+    )
+    assert found == search(source, options, settings=RunSettings(compute=FLOAT32))
 
 
 def test_a_second_search_reads_only_what_is_new(llama_bf16: Path, tmp_path: Path) -> None:
     def run(threshold: float, work: str | None, **changes: Any) -> tuple[Plan, dict[str, int]]:
-        options = CollapseOptions(layers_per_merge=3, interval=1, threshold=threshold, rule="mean", **changes)
+        options = SearchOptions(layers_per_merge=3, interval=1, threshold=threshold, rule="mean", **changes)
         streaming = Streaming(2, work_dir=None if work is None else tmp_path / work)
         pruned = prune(
-            llama_bf16, tmp_path / f"{work}{threshold}{changes}", options, compute=FLOAT32, streaming=streaming
+            llama_bf16,
+            tmp_path / f"{work}{threshold}{changes}",
+            options,
+            settings=RunSettings(compute=FLOAT32, streaming=streaming),
         )
         return pruned.plan, {p["name"]: p["bytes_read"] for p in pruned.report["usage"]["phases"]}
 
@@ -197,9 +218,9 @@ def test_while_layers_run_the_heap_is_as_large_as_their_activations(
     monkeypatch.setattr("streamcollapse.stream.allocator.steady_heap", steady_heap)
     (tmp_path / "text.txt").write_text("The river was long and slow. " * 20, encoding="utf-8")
     runs = [
-        lambda: prune(llama, tmp_path / "out", CollapseOptions(strategy="laco"), compute=FLOAT32),
-        lambda: streamcollapse.similarity(llama, CollapseOptions(strategy="laco"), compute=FLOAT32),
-        lambda: streamcollapse.perplexity(llama, tmp_path / "text.txt", compute=FLOAT32),
+        lambda: prune(llama, tmp_path / "out", SearchOptions(strategy="laco"), settings=RunSettings(compute=FLOAT32)),
+        lambda: streamcollapse.similarity(llama, SearchOptions(strategy="laco"), settings=RunSettings(compute=FLOAT32)),
+        lambda: streamcollapse.perplexity(llama, tmp_path / "text.txt", settings=RunSettings(compute=FLOAT32)),
     ]
     for run in runs:
         asked.clear()

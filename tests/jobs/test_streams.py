@@ -9,9 +9,9 @@ import pytest
 
 from streamcollapse import Compute
 from streamcollapse.jobs import streams
-from streamcollapse.jobs.opening import open_job
-from streamcollapse.jobs.streams import choose_io
 from streamcollapse.progress import silent
+from streamcollapse.run.memory_plan import choose_io
+from streamcollapse.run.opened import open_job
 from streamcollapse.stream.needs import Allotment
 
 LARGER = Allotment(2, from_cache=True)

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from streamcollapse import CollapseOptions, Compute, Output, prune, verify
+from streamcollapse import Compute, Output, SearchOptions, prune, verify
 from streamcollapse.cli.main import app
 from streamcollapse.errors import CheckpointError, ModelError, NonFiniteError, PlanError
+from streamcollapse.settings.run import RunSettings
 from tests.checkpoints import edit_json, save_llama
 from tests.formats import as_torch
 
@@ -25,8 +26,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``source`` and what was pruned from it into several shards, ``pruned``."""
     root = tmp_path_factory.mktemp("made")
     save_llama(root / "source")
-    options = CollapseOptions(layers_per_merge=3, interval=1, threshold=-1.0, rule="mean")
-    prune(root / "source", root / "pruned", options, compute=Compute("cpu", "float32"), output=Output("60kB"))
+    options = SearchOptions(layers_per_merge=3, interval=1, threshold=-1.0, rule="mean")
+    prune(
+        root / "source",
+        root / "pruned",
+        options,
+        settings=RunSettings(compute=Compute("cpu", "float32"), output=Output("60kB")),
+    )
     return root
 
 

@@ -8,20 +8,22 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-from streamcollapse import CollapseOptions, Compute, Plan, prune, resume, search
-from streamcollapse.errors import CheckpointError, OutputError
 from streamcollapse.jobs.preview import preview_search
+
+from streamcollapse import Compute, Plan, SearchOptions, prune, resume, search
+from streamcollapse.errors import CheckpointError, OutputError
 from streamcollapse.progress import DecisionMade, Event, LayerDone, PhaseStarted
-from streamcollapse.settings import Calibration, Streaming
+from streamcollapse.settings.run import Calibration, RunSettings, Streaming
 from tests.checkpoints import edit_tensors
 
-OPTIONS = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.6)
+OPTIONS = SearchOptions(layers_per_merge=3, interval=1, threshold=0.6)
 FLOAT32 = Compute("cpu", "float32")
 
 
 def _search(source: Path, work: Path, **options: object) -> object:
-    return search(source, OPTIONS, **({"compute": FLOAT32} | options), streaming=Streaming(work_dir=work))  # type: ignore[arg-type]
+    return search(
+        source, OPTIONS, **({"compute": FLOAT32} | options), settings=RunSettings(streaming=Streaming(work_dir=work))
+    )  # type: ignore[arg-type]
 
 
 def test_a_search_is_gone_on_with_by_the_same_command(llama: Path, tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_a_source_that_changes_under_the_run_is_noticed(llama: Path, tmp_path: P
 
     for phase, kept in (("reference", False), ("search", True), ("write", True)):
         with pytest.raises(CheckpointError, match=r"model\.safetensors: was changed while it was in use; start again"):
-            prune(source, tmp_path / "out", OPTIONS, compute=FLOAT32, listener=meddle)
+            prune(source, tmp_path / "out", OPTIONS, settings=RunSettings(compute=FLOAT32), listener=meddle)
         assert not (tmp_path / "out").exists()
         assert (tmp_path / ".out.work").exists() == kept
         if phase == "search":
@@ -151,7 +153,7 @@ def test_a_source_that_changes_under_the_run_is_noticed(llama: Path, tmp_path: P
 
 
 def test_a_search_that_is_broken_off_goes_on(llama: Path, tmp_path: Path) -> None:
-    expected = search(llama, OPTIONS, compute=FLOAT32)
+    expected = search(llama, OPTIONS, settings=RunSettings(compute=FLOAT32))
     plan, work = tmp_path / "plan.json", tmp_path / ".plan.json.work"
     evaluated: list[int] = []
 
@@ -161,10 +163,12 @@ def test_a_search_that_is_broken_off_goes_on(llama: Path, tmp_path: Path) -> Non
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt, match=rf"kept in {work}; the same command goes on from there"):
-        search(llama, OPTIONS, compute=FLOAT32, listener=interrupt, save_as=plan)
+        search(llama, OPTIONS, settings=RunSettings(compute=FLOAT32), listener=interrupt, save_as=plan)
     assert not plan.exists()
     events: list[Event] = []
-    assert search(llama, OPTIONS, compute=FLOAT32, listener=events.append, save_as=plan) == expected
+    assert (
+        search(llama, OPTIONS, settings=RunSettings(compute=FLOAT32), listener=events.append, save_as=plan) == expected
+    )
     layers = [type(event).__name__ for event in events].index("DecisionMade")
     assert not any(isinstance(event, LayerDone) for event in events[:layers]), "the first decision was known"
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]

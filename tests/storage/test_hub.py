@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from streamcollapse import CollapseOptions, Compute, convert, inspect, prune
+from streamcollapse import Compute, SearchOptions, convert, inspect, prune
 from streamcollapse.errors import CheckpointError
 from streamcollapse.progress import Event, FileFetched, PhaseStarted, silent
+from streamcollapse.settings.run import RunSettings
 from streamcollapse.storage.hub import is_hub_id, local_directory
 from tests.checkpoints import save_llama
 from tests.formats import as_torch
@@ -84,9 +85,9 @@ def test_pytorch_files_where_there_is_nothing_else(hub: Hub, tmp_path: Path) -> 
 
 def test_the_verbs_take_an_id(hub: Hub, tmp_path: Path) -> None:
     source = repository(hub)
-    options, compute = CollapseOptions(layers_per_merge=2, threshold=-1.0), Compute("cpu", "float32")
-    remote = prune("org/small@v1", tmp_path / "a", options, compute=compute)
-    local = prune(source, tmp_path / "b", options, compute=compute)
+    options, compute = SearchOptions(layers_per_merge=2, threshold=-1.0), Compute("cpu", "float32")
+    remote = prune("org/small@v1", tmp_path / "a", options, settings=RunSettings(compute=compute))
+    local = prune(source, tmp_path / "b", options, settings=RunSettings(compute=compute))
     assert remote.plan.source_name == "org/small"
     assert remote.plan.layers == local.plan.layers
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()

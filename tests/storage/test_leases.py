@@ -21,7 +21,7 @@ from tests.streams import granted, truncating
 SIGBUS_TEST = """
 import sys, subprocess, time
 from pathlib import Path
-from streamcollapse import CollapseOptions, Compute, Streaming, prune
+from streamcollapse import SearchOptions, Compute, Streaming, prune
 from streamcollapse.errors import StreamCollapseError
 from streamcollapse.progress import LayerDone
 source, shard = Path(sys.argv[1]), Path(sys.argv[1]) / "model.safetensors"

@@ -7,14 +7,14 @@ import pytest
 from transformers import AutoTokenizer
 
 from streamcollapse.errors import CalibrationError, OptionError
-from streamcollapse.settings import Calibration
-from streamcollapse.strategy.calibration import (
+from streamcollapse.run.samples import (
     load_samples,
     load_tokenizer,
     opening_tokens,
     samples_digest,
     tokenize,
 )
+from streamcollapse.settings.run import Calibration
 
 
 def test_the_samples_that_ship_with_the_package_have_names() -> None:

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from streamcollapse.errors import OptionError
 from streamcollapse.merge.plan import PlanLayer
-from streamcollapse.strategy.collapse import CollapseOptions, CollapseState, after_merge, most_candidates
+from streamcollapse.searches.algorithm1 import SearchState, after_merge, most_candidates
+from streamcollapse.settings.search import SearchOptions
 
 
-def _run(num_layers: int, options: CollapseOptions, outcomes: str) -> tuple[list[tuple[int, int]], list[list[int]]]:
+def _run(num_layers: int, options: SearchOptions, outcomes: str) -> tuple[list[tuple[int, int]], list[list[int]]]:
     """(l, K) of each candidate under ``outcomes`` (A accept, R reject), and the source layers each cell covers."""
-    state = CollapseState.start(num_layers, options)
+    state = SearchState.start(num_layers, options)
     tried = []
     for outcome in outcomes:
         candidate = state.candidate()
@@ -28,19 +29,19 @@ def _run(num_layers: int, options: CollapseOptions, outcomes: str) -> tuple[list
 
 
 def test_a_search_is_greedy_unless_the_paper_s_letters_are_given() -> None:
-    plain = CollapseOptions()
+    plain = SearchOptions()
     assert (plain.strategy, plain.rule, plain.metric, plain.rescale) == ("greedy", "first", "kl", True)
-    for paper in (CollapseOptions(4), CollapseOptions(interval=2), CollapseOptions(strategy="laco")):
-        assert paper == CollapseOptions(4, 2, rule="sequential", strategy="laco", metric="cosine", rescale=False)
-    assert CollapseOptions(4, strategy="greedy") == plain, "a strategy that is named stays"
-    assert CollapseOptions(rescale=False).rescale is False
-    assert CollapseOptions(4, rescale=True).rescale is True
+    for paper in (SearchOptions(4), SearchOptions(interval=2), SearchOptions(strategy="laco")):
+        assert paper == SearchOptions(4, 2, rule="sequential", strategy="laco", metric="cosine", rescale=False)
+    assert SearchOptions(4, strategy="greedy") == plain, "a strategy that is named stays"
+    assert SearchOptions(rescale=False).rescale is False
+    assert SearchOptions(4, rescale=True).rescale is True
 
 
 def test_worked_by_hand_eight_layers() -> None:
     # C=3, I=2. l = 8-3 = 5: merges 6,7 into 5, accepted; 6 layers left, l = 3.
     # l = 3: merges 4 and the cell 5-7, rejected; l = 2: merges 3,4 into 2, accepted; l = 0 < L: done.
-    options = CollapseOptions(layers_per_merge=3, interval=2)
+    options = SearchOptions(layers_per_merge=3, interval=2)
     tried, cells = _run(8, options, "ARA")
     assert tried == [(5, 2), (3, 2), (2, 2)]
     assert cells == [[1], [2, 3, 4], [5, 6, 7], [8]]
@@ -49,7 +50,7 @@ def test_worked_by_hand_eight_layers() -> None:
 def test_worked_by_hand_where_fewer_layers_lie_above() -> None:
     # C=4, I=1, ten layers. l=6: K=3, accepted, 7 left; l=5: 2 lie above, K=2, accepted, 5 left; l=4: K=1, rejected;
     # l=3: K=2, accepted, 3 left; l=2: K=1, rejected; l=1: K=2, rejected.
-    options = CollapseOptions(layers_per_merge=4, interval=1)
+    options = SearchOptions(layers_per_merge=4, interval=1)
     tried, cells = _run(10, options, "AARARR")
     assert tried == [(6, 3), (5, 2), (4, 1), (3, 2), (2, 1), (1, 2)]
     assert cells == [[1], [2], [3, 4, 5, 6, 7, 8, 9, 10]]
@@ -57,30 +58,30 @@ def test_worked_by_hand_where_fewer_layers_lie_above() -> None:
 
 def test_the_range_limits_the_pointer() -> None:
     # L=3, H=7, C=2: l starts at 5 and stops below 3; the layers above H are merged only as followers.
-    options = CollapseOptions(layers_per_merge=2, interval=1, lowest=3, highest=7)
+    options = SearchOptions(layers_per_merge=2, interval=1, lowest=3, highest=7)
     assert _run(10, options, "RRR")[0] == [(5, 1), (4, 1), (3, 1)]
 
 
 def test_the_first_pointer_may_already_be_below_the_range() -> None:
-    assert _run(4, CollapseOptions(layers_per_merge=4), "")[1] == [[1], [2], [3], [4]]
-    assert most_candidates(4, CollapseOptions(layers_per_merge=4)) == 0
+    assert _run(4, SearchOptions(layers_per_merge=4), "")[1] == [[1], [2], [3], [4]]
+    assert most_candidates(4, SearchOptions(layers_per_merge=4)) == 0
 
 
 def test_the_paper_s_table_8_starts() -> None:
-    assert CollapseState.start(32, CollapseOptions()).pointer == 28
-    assert CollapseState.start(40, CollapseOptions(layers_per_merge=6)).pointer == 34
+    assert SearchState.start(32, SearchOptions()).pointer == 28
+    assert SearchState.start(40, SearchOptions(layers_per_merge=6)).pointer == 34
 
 
 def test_a_pointer_above_the_top_is_reset() -> None:
     # No sequence of outcomes leads there, so the lines are tested by themselves.
-    options = CollapseOptions(layers_per_merge=2, interval=3)
+    options = SearchOptions(layers_per_merge=2, interval=3)
     assert after_merge(9, 5, options) == 3  # 9 - 3 = 6 > 5 layers: 5 - C
     assert after_merge(8, 5, options) == 5  # 8 - 3 = 5, not above
     assert after_merge(4, 5, options) == 1
 
 
 options_strategy = st.builds(
-    CollapseOptions,
+    SearchOptions,
     layers_per_merge=st.integers(2, 9),
     interval=st.integers(1, 5),
     lowest=st.integers(1, 6),
@@ -91,9 +92,9 @@ options_strategy = st.builds(
 @given(
     num_layers=st.integers(1, 40), options=options_strategy, outcomes=st.lists(st.booleans(), min_size=40, max_size=40)
 )
-def test_against_the_pseudocode(num_layers: int, options: CollapseOptions, outcomes: list[bool]) -> None:
+def test_against_the_pseudocode(num_layers: int, options: SearchOptions, outcomes: list[bool]) -> None:
     assume(options.lowest <= num_layers)
-    state = CollapseState.start(num_layers, options)
+    state = SearchState.start(num_layers, options)
     # The paper's lines, on a list of lists of 1-based layers.
     model = [[i] for i in range(1, num_layers + 1)]
     l = num_layers - options.layers_per_merge  # noqa: E741
@@ -120,9 +121,9 @@ def test_against_the_pseudocode(num_layers: int, options: CollapseOptions, outco
 
 
 def test_states_are_not_changed_by_looking_ahead() -> None:
-    state = CollapseState.start(12, CollapseOptions())
+    state = SearchState.start(12, SearchOptions())
     state.after(state.candidate()).after(None)
-    assert state == CollapseState.start(12, CollapseOptions())
+    assert state == SearchState.start(12, SearchOptions())
     assert state.after(None).layers == state.layers
     assert state.layers[0] == PlanLayer(0, {0: 1.0})
 
@@ -151,11 +152,11 @@ def test_states_are_not_changed_by_looking_ahead() -> None:
 )
 def test_settings_out_of_range(changes: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        CollapseOptions(**changes)  # type: ignore[arg-type]
+        SearchOptions(**changes)  # type: ignore[arg-type]
 
 
 def test_a_range_beyond_the_model() -> None:
     with pytest.raises(OptionError, match=r"highest \(H\) is 33, but the model has 32 layers"):
-        CollapseState.start(32, CollapseOptions(highest=33))
+        SearchState.start(32, SearchOptions(highest=33))
     with pytest.raises(OptionError, match=r"lowest \(L\) is 33, above highest \(H\), 32"):
-        CollapseState.start(32, CollapseOptions(lowest=33))
+        SearchState.start(32, SearchOptions(lowest=33))

@@ -8,23 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamcollapse.merge.plan import Decision, stack_key
-from streamcollapse.strategy.collapse import CollapseOptions, CollapseState
-from streamcollapse.strategy.lookahead import Depth, Outcome, likely_states
-from streamcollapse.strategy.odds import Odds
+from streamcollapse.searches.accept_model import Odds
+from streamcollapse.searches.algorithm1 import SearchState
+from streamcollapse.searches.lookahead import Depth, Outcome, likely_states
+from streamcollapse.settings.search import SearchOptions
 
-OPTIONS = CollapseOptions(layers_per_merge=3, interval=1)
+OPTIONS = SearchOptions(layers_per_merge=3, interval=1)
 
 
 def _odds(outcomes: str) -> Odds:
     return Odds(0.65, [Decision(10, 2, None, outcome == "A") for outcome in outcomes])
 
 
-def _unknown(state: CollapseState) -> Outcome | None:
+def _unknown(state: SearchState) -> Outcome | None:
     return None
 
 
 def test_a_walk_of_rejections_when_rejections_are_likely() -> None:
-    state = CollapseState.start(30, OPTIONS)
+    state = SearchState.start(30, OPTIONS)
     states = likely_states(state, _odds("R" * 20), Depth(6), _unknown)
     assert states[0] is state
     assert [s.pointer for s in states] == [27, 26, 25, 24, 23, 22]
@@ -32,14 +33,14 @@ def test_a_walk_of_rejections_when_rejections_are_likely() -> None:
 
 
 def test_a_walk_of_accepts_when_accepts_are_likely() -> None:
-    states = likely_states(CollapseState.start(30, OPTIONS), _odds("A" * 20), Depth(4), _unknown)
+    states = likely_states(SearchState.start(30, OPTIONS), _odds("A" * 20), Depth(4), _unknown)
     assert [len(s.layers) for s in states] == [30, 28, 26, 25], "K = 2, 2, 1"
 
 
 def test_known_states_are_passed_through_and_cost_nothing() -> None:
-    root = CollapseState.start(30, OPTIONS)
+    root = SearchState.start(30, OPTIONS)
 
-    def known(state: CollapseState) -> Outcome | None:
+    def known(state: SearchState) -> Outcome | None:
         return (None,) if state.layers == root.layers and state.pointer > 20 else None
 
     states = likely_states(root, Odds(0.65), Depth(3), known)
@@ -49,14 +50,14 @@ def test_known_states_are_passed_through_and_cost_nothing() -> None:
 
 
 def test_nothing_to_choose_where_everything_is_known() -> None:
-    root = CollapseState.start(10, OPTIONS)
+    root = SearchState.start(10, OPTIONS)
     assert likely_states(root, Odds(0.65), Depth(5), lambda state: (None,)) == []
 
 
 @settings(deadline=None)
 @given(num_layers=st.integers(4, 24), nodes=st.integers(1, 20), history=st.text("AR", max_size=6), c=st.integers(2, 5))
 def test_each_state_follows_from_one_before_it(num_layers: int, nodes: int, history: str, c: int) -> None:
-    root = CollapseState.start(num_layers, CollapseOptions(layers_per_merge=c, interval=1))
+    root = SearchState.start(num_layers, SearchOptions(layers_per_merge=c, interval=1))
     odds = _odds(history)
     states = likely_states(root, odds, Depth(nodes), _unknown)
     assert states == likely_states(root, odds, Depth(nodes), _unknown), "reproducible"
@@ -71,7 +72,7 @@ def test_each_state_follows_from_one_before_it(num_layers: int, nodes: int, hist
 
 
 def test_looking_ahead_stops_where_it_does_not_pay() -> None:
-    root, odds = CollapseState.start(60, OPTIONS), _odds("R" * 20)
+    root, odds = SearchState.start(60, OPTIONS), _odds("R" * 20)
     counts = [len(likely_states(root, odds, Depth(64, ratio), _unknown)) for ratio in (0.0, 0.05, 1.0, 20.0)]
     assert counts[0] == 1, "reading costs nothing: no speculation"
     assert counts == sorted(counts)
@@ -85,7 +86,7 @@ def test_looking_ahead_stops_where_it_does_not_pay() -> None:
 
 def test_no_more_is_read_than_pays() -> None:
     def reach(pointer: int) -> int:
-        root = replace(CollapseState.start(60, OPTIONS), pointer=pointer)
+        root = replace(SearchState.start(60, OPTIONS), pointer=pointer)
         states = likely_states(root, _odds("R" * 12), Depth(30), _unknown)
         return pointer - min(state.pointer for state in states)
 
@@ -93,7 +94,7 @@ def test_no_more_is_read_than_pays() -> None:
 
 
 def test_a_candidate_that_needs_nothing_more_comes_before_one_that_does() -> None:
-    root = CollapseState.start(40, CollapseOptions(layers_per_merge=8, interval=1))
+    root = SearchState.start(40, SearchOptions(layers_per_merge=8, interval=1))
     states = likely_states(root, _odds("AR" * 10 + "AARR" * 3), Depth(12), _unknown)
     needed = [set[int]().union(*(x.mix for x in c.layers[c.position :])) for s in states if (c := s.candidate())]
     assert states[0] is root

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamcollapse import CollapseOptions, Compute, prune, search
+from streamcollapse import Compute, SearchOptions, prune, search
 from streamcollapse.errors import BudgetError
 from streamcollapse.merge.mixing import mix_tensors
-from streamcollapse.settings import Streaming
+from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.stream.copies import CudaCopies
 from streamcollapse.stream.device import device_errors, free_vram, within_vram
@@ -20,7 +20,7 @@ from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.weights import WeightStream
 
 pytestmark = pytest.mark.gpu
-OPTIONS = CollapseOptions(layers_per_merge=3, interval=1, threshold=0.55, rule="mean")
+OPTIONS = SearchOptions(layers_per_merge=3, interval=1, threshold=0.55, rule="mean")
 
 
 def test_what_arrives_is_what_is_stored_while_the_device_is_busy(llama_bf16: Path) -> None:
@@ -64,18 +64,26 @@ def test_pinned_memory_has_its_exact_size_and_can_be_let_go() -> None:
 @pytest.mark.parametrize("io", ["pread", "direct", "auto"])
 def test_no_bit_depends_on_how_weights_get_there(llama_bf16: Path, io: str) -> None:
     compute = Compute("cuda", "bfloat16")
-    plain = search(llama_bf16, OPTIONS, compute=compute, streaming=Streaming(1, 0, "mmap"))
+    plain = search(llama_bf16, OPTIONS, settings=RunSettings(compute=compute, streaming=Streaming(1, 0, "mmap")))
     for lookahead, prefetch in ((1, 2), (8, 1), (None, 4)):
-        assert search(llama_bf16, OPTIONS, compute=compute, streaming=Streaming(lookahead, prefetch, io)) == plain
+        assert (
+            search(
+                llama_bf16, OPTIONS, settings=RunSettings(compute=compute, streaming=Streaming(lookahead, prefetch, io))
+            )
+            == plain
+        )
 
 
 def test_the_device_and_the_processor_agree(llama_bf16: Path, tmp_path: Path) -> None:
-    plans = {name: search(llama_bf16, OPTIONS, compute=Compute(name, "float32")) for name in ("cpu", "cuda")}
+    plans = {
+        name: search(llama_bf16, OPTIONS, settings=RunSettings(compute=Compute(name, "float32")))
+        for name in ("cpu", "cuda")
+    }
     decisions = {name: plan.search.decisions for name, plan in plans.items() if plan.search is not None}
     for ours, theirs in zip(decisions["cuda"], decisions["cpu"], strict=True):
         assert (ours.l, ours.merged, ours.accepted) == (theirs.l, theirs.merged, theirs.accepted)
         assert ours.similarity == pytest.approx(theirs.similarity, abs=1e-4)
-    pruned = prune(llama_bf16, tmp_path / "out", OPTIONS, compute=Compute("cuda", "bfloat16"))
+    pruned = prune(llama_bf16, tmp_path / "out", OPTIONS, settings=RunSettings(compute=Compute("cuda", "bfloat16")))
     assert all(phase["peak_vram"] > 0 for phase in pruned.report["usage"]["phases"])
 
 
@@ -83,7 +91,7 @@ def test_a_job_leaves_nothing_behind(llama_bf16: Path) -> None:
     compute, streaming = Compute("cuda", "bfloat16"), Streaming(io="pread")
     plans, held = [], []
     for _ in range(3):
-        plans.append(search(llama_bf16, OPTIONS, compute=compute, streaming=streaming))
+        plans.append(search(llama_bf16, OPTIONS, settings=RunSettings(compute=compute, streaming=streaming)))
         gc.collect()
         held.append(torch.cuda.memory_allocated(0))
     assert plans[0] == plans[1] == plans[2]
@@ -95,7 +103,12 @@ def test_the_allocator_stays_within_the_budget(llama_bf16: Path, tmp_path: Path)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved(0)
     streaming = Streaming(vram_budget="400MiB", io="pread")
-    pruned = prune(llama_bf16, tmp_path / "out", OPTIONS, compute=Compute("cuda", "bfloat16"), streaming=streaming)
+    pruned = prune(
+        llama_bf16,
+        tmp_path / "out",
+        OPTIONS,
+        settings=RunSettings(compute=Compute("cuda", "bfloat16"), streaming=streaming),
+    )
     assert all(p["peak_vram_reserved"] <= before + (400 << 20) for p in pruned.report["usage"]["phases"])
     assert torch.cuda.get_per_process_memory_fraction(0) == 1.0
 
@@ -112,10 +125,10 @@ def test_memory_that_runs_out_is_one_line() -> None:
 
 def test_where_others_have_most_of_the_memory_the_rest_suffices(llama_bf16: Path) -> None:
     compute, device = Compute("cuda", "bfloat16"), torch.device("cuda", 0)
-    plain = search(llama_bf16, OPTIONS, compute=compute)
+    plain = search(llama_bf16, OPTIONS, settings=RunSettings(compute=compute))
     torch.cuda.empty_cache()
     others = torch.empty(free_vram(device) - (1 << 30), dtype=torch.uint8, device=device)
-    assert search(llama_bf16, OPTIONS, compute=compute) == plain
+    assert search(llama_bf16, OPTIONS, settings=RunSettings(compute=compute)) == plain
     del others
     torch.cuda.empty_cache()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from streamcollapse.errors import BudgetError, DeviceError, DeviceFailedError, OptionError, is_of_device
-from streamcollapse.settings import Compute
+from streamcollapse.settings.run import Compute
 from streamcollapse.stream import device
 from streamcollapse.stream.device import Placement, device_errors, resolve, within_vram
 

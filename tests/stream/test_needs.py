@@ -11,7 +11,7 @@ import torch
 from streamcollapse.arch.architecture import understand
 from streamcollapse.errors import BudgetError, OptionError
 from streamcollapse.merge.mixing import mixing_bytes
-from streamcollapse.settings import Streaming
+from streamcollapse.settings.run import Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.stream import budget as budgets
 from streamcollapse.stream import needs

@@ -1,0 +1,101 @@
+"""What a batch consists of: one task for each source and setting, and which tasks go well together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from streamcollapse.errors import CalibrationError, printable
+from streamcollapse.output.report import versions
+from streamcollapse.settings.run import SAMPLES, Calibration
+from streamcollapse.settings.search import SearchOptions
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Prune by ``options`` on ``calibration``, computing in ``compute_dtype``."""
+
+    options: SearchOptions
+    calibration: Calibration
+    compute_dtype: str
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write as safetensors, in ``dtype`` (None: what each tensor is)."""
+
+    dtype: str | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One checkpoint to be made: ``name`` is the directory's, ``source`` an absolute path or a Hub id."""
+
+    name: str
+    source: str
+    work: Prune | Convert
+    max_shard_size: str
+
+    @property
+    def verb(self) -> str:
+        return type(self.work).__name__.lower()
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that makes a difference to the result, as JSON types."""
+        return {"verb": self.verb, "max_shard_size": self.max_shard_size, **_plain(asdict(self.work))}
+
+
+Chain = tuple[Task, ...]
+
+
+def chains_of(tasks: Sequence[Task]) -> list[Chain]:
+    """``tasks`` in groups that one worker takes one after the other.
+
+    Searches of one source on the same samples share its reference pass and the memory of evaluated candidates, so they
+    are a group; order is kept.
+    """
+    groups: dict[object, list[Task]] = {}
+    for task in tasks:
+        work = task.work
+        if isinstance(work, Prune):
+            shared = (task.source, work.calibration, work.compute_dtype, work.options.merge_norms)
+            groups.setdefault(shared, []).append(task)
+        else:
+            groups[task.name, task.source] = [task]
+    return [tuple(group) for group in groups.values()]
+
+
+def result_key(task: Task, version: str) -> str:
+    """What tells whether a result is the one that ``task`` asks for of this ``version`` of its source. Raises
+    CalibrationError."""
+    return _digest({"source": version, "samples": _samples_digest(task.work), **task.settings()})
+
+
+def search_key(work: Prune, version: str, device: str) -> str:
+    """What tells whether two searches can share what they find out. Raises CalibrationError."""
+    shared = [version, _samples_digest(work), work.calibration.max_tokens, work.compute_dtype, device, versions()]
+    return _digest([*shared, work.options.merge_norms])[:16]
+
+
+def _samples_digest(work: Prune | Convert) -> str | None:
+    if not isinstance(work, Prune):
+        return None
+    if work.calibration.file is None or work.calibration.file in SAMPLES:
+        return str(work.calibration.file)
+    try:
+        return hashlib.sha256(Path(work.calibration.file).read_bytes()).hexdigest()
+    except OSError as error:
+        raise CalibrationError(f"{printable(work.calibration.file)}: cannot be read: {error.strerror}") from error
+
+
+def _digest(document: object) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(document: dict[str, Any]) -> dict[str, Any]:
+    plain = {key: _plain(value) if isinstance(value, dict) else value for key, value in document.items()}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in plain.items()}

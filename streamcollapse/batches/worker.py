@@ -1,0 +1,222 @@
+"""What a worker does with a chain of tasks: each is done, or found done already, or fails alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamcollapse.batches.tasks import Chain, Convert, Prune, Task, result_key, search_key
+from streamcollapse.errors import DeviceFailedError, OutputError, StreamCollapseError, printable
+from streamcollapse.jobs.convert import CONVERSION_FILE, convert
+from streamcollapse.jobs.prune import prune
+from streamcollapse.output.checkpoint import REPORT_FILE
+from streamcollapse.output.files import every_file_beside
+from streamcollapse.progress import Event, Listener
+from streamcollapse.settings.run import Compute, Output, RunSettings, Streaming
+from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.storage.disk import disk_errors
+from streamcollapse.storage.hub import local_directory
+
+STATE = ".streamcollapse-batch"  # a directory in that of the results
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where results go: ``out``; and what searches find out, for each other: ``work``."""
+
+    out: Path
+    work: Path
+
+    def record(self, task: Task) -> Path:
+        """The file that says that ``task`` is done."""
+        return self.out / STATE / "done" / f"{task.name}.json"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one worker computes with. ``threads``: of the CPU, None for all there are."""
+
+    device: str
+    streaming: Streaming
+    threads: int | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task. ``status`` is done, kept (from an earlier batch) or failed; ``figures`` are the result's."""
+
+    name: str
+    status: str
+    out: str
+    error: str | None = None
+    seconds: float = 0.0
+    attempts: int = 1
+    figures: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Began:
+    """The worker with process id ``pid`` takes up the task ``name``."""
+
+    name: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the job of the task ``name`` says while it runs."""
+
+    name: str
+    event: Event
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A task came to its end."""
+
+    outcome: Outcome
+
+
+Message = Began | Told | Ended
+Tell = Callable[[Message], None]
+
+
+def run_chain(chain: Chain, place: Place, machine: Machine, tell: Tell) -> None:
+    """Do the tasks of ``chain`` one after the other; what comes of each is told."""
+    if machine.threads is not None:
+        torch.set_num_threads(machine.threads)
+    for task in chain:
+        tell(Began(task.name, os.getpid()))
+        tell(Ended(run_task(task, place, machine, _teller(task, tell))))
+
+
+def _teller(task: Task, tell: Tell) -> Listener:
+    return lambda event: tell(Told(task.name, event))
+
+
+def run_task(task: Task, place: Place, machine: Machine, listener: Listener) -> Outcome:
+    """Do ``task``, unless it is done. Raises DeviceFailedError: another process may still do it."""
+    start, out = time.perf_counter(), place.out / task.name
+    try:
+        with disk_errors(place.out):
+            place.out.mkdir(parents=True, exist_ok=True)
+        directory = local_directory(task.source, listener)
+        version = source_version(directory)
+        key = result_key(task, version)
+        if (known := finished(task, place, key)) is not None:
+            return known
+        output = Output(task.max_shard_size, overwrite=is_ours(out))
+        if isinstance(task.work, Convert):
+            figures = _converted(directory, out, task.work, output, listener)
+        else:
+            figures = _pruned(directory, out, task.work, output, place, machine, version, listener)
+        outcome = Outcome(task.name, "done", str(out), seconds=time.perf_counter() - start, figures=figures)
+        _keep(place.record(task), key, outcome, _files(out))
+    except DeviceFailedError:
+        raise
+    except (StreamCollapseError, OSError) as error:
+        said = str(error) if isinstance(error, StreamCollapseError) else f"{error.filename}: {error.strerror}"
+        return Outcome(task.name, "failed", str(out), printable(said), time.perf_counter() - start)
+    return outcome
+
+
+def finished(task: Task, place: Place, key: str) -> Outcome | None:
+    """What an earlier batch made of ``task``, if it is still there."""
+    try:
+        record = json.loads(place.record(task).read_text(encoding="utf-8"))
+        if record["key"] != key or record["files"] != _files(place.out / task.name):
+            return None
+        return replace(Outcome(**record["outcome"]), status="kept")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def is_ours(out: Path) -> bool:
+    """Whether what is at ``out`` was made by this program and may be made again. Raises OutputError where it was
+    not."""
+    if not out.exists():
+        return False
+    if not any((out / name).is_file() for name in (REPORT_FILE, CONVERSION_FILE)):
+        raise OutputError(
+            f"{printable(out)}: exists and is no result of this program; move it, or choose another --out"
+        )
+    return True
+
+
+def _converted(directory: Path, out: Path, work: Convert, output: Output, listener: Listener) -> dict[str, Any]:
+    found = convert(directory, out, dtype=work.dtype, output=output, listener=listener)
+    sizes = {"before": sum(found.before.values()), "after": sum(found.after.values())}
+    return {"bytes": sizes, "bytes_read": found.usage["bytes_read"], "peak_rss": found.usage["peak_rss"]}
+
+
+def _pruned(
+    directory: Path,
+    out: Path,
+    work: Prune,
+    output: Output,
+    place: Place,
+    machine: Machine,
+    version: str,
+    listener: Listener,
+) -> dict[str, Any]:
+    kind = torch.device(machine.device).type
+    work_dir = place.work / search_key(work, version, kind)
+    with disk_errors(place.work):
+        place.work.mkdir(parents=True, exist_ok=True)
+    pruned = prune(
+        directory,
+        out,
+        work.options,
+        settings=RunSettings(
+            Compute(machine.device, work.compute_dtype),
+            work.calibration,
+            replace(machine.streaming, work_dir=work_dir),
+            output,
+            machine.trust_remote_code,
+        ),
+        listener=listener,
+    )
+    report, search = pruned.report, pruned.plan.search
+    decisions = search.decisions if search is not None else ()
+    return {
+        "layers": report["layers"],
+        "parameters": report["parameters"],
+        "bytes": report["bytes"],
+        "ratio": report["ratio"],
+        "candidates": len(decisions),
+        "accepted": sum(decision.accepted for decision in decisions),
+        "bytes_read": report["usage"]["bytes_read"],
+        "peak_rss": report["usage"]["peak_rss"],
+        "peak_vram": report["usage"]["peak_vram"],
+    }
+
+
+def source_version(directory: Path) -> str:
+    """What changes when the source in ``directory`` does, or is another one. Raises CheckpointError."""
+    checkpoint = Checkpoint(directory)
+    files = [path.relative_to(directory).as_posix() for path in every_file_beside(directory)]
+    return f"{directory.resolve()} {checkpoint.fingerprint()} {checkpoint.state(*files)}"
+
+
+def _files(out: Path) -> dict[str, list[int]]:
+    """Size and time of modification of every file of a result."""
+    found = (path for path in sorted(out.rglob("*")) if path.is_file())
+    return {path.relative_to(out).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in found}
+
+
+def _keep(path: Path, key: str, outcome: Outcome, files: dict[str, list[int]]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(
+            json.dumps({"key": key, "files": files, "outcome": asdict(outcome)}) + "\n", encoding="utf-8"
+        )
+        partial.replace(path)

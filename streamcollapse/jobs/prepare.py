@@ -1,0 +1,182 @@
+"""Every check of a job before a weight is read. What --dry-run prints is what the run then executes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamcollapse.errors import OutputError, printable
+from streamcollapse.jobs.inspect import Inspection, describe
+from streamcollapse.merge.plan import Plan
+from streamcollapse.merge.view import check_plan
+from streamcollapse.output.report import sizes
+from streamcollapse.progress import Listener, MemoryPlanned, WarningRaised, silent
+from streamcollapse.run.memory_plan import allotment, plain_allotment
+from streamcollapse.run.opened import Job, Samples, calibration_samples, open_job
+from streamcollapse.run.request import Asked
+from streamcollapse.run.workdir import check_directory, was_renamed
+from streamcollapse.run.workplace import work_key
+from streamcollapse.searches.registry import complete, ignored_settings, strategy_of
+from streamcollapse.searches.space import check_space, demand_of, search_space
+from streamcollapse.searches.strategy import SearchSpace, fewest_layers
+from streamcollapse.settings.run import RunSettings
+from streamcollapse.settings.search import SearchOptions
+from streamcollapse.storage.disk import check_space as check_disk
+from streamcollapse.storage.hub import local_path
+from streamcollapse.storage.staging import check_output, staged_bytes, work_of
+from streamcollapse.stream.needs import Allotment
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that may begin: everything about it is checked, nothing is written.
+
+    ``options`` (complete), ``space`` and ``samples``: of a search, else None; ``plan``: the one to apply, else None.
+    ``out``: the directory to make, or the plan's file, if any. Sizes in bytes of weights: the output's at the least and
+    at the most; ``disk_free``: where the output would go, None where none would.
+    """
+
+    job: Job
+    settings: RunSettings
+    memory: Allotment
+    key: dict[str, Any]
+    out: Path | None
+    options: SearchOptions | None = None
+    space: SearchSpace | None = None
+    samples: Samples | None = None
+    plan: Plan | None = None
+    smallest_output: int = 0
+    largest_output: int = 0
+    disk_free: int | None = None
+
+    @property
+    def request(self) -> Asked:
+        """The job as it was asked for."""
+        assert self.out is not None
+        settings = self.settings
+        return Asked(
+            self.job, self.out, settings.streaming, settings.output, self.options, settings.calibration, self.plan
+        )
+
+    @property
+    def most_candidates(self) -> int:
+        """The most candidates that a search evaluates."""
+        return 0 if self.space is None else strategy_of(self.space.options).most_candidates(self.space)
+
+    @property
+    def ignored(self) -> list[str]:
+        """A line for each setting that makes no difference."""
+        return [] if self.options is None else ignored_settings(self.options)
+
+    @property
+    def inspection(self) -> Inspection:
+        """The source in figures, and how this job spends memory."""
+        return describe(self.job, self.memory)
+
+    def announce(self) -> None:
+        """Tell the listener what is ignored and how memory will be spent, as the run begins."""
+        for text in self.ignored:
+            self.job.listener(WarningRaised(text))
+        rows = tuple((need.phase, need.what, need.num_bytes, need.memory) for need in self.memory.needs)
+        self.job.listener(MemoryPlanned(rows, self.memory.budgets, self.memory.io))
+
+    def to_json(self) -> dict[str, Any]:
+        """What the job would do, as JSON types."""
+        return {
+            "inspection": self.inspection.to_json(),
+            "samples": None if self.samples is None else self.samples.num_samples,
+            "tokens": None if self.samples is None else self.samples.num_tokens,
+            "most_candidates": self.most_candidates,
+            "smallest_output": self.smallest_output,
+            "largest_output": self.largest_output,
+            "options": None if self.options is None else self.options.given,
+            "disk_free": self.disk_free,
+        }
+
+
+def prepare_prune(
+    source: str | Path, out: str | Path, options: SearchOptions, settings: RunSettings, listener: Listener = silent
+) -> Prepared:
+    """``prune`` of ``source`` into ``out``, checked. Raises what it would raise before it begins."""
+    _check_out(source, Path(out), settings)
+    return prepare_open(open_job(source, settings, listener), Path(out), options, settings)
+
+
+def prepare_open(job: Job, out: Path, options: SearchOptions, settings: RunSettings) -> Prepared:
+    """``prepare_prune`` of a checkpoint that is open, into an ``out`` that was checked."""
+    space = search_space(job, options)
+    check_space(job, space)
+    samples = calibration_samples(job, settings.calibration, strategy_of(space.options).samples)
+    smallest = _smallest_output(job, space)
+    free = check_disk(out, smallest - staged_bytes(out))
+    memory = allotment(job, samples, settings.streaming, demand_of(space))
+    key, largest = work_key(job, samples, options.merge_norms), job.checkpoint.num_bytes
+    asked = complete(options)
+    found = Prepared(job, settings, memory, key, out, asked, space, samples, None, smallest, largest, free)
+    check_directory(found.request.work_dir, key)
+    return found
+
+
+def prepare_search(
+    source: str | Path,
+    options: SearchOptions,
+    settings: RunSettings,
+    save_as: str | Path | None = None,
+    listener: Listener = silent,
+) -> Prepared:
+    """``search`` of ``source``, checked. Raises what it would raise before it begins."""
+    if save_as is not None:
+        check_plan_path(Path(save_as), settings.output.overwrite)
+    job = open_job(source, settings, listener)
+    space = search_space(job, options)
+    check_space(job, space)
+    samples = calibration_samples(job, settings.calibration, strategy_of(space.options).samples)
+    memory = allotment(job, samples, settings.streaming, demand_of(space))
+    key, largest = work_key(job, samples, options.merge_norms), job.checkpoint.num_bytes
+    target, work_dir = None if save_as is None else Path(save_as), settings.streaming.work_dir
+    if work_dir is not None or target is not None:
+        check_directory(Path(work_dir) if work_dir is not None else work_of(target or Path()), key)
+    asked, smallest = complete(options), _smallest_output(job, space)
+    return Prepared(job, settings, memory, key, target, asked, space, samples, None, smallest, largest)
+
+
+def prepare_apply(
+    source: str | Path, plan: Plan, out: str | Path, settings: RunSettings, listener: Listener = silent
+) -> Prepared:
+    """``apply`` of ``plan`` to ``source``, checked. Raises what it would raise before it begins."""
+    _check_out(source, Path(out), settings)
+    job = open_job(source, settings, listener)
+    check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
+    size = sizes(job.view(plan.layers, plan.merge_norms), plan.num_layers).bytes
+    free = check_disk(Path(out), size - staged_bytes(Path(out)))
+    memory = plain_allotment(job, settings.streaming)
+    key = work_key(job, None, plan.merge_norms, plan.digest)
+    found = Prepared(
+        job, settings, memory, key, Path(out), plan=plan, smallest_output=size, largest_output=size, disk_free=free
+    )
+    check_directory(found.request.work_dir, key)
+    return found
+
+
+def _check_out(source: str | Path, out: Path, settings: RunSettings) -> None:
+    finished = was_renamed(out, settings.streaming)  # an earlier run was killed there, and this one will say so
+    check_output(out, local_path(source), finished or settings.output.overwrite)
+
+
+def _smallest_output(job: Job, space: SearchSpace) -> int:
+    """Bytes of weights that remain at the least."""
+    layers = fewest_layers(strategy_of(space.options), space)
+    return sizes(job.view(layers), len(layers)).bytes
+
+
+def check_plan_path(path: Path, overwrite: bool, option: str = "--plan") -> None:
+    """Raise OutputError unless a plan may be written to ``path``, which ``option`` gave."""
+    if path.is_dir() or (path.exists() and not overwrite):
+        what = "is a directory" if path.is_dir() else f"exists; choose another {option} or pass --overwrite"
+        raise OutputError(f"{printable(path)}: {what}")
+    if not path.resolve().parent.is_dir():
+        raise OutputError(f"{printable(path.parent)}: does not exist; create it first")
+    if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{printable(path.parent)}: is not writable; choose another {option}")

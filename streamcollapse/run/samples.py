@@ -1,0 +1,121 @@
+"""Calibration and evaluation text: read, tokenised as the model's tokenizer does it, and told apart by a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from streamcollapse.arch.config import THEIR_ERRORS, first_line
+from streamcollapse.errors import CalibrationError, printable
+from streamcollapse.settings.run import SAMPLES, Calibration
+
+_SHIPPED = {"sentences": "sentences.txt", "passages": "passages.jsonl"}
+
+
+def load_samples(calibration: Calibration, default: str = "sentences") -> list[str]:
+    """The samples in order; those of SAMPLES named ``default`` where ``calibration`` names none.
+
+    Raises CalibrationError when there are none or the file cannot be read.
+    """
+    name = calibration.file or default
+    if name in SAMPLES:
+        with resources.as_file(resources.files("streamcollapse.data") / _SHIPPED[str(name)]) as shipped:
+            return _load(shipped)
+    return _load(Path(name))
+
+
+def _load(path: Path) -> list[str]:
+    text = read_text(path)
+    if path.suffix.lower() == ".json":
+        raise CalibrationError(f"{printable(path)}: give .txt with a sample a line, or .jsonl with a field text")
+    samples = _records(path, text) if path.suffix.lower() == ".jsonl" else _lines(text)
+    if not samples:
+        raise CalibrationError(f"{printable(path)}: no samples in it; write one sample a line")
+    return samples
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file. Raises CalibrationError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise CalibrationError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"{printable(path)}: not UTF-8 text (byte {error.start})") from error
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _records(path: Path, text: str) -> list[str]:
+    samples = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise CalibrationError(f"{printable(path)}, line {number}: not JSON: {printable(error)}") from error
+        sample = record.get("text") if isinstance(record, dict) else None
+        if not isinstance(sample, str) or not sample.strip():
+            raise CalibrationError(
+                f'{printable(path)}, line {number}: no text in it; each line needs a non-empty "text"'
+            )
+        if not sample.isprintable() and any("\ud800" <= c <= "\udfff" for c in sample):
+            raise CalibrationError(f"{printable(path)}, line {number}: the text has half a surrogate pair; repair it")
+        samples.append(sample)
+    return samples
+
+
+def load_tokenizer(directory: Path, trust_remote_code: bool) -> Any:
+    """The checkpoint's tokenizer. Raises CalibrationError when it has none that can be loaded."""
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
+    except THEIR_ERRORS as error:
+        raise CalibrationError(
+            f"{printable(directory)}: its tokenizer cannot be loaded: {first_line(error)}"
+        ) from error
+
+
+def tokenize(tokenizer: Any, samples: Sequence[str], max_tokens: int, vocabulary: int) -> list[list[int]]:
+    """Token ids of each sample with the special tokens that the tokenizer adds, at most ``max_tokens``.
+
+    Raises CalibrationError for a sample without tokens or with ids beyond the model's ``vocabulary``.
+    """
+    token_ids = [list(tokenizer(sample, verbose=False)["input_ids"][:max_tokens]) for sample in samples]
+    for number, ids in enumerate(token_ids, 1):
+        if not ids:
+            raise CalibrationError(f"sample {number} has no tokens; remove it")
+        check_vocabulary(ids, vocabulary)
+    return token_ids
+
+
+def check_vocabulary(token_ids: Sequence[int], vocabulary: int) -> None:
+    """Raise CalibrationError when the tokenizer knows tokens that the model does not."""
+    if max(token_ids, default=0) >= vocabulary:
+        raise CalibrationError(
+            f"the tokenizer gives token {max(token_ids)}, but the model's vocabulary has {vocabulary}; "
+            "tokenizer and weights do not belong together"
+        )
+
+
+def samples_digest(token_ids: Sequence[Sequence[int]]) -> str:
+    """sha256 of the token ids of all samples, in hexadecimal: what the search was calibrated on."""
+    return hashlib.sha256(json.dumps([list(ids) for ids in token_ids]).encode()).hexdigest()
+
+
+def opening_tokens(tokenizer: Any) -> list[int]:
+    """The special tokens that the tokenizer puts before a text, usually BOS or nothing."""
+    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    full = list(tokenizer("a")["input_ids"])
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return full[:start]
+    return []

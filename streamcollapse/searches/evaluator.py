@@ -1,0 +1,111 @@
+"""Evaluated candidates: remembered by what they are, found by sweeps over the weights. Knows no strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from streamcollapse.forward.measure import Measure, make_measure
+from streamcollapse.forward.model import StreamedModel
+from streamcollapse.forward.reference import Reference
+from streamcollapse.forward.schedule import Stack
+from streamcollapse.forward.sweep import sweep
+from streamcollapse.merge.plan import PlanLayer, stack_key
+from streamcollapse.merge.view import mismatch
+from streamcollapse.progress import WarningRaised
+from streamcollapse.run.evaluations import Evaluation, EvaluationKey, Memory
+from streamcollapse.run.memory_plan import Means
+from streamcollapse.run.opened import Job
+from streamcollapse.searches.candidate import Candidate
+from streamcollapse.settings.run import Streaming
+from streamcollapse.settings.search import SearchOptions
+from streamcollapse.stream.device import give_back_memory
+
+
+class Evaluator:
+    """Evaluates the candidates of a search, as many in a sweep as ``streaming`` says and there is memory for.
+
+    ``room``: how many that is, fewer once a device's memory has run out; ``is_fixed``: whether the user said it.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        model: StreamedModel,
+        given: Means,
+        reference: Reference,
+        memory: Memory,
+        streaming: Streaming,
+        options: SearchOptions,
+    ) -> None:
+        self._job, self._model, self._given, self._reference = job, model, given, reference
+        self._memory = memory
+        self.room, self.is_fixed = streaming.lookahead or given.choice.candidates, streaming.lookahead is not None
+        self._merge_norms, self._metric = options.merge_norms, options.metric
+        self._measure: Measure | None = None  # made when there is something to measure
+
+    def _key(self, candidate: Candidate) -> EvaluationKey:
+        return self._metric, stack_key(candidate.layers)
+
+    def known(self, candidate: Candidate) -> Evaluation | None:
+        """What is known of ``candidate``: it was evaluated, or cannot be."""
+        key = self._key(candidate)
+        found = self._memory.get(key)
+        if found is None:
+            reason = mismatch(self._job.source, self._job.architecture.layout, candidate.merged_layer)
+            if reason is not None:
+                found = Evaluation(None, reason)
+                self._memory.add({key: found})
+        return found
+
+    def scores(self, candidates: Sequence[Candidate], layers: Sequence[PlanLayer]) -> list[Evaluation]:
+        """The evaluations of ``candidates``, from memory or from as few sweeps as there is memory for.
+
+        ``layers``: the stack that they would change, whose mixed layers the next candidates will have too.
+        """
+        while new := [candidate for candidate in candidates if self.known(candidate) is None]:
+            self.evaluate(new[: self.room], layers)
+        return [one for candidate in candidates if (one := self.known(candidate)) is not None]
+
+    def evaluate(self, candidates: Sequence[Candidate], layers: Sequence[PlanLayer]) -> None:
+        """Evaluate ``candidates`` in one sweep; where the device has not the memory for all, as many as it has."""
+        self._given.kept.want(layers)
+        while (similarities := self._try_sweep(candidates)) is None:
+            candidates = candidates[: max(len(candidates) // 2, 1)]
+            self.room = min(self.room, len(candidates))
+        self._job.checkpoint.check_unchanged()  # before anything is believed that was computed from it
+        self.learn(candidates, similarities)
+
+    def _try_sweep(self, candidates: Sequence[Candidate]) -> list[float | None] | None:
+        """The similarities of ``candidates``; None where the device's memory ran out and less can be asked of it."""
+        try:
+            if self._measure is None:
+                self._measure = make_measure(self._metric, self._model, self._reference, self._job.vocabulary)
+            return sweep(
+                self._model,
+                self._given.stream,
+                self._job.architecture.layout,
+                [Stack(candidate.layers, candidate.start) for candidate in candidates],
+                self._merge_norms,
+                self._reference,
+                self._measure,
+                self._job.meter,
+                self._job.listener,
+                self._given.kept,
+            )
+        except torch.OutOfMemoryError:
+            if len(candidates) == 1 and not self._given.stream.keep_none():
+                raise
+        # Not before the error is gone, whose traceback holds what the sweep had made.
+        give_back_memory(self._model.placement.device)
+        self._job.listener(WarningRaised("GPU memory ran out; going on with fewer candidates in a pass"))
+        return None
+
+    def learn(self, candidates: Sequence[Candidate], similarities: Sequence[float | None]) -> None:
+        """What a sweep has said of ``candidates``."""
+        found = {}
+        for candidate, similarity in zip(candidates, similarities, strict=True):
+            reason = None if similarity is not None else f"its similarity by {self._metric} is not finite"
+            found[self._key(candidate)] = Evaluation(similarity, reason)
+        self._memory.add(found)

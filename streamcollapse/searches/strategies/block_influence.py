@@ -1,0 +1,43 @@
+"""The layers that change their input least are dropped (ShortGPT)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from streamcollapse.merge.plan import Decision, original_layers
+from streamcollapse.searches.one_pass import OnePass
+from streamcollapse.searches.strategy import Found, SearchContext, SearchSpace
+
+
+class BlockInfluence(OnePass):
+    """Men et al., 2024."""
+
+    name = "block-influence"
+    summary = "drops the layers that change their input least, by the cosine of each token"
+    source = "Men et al. 2024, ShortGPT (arXiv 2403.03853)"
+
+    def layers_of(self, decision: Decision) -> str:
+        return f"layer {decision.l}"
+
+    def choose(self, context: SearchContext) -> Found:
+        from streamcollapse.forward.influence import block_influence
+
+        influence = block_influence(context.reference, context.space.num_layers)
+        return drop_least_influence(influence, context.space)
+
+
+STRATEGY = BlockInfluence()
+
+
+def drop_least_influence(influence: Sequence[float], space: SearchSpace) -> Found:
+    """Without the layers of the least ``influence``, one for each source layer, as many as the target allows.
+
+    Decisions come in that order, with 1 - influence as the similarity.
+    """
+    layers, decisions = original_layers(space.num_layers), list[Decision]()
+    for i in sorted(range(space.lowest - 1, space.highest), key=lambda i: (influence[i], -i)):
+        without = tuple(layer for layer in layers if layer.base != i)
+        dropped = bool(without) and space.target.allows(without)
+        layers = without if dropped else layers
+        decisions.append(Decision(i + 1, 0, 1.0 - influence[i], dropped))
+    return layers, decisions

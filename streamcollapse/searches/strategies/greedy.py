@@ -1,0 +1,175 @@
+"""Greedy search: in each round every merge of two neighbouring layers is scored, and the best is taken.
+
+As SLEB (Song et al., 2024) removes blocks one by one by perplexity; here with any of the merge rules, and judged by the
+similarity that the search measures. A round is one upward pass over the weights: candidates above what has been merged
+share the way up to there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from streamcollapse.merge.plan import Decision, LayerKey, PlanLayer, collapse, original_layers
+from streamcollapse.progress import CandidateStarted
+from streamcollapse.searches.candidate import Candidate
+from streamcollapse.searches.strategy import SearchContext, SearchResult, SearchSpace, Strategy, fewest_layers
+from streamcollapse.searches.target import Target
+from streamcollapse.settings.search import SearchOptions
+
+if TYPE_CHECKING:
+    from streamcollapse.run.evaluations import Evaluation
+
+
+class Greedy(Strategy):
+    """Song et al., 2024, with merges, by any metric."""
+
+    name = "greedy"
+    summary = "scores every merge of two neighbours and takes the best, round after round"
+    source = "Song et al. 2024, SLEB (arXiv 2402.09025), there by perplexity and without merges"
+    cost = (
+        "1 for the reference, up to 1 for each layer that goes where memory holds a round's candidates, and 2 for each "
+        "round of scales"
+    )
+    defaults = {  # noqa: RUF012 - a Mapping
+        "threshold": 0.65,
+        "merges_per_round": 1,
+        "rule": "first",
+        "metric": "kl",
+        "rescale": True,
+    }
+    is_default = True
+    samples = "passages"
+    by_rounds = True
+
+    def first_candidates(self, space: SearchSpace) -> Sequence[Candidate]:
+        return GreedyState.start(space).candidates
+
+    def fewest_layers(self, space: SearchSpace) -> tuple[PlanLayer, ...]:
+        return original_layers(1)
+
+    def most_candidates(self, space: SearchSpace) -> int:
+        fewest, rules = len(fewest_layers(self, space)), len(space.options.variants)
+        return sum((count - 1) * rules for count in range(fewest + 1, space.num_layers + 1))
+
+    def check(self, space: SearchSpace) -> None:
+        if not space.target.is_set:  # it goes as far as the target lets it, if that is not at all
+            super().check(space)
+
+    def layers_of(self, decision: Decision) -> str:
+        return f"positions {decision.l}-{decision.l + decision.merged}"  # of the stack as it was then
+
+    def verdict_of(self, decision: Decision, options: SearchOptions) -> str:
+        return ", merged" if options.has_target else super().verdict_of(decision, options)
+
+    def run(self, context: SearchContext) -> SearchResult:
+        target, options, decisions = context.space.target, context.space.options, list[Decision]()
+        state = GreedyState.start(context.space)
+        threshold = -math.inf if target.is_set else options.threshold
+        while state.candidates:
+            context.job.listener(CandidateStarted(state.candidates[0].pointer, 1, None if target.is_set else threshold))
+            evaluations = context.evaluator.scores(state.candidates, state.layers)
+            together = state.best_disjoint([one.similarity for one in evaluations], options.merges_per_round)
+            if not together:
+                first, why = state.candidates[0], evaluations[0].reason
+                decision = Decision(first.pointer, first.merged, None, False, why)
+                context.record(decision, len(decisions), state.layers)
+                return SearchResult(options, state.layers, [*decisions, decision])
+            stacks = [stack for _, stack in together]
+            joint = [one.similarity for one in context.evaluator.scores(stacks, state.layers)]
+            good = [s is not None and s > threshold for s in joint]
+            taken = good.index(False) if False in good else len(good)
+            told = together[:taken] or together[:1]
+            for (candidate, stack), similarity in zip(told, joint, strict=False):
+                rule, tried = _competition(candidate, state.candidates, evaluations, options)
+                decision = Decision(candidate.pointer, candidate.merged, similarity, taken > 0, None, rule, tried)
+                context.record(decision, len(decisions), stack.layers if taken else state.layers)
+                decisions.append(decision)
+            state = state.after(together[taken - 1][1] if taken else None)
+        return SearchResult(options, state.layers, decisions)
+
+
+STRATEGY = Greedy()
+
+
+@dataclass(frozen=True)
+class GreedyState:
+    """The stack so far; ``done`` once no candidate is worth taking."""
+
+    options: SearchOptions
+    target: Target
+    layers: tuple[PlanLayer, ...]
+    done: bool = False
+
+    @classmethod
+    def start(cls, space: SearchSpace) -> GreedyState:
+        """The whole model."""
+        return cls(space.options, space.target, original_layers(space.num_layers))
+
+    @cached_property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Every merge of two neighbours between ``lowest`` and ``highest`` by each of the rules that the target allows.
+
+        Those that come to the same stack are one: dropping a layer is the same whichever neighbour stays.
+        """
+        if self.done:
+            return ()
+        assert self.options.highest is not None
+        found: dict[tuple[LayerKey, ...], Candidate] = {}
+        for position in range(len(self.layers) - 1):
+            lower, upper = self.layers[position], self.layers[position + 1]
+            if lower.base < self.options.lowest - 1 or max(upper.base, *upper.mix) >= self.options.highest:
+                continue
+            for variant in self.options.variants:
+                layers = collapse(self.layers, position, 1, variant.rule, variant.scale)
+                if self.target.is_set and not self.target.allows(layers):
+                    continue
+                key = tuple(layer.key for layer in layers)
+                rules = (*found[key].rules, variant.label) if key in found else (variant.label,)
+                found[key] = Candidate(position + 1, 1, layers, rules)
+        return tuple(found.values())
+
+    def best_disjoint(self, similarities: Sequence[float | None], most: int) -> list[tuple[Candidate, Candidate]]:
+        """The most similar candidate, then with the next one that has no layer in common with those taken, and so on:
+        at most ``most`` merges, as the target allows. Each merge comes with the stack that it and those before it make.
+
+        ``similarities`` of the candidates, in order; those without one are passed over.
+        """
+        pairs = zip(self.candidates, similarities, strict=True)
+        known = [(similarity, candidate) for candidate, similarity in pairs if similarity is not None]
+        taken, stacks = list[Candidate](), list[tuple[Candidate, Candidate]]()
+        for _, candidate in sorted(known, key=lambda pair: (-pair[0], self.candidates.index(pair[1]))):
+            if any(abs(candidate.position - other.position) < 2 for other in taken):
+                continue
+            layers = self._merged([*taken, candidate])
+            if len(taken) == most or (self.target.is_set and not self.target.allows(layers)):
+                break
+            taken.append(candidate)
+            lowest = min(taken, key=lambda one: one.position)
+            stacks.append((candidate, replace(lowest, layers=layers)))
+        return stacks
+
+    def _merged(self, taken: Sequence[Candidate]) -> tuple[PlanLayer, ...]:
+        layers = self.layers
+        for candidate in sorted(taken, key=lambda candidate: -candidate.position):  # those above keep no place
+            position = candidate.position
+            layers = (*layers[:position], candidate.merged_layer, *layers[position + 2 :])
+        return layers
+
+    def after(self, accepted: Candidate | None) -> GreedyState:
+        """The state after a round in which ``accepted`` was taken, or none was good enough."""
+        return replace(self, done=True) if accepted is None else replace(self, layers=accepted.layers)
+
+
+def _competition(
+    taken: Candidate, candidates: Sequence[Candidate], evaluations: Sequence[Evaluation], options: SearchOptions
+) -> tuple[str | None, dict[str, float | None] | None]:
+    """Where rules compete, the one of ``taken``, and how similar each of them is at its place alone."""
+    if len(options.variants) == 1:
+        return None, None
+    pairs = zip(candidates, evaluations, strict=True)
+    there = {label: e.similarity for c, e in pairs if c.pointer == taken.pointer for label in c.rules}
+    return taken.rule, {v.label: there[v.label] for v in options.variants if v.label in there}

@@ -1,0 +1,187 @@
+"""What a strategy is, what it has to work with, and what it comes to.
+
+A strategy is one object in one file of search/strategies/: it says what it is, which settings it goes by with which
+defaults, what it would try, and runs the search. Nothing outside search/ knows one strategy from another.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from streamcollapse.errors import OptionError
+from streamcollapse.merge.plan import Decision, PlanLayer, original_layers
+from streamcollapse.progress import DecisionMade, StackChanged
+from streamcollapse.searches.candidate import Candidate
+from streamcollapse.searches.target import Target
+from streamcollapse.settings.search import SearchOptions
+
+if TYPE_CHECKING:  # what follows needs torch; listing strategies does not
+    from streamcollapse.forward.reference import Reference
+    from streamcollapse.run.opened import Job
+    from streamcollapse.run.workplace import WorkPlace
+    from streamcollapse.searches.evaluator import Evaluator
+
+Found = tuple[tuple[PlanLayer, ...], list[Decision]]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What may be searched of one model: ``options`` complete and fitted to it, and the ``target``."""
+
+    options: SearchOptions
+    target: Target
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.target.parameters)
+
+    @property
+    def lowest(self) -> int:
+        """L, counted from 1."""
+        return self.options.lowest
+
+    @property
+    def highest(self) -> int:
+        """H, counted from 1."""
+        assert self.options.highest is not None
+        return self.options.highest
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search came to: ``options`` with what it filled in, the layers, and the decisions in order."""
+
+    options: SearchOptions
+    layers: tuple[PlanLayer, ...]
+    decisions: list[Decision]
+
+
+@dataclass(frozen=True)
+class SearchContext:
+    """What a strategy has to work with: its space, what the reference pass kept, and the evaluator."""
+
+    job: Job
+    space: SearchSpace
+    reference: Reference
+    evaluator: Evaluator
+    place: WorkPlace
+
+    def record(self, decision: Decision, number: int, layers: tuple[PlanLayer, ...]) -> None:
+        """Decision ``number`` is taken: into the journal with it, and say so."""
+        self.place.decided(number, decision)
+        self.tell(decision, layers)
+
+    def tell(self, decision: Decision, layers: tuple[PlanLayer, ...]) -> None:
+        """Say what was decided, and what the stack is after it."""
+        listener = self.job.listener
+        listener(DecisionMade(decision.l, decision.merged, decision.similarity, decision.accepted, decision.reason))
+        listener(StackChanged(cells(layers, self.space.num_layers)))
+
+
+class Strategy(ABC):
+    """A way to find the layers of the pruned model.
+
+    ``defaults``: of the settings that only some strategies go by (registry.OWNED), those that this one does, with its
+    defaults. ``implied_by``: settings that mean this strategy where none is named. ``samples``: those it calibrates on
+    by default. ``needs_target``: it stops at a target only. ``one_rule``: it compares none. ``verdict``: what it does
+    with layers. ``by_rounds``: a decision is the best of its round, not one of the candidates.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    cost: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    implied_by: ClassVar[tuple[str, ...]] = ()
+    is_default: ClassVar[bool] = False
+    samples: ClassVar[str] = "sentences"
+    needs_target: ClassVar[bool] = False
+    one_rule: ClassVar[bool] = False
+    verdict: ClassVar[str] = "merged"
+    by_rounds: ClassVar[bool] = False
+
+    def boundaries(self, space: SearchSpace) -> range:
+        """The 0-based layer boundaries that the search needs of the reference pass."""
+        return range(space.lowest - 1, space.highest)
+
+    @abstractmethod
+    def first_candidates(self, space: SearchSpace) -> Sequence[Candidate]:
+        """The candidates of the first round, or some like those that the search may come to; empty where there is
+        nothing to try."""
+
+    @abstractmethod
+    def fewest_layers(self, space: SearchSpace) -> tuple[PlanLayer, ...]:
+        """A stack of as many layers as stay at the least where no target says so."""
+
+    @abstractmethod
+    def most_candidates(self, space: SearchSpace) -> int:
+        """The most candidates that are evaluated; of a search for a threshold, in each of its tries."""
+
+    @abstractmethod
+    def run(self, context: SearchContext) -> SearchResult:
+        """Find the layers."""
+
+    def check(self, space: SearchSpace) -> None:
+        """Raise OptionError, before a weight is read, where there is nothing to try."""
+        if not self.first_candidates(space):
+            raise OptionError(self.nothing_to_try(space))
+
+    def nothing_to_try(self, space: SearchSpace) -> str:
+        """The line that says why there is nothing to try."""
+        if space.num_layers == 1:
+            return "the model has one layer: none can go"
+        return (
+            f"layers {space.lowest} (L) to {space.highest} (H) have no two neighbours to merge; lower --lowest, or "
+            "raise --highest"
+        )
+
+    def must_fit(self, space: SearchSpace) -> Sequence[Candidate]:
+        """The candidates whose layers must go together, because the search takes them as they come."""
+        return ()
+
+    def layers_of(self, decision: Decision) -> str:
+        """The layers that ``decision`` is about, in words."""
+        return f"layers {decision.l}-{decision.l + decision.merged}"
+
+    def verdict_of(self, decision: Decision, options: SearchOptions) -> str:
+        """What came of a candidate that has a similarity, in words."""
+        sign, verdict = (">", "merged") if decision.accepted else ("<=", "kept apart")
+        return f" {sign} {options.threshold:g}, {verdict}"
+
+    def uses(self, setting: str, options: SearchOptions) -> bool:
+        """Whether ``setting`` makes a difference with ``options``."""
+        if setting == "metric" and options.rescale:
+            return True
+        return setting in self.defaults and not (setting == "threshold" and options.has_target)
+
+
+def fewest_layers(strategy: Strategy, space: SearchSpace) -> tuple[PlanLayer, ...]:
+    """A stack of as many layers as stay at the least."""
+    if space.target.is_set:
+        return original_layers(space.num_layers)[: space.target.fewest()]
+    return strategy.fewest_layers(space)
+
+
+def method_line(strategy: Strategy, options: SearchOptions) -> str:
+    """The settings that make a difference to the result, in one line."""
+    said = [strategy.name]
+    if "layers_per_merge" in strategy.defaults:
+        said.append(f"C={options.layers_per_merge} I={options.interval}")
+    if options.target_layers is not None:
+        said.append(f"{options.target_layers} layers")
+    elif options.target_ratio is not None:
+        said.append(f"ratio {options.target_ratio:g}")
+    elif strategy.uses("threshold", options):
+        said.append(f"T={options.threshold:g}")
+    said += [f"rule {options.rule}"] if strategy.uses("rule", options) else []
+    said += [f"metric {options.metric}"] if strategy.uses("metric", options) else []
+    return ", ".join(said + ["then scales"] * options.rescale)
+
+
+def cells(layers: Sequence[PlanLayer], num_layers: int) -> tuple[int, ...]:
+    """How many source layers each layer stands for, dropped ones above it included."""
+    bases = [layer.base for layer in layers]
+    return tuple(end - base for base, end in zip(bases, [*bases[1:], num_layers], strict=True))

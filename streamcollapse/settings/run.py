@@ -1,0 +1,226 @@
+"""What a user may set besides the method: where it computes, on which samples, how weights stream, what is written."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from streamcollapse.errors import OptionError
+from streamcollapse.settings.declared import OneOf, Setting, Size, Whole, from_text, settings
+from streamcollapse.units import parse_bytes
+
+# the calibration samples that ship with the package: ten sentences, and 24 passages of about 256 tokens
+SAMPLES = ("sentences", "passages")
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+IO_MODES = ("auto", "mmap", "pread", "direct")
+
+
+def _lookahead(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.removeprefix("-").isdecimal():
+        raise ValueError("it must be auto or a whole number")
+    return int(text)
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError("choose auto, cpu, cuda or cuda:N")
+    return name
+
+
+@settings
+class Compute:
+    """Where the forward pass runs.
+
+    ``auto`` takes the first CUDA device if there is one, and computes in the checkpoint's dtype there. On a CPU it
+    computes in bfloat16 where the checkpoint is stored so and the processor multiplies it natively, else in float32.
+    """
+
+    device: Annotated[
+        str,
+        AfterValidator(_device),
+        Setting("Where to compute.", "The run", metavar="auto|cpu|cuda[:N]"),
+    ] = "auto"
+    dtype: Annotated[
+        str,
+        OneOf(("auto", *COMPUTE_DTYPES)),
+        Setting(
+            "Precision of the forward pass; auto: the checkpoint's dtype if the hardware supports it natively, "
+            "otherwise float32.",
+            "The run",
+            key="compute_dtype",
+        ),
+    ] = "auto"
+
+
+@settings
+class Calibration:
+    """Which samples to calibrate on; without ``file`` those of SAMPLES that suit the strategy."""
+
+    file: Annotated[
+        str | Path | None,
+        Setting(
+            "Samples: .txt with one a line, or .jsonl with a field text; sentences or passages, which ship with the "
+            "package.",
+            "The method",
+            key="calibration",
+            default="passages for greedy, else sentences",
+            metavar="FILE",
+        ),
+    ] = None
+    max_tokens: Annotated[
+        Whole,
+        Field(ge=1),
+        Setting("Cut each calibration sample to this many tokens, special tokens included.", "The method"),
+    ] = 512
+
+
+@settings
+class Streaming:
+    """How weights are streamed; no setting here changes a result."""
+
+    lookahead: Annotated[
+        Annotated[Whole, Field(ge=1)] | None,
+        from_text(_lookahead),
+        Setting(
+            "Candidates evaluated in one pass over the weights; auto weighs reading against computing. Changes no "
+            "result.",
+            "The run",
+            default="auto",
+            metavar="auto|N",
+        ),
+    ] = None
+    prefetch: Annotated[
+        Whole,
+        Field(ge=0, le=64),
+        Setting("Layers read ahead of the computation. Changes no result.", "The run"),
+    ] = 2
+    io: Annotated[
+        str,
+        OneOf(IO_MODES),
+        Setting(
+            "How weights are read: in place (mmap), through the page cache (pread) or past it (direct); auto measures. "
+            "Changes no result.",
+            "The run",
+        ),
+    ] = "auto"
+    ram_budget: Annotated[
+        Size | None,
+        Setting(
+            "Memory to stay within, beyond the interpreter's own.",
+            "The run",
+            default="what is free, less a tenth",
+            metavar="SIZE",
+        ),
+    ] = None
+    vram_budget: Annotated[
+        Size | None,
+        Setting("GPU memory to stay within.", "The run", default="what is free, less a tenth", metavar="SIZE"),
+    ] = None
+    work_dir: Annotated[
+        str | Path | None,
+        Setting(
+            "Save progress here, to resume after a crash and to reuse in later searches of the same source and "
+            "samples.",
+            "The run",
+            default="beside the output, until it is done",
+            metavar="DIR",
+        ),
+    ] = None
+
+
+@settings
+class Output:
+    """How a checkpoint is written."""
+
+    max_shard_size: Annotated[Size, Setting("Largest shard of weights.", "The output", metavar="SIZE")] = "5GB"
+    overwrite: Annotated[bool, Setting("Replace DIR once the new one is complete.", "The output")] = False
+
+    @property
+    def max_shard_bytes(self) -> int:
+        """The largest shard, in bytes."""
+        return parse_bytes(self.max_shard_size)
+
+
+@settings
+class EvaluationText:
+    """A text to predict, and how it is cut into windows."""
+
+    file: Annotated[str | Path, Setting("UTF-8 text to predict.", "The method", key="text", metavar="FILE")]
+    window: Annotated[
+        Annotated[Whole, Field(ge=2)] | None,
+        Setting("Tokens per window.", "The method", default="the model's context, at most 2048"),
+    ] = None
+    stride: Annotated[
+        Annotated[Whole, Field(ge=1)] | None,
+        Setting(
+            "Tokens from the beginning of a window to that of the next; each token is predicted once, with what the "
+            "window has before it.",
+            "The method",
+            default="windows do not overlap",
+        ),
+    ] = None
+    max_tokens: Annotated[
+        Annotated[Whole, Field(ge=2)] | None,
+        Setting("Use only the first tokens of the text.", "The method", default="all"),
+    ] = None
+
+
+@settings
+class BenchConditions:
+    """Under what conditions a job is measured."""
+
+    scratch: Annotated[
+        str | Path | None,
+        Setting(
+            "Directory for the pruned checkpoint, which is removed again.",
+            "The run",
+            default="the system's temporary directory",
+            metavar="DIR",
+        ),
+    ] = None
+    cold: Annotated[bool, Setting("Drop SOURCE from the page cache first.", "The run")] = False
+
+
+@settings
+class Cluster:
+    """What runs the tasks of a batch."""
+
+    engine: Annotated[
+        str, OneOf(("local", "ray")), Setting("Processes on this machine, or tasks of a Ray cluster.", "The run")
+    ] = "local"
+    ray_address: Annotated[
+        str | None,
+        Setting(
+            "Ray cluster to run on.",
+            "The run",
+            default="what RAY_ADDRESS names, else a local one",
+            metavar="ADDRESS",
+        ),
+    ] = None
+    workers: Annotated[
+        Annotated[Whole, Field(ge=1)] | None,
+        Setting("Jobs side by side.", "The run", default="one for each device"),
+    ] = None
+    retries: Annotated[Whole, Field(ge=0), Setting("How often to try again where a worker was lost.", "The run")] = 2
+
+    def __post_init__(self) -> None:
+        if self.ray_address is not None and self.engine != "ray":
+            raise OptionError(f"a Ray address is given, but the engine is {self.engine}; pass --engine ray")
+
+
+@settings
+class RunSettings:
+    """Everything that may be set about a run besides its method. ``trust_remote_code``: run Python code that comes with
+    the checkpoint."""
+
+    compute: Compute = field(default_factory=Compute)
+    calibration: Calibration = field(default_factory=Calibration)
+    streaming: Streaming = field(default_factory=Streaming)
+    output: Output = field(default_factory=Output)
+    trust_remote_code: bool = False

@@ -1,0 +1,230 @@
+"""The settings of a search, under the paper's letters.
+
+What is not given is filled in by the strategy that will run (search/registry.py): thresholds, rules and metrics are on
+scales of their own, and their defaults belong to whoever walks by them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from streamcollapse.errors import OptionError, printable
+from streamcollapse.settings.catalogue import BEST, METRICS, RULES
+from streamcollapse.settings.declared import FROM_STRATEGY, Setting, Whole, settings, unknown
+
+
+def _rule(text: str) -> str:
+    names = _names(text)
+    for name in names:
+        if name not in RULES:
+            raise OptionError(f"rule {unknown(name, [*RULES, BEST], quoted=True)}, or several with commas")
+    if len({*names}) < len(names):
+        raise OptionError(f"rule is {text}, which names a rule twice")
+    return text
+
+
+def _metric(name: str) -> str:
+    if name not in METRICS:
+        raise OptionError(f"metric {unknown(name, METRICS, quoted=True)}")
+    return name
+
+
+def _scales(value: Any) -> Any:
+    """One number, or a tuple of several; also from text with commas."""
+    if isinstance(value, str):
+        try:
+            value = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            raise OptionError(f"rdsc scale is {printable(repr(value))}, not a number, or several with commas") from None
+    several = isinstance(value, tuple | list)
+    for scale in value if several else (value,):
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale) or scale == 0:
+            raise OptionError(f"rdsc scale is {printable(scale)}; it must be a finite number other than 0")
+    scales = tuple(float(scale) for scale in value) if several else (float(value),)
+    return scales[0] if len(scales) == 1 else scales
+
+
+@settings
+class SearchOptions:
+    """The settings of a search. ``lowest`` and ``highest`` are counted from 1, as in the paper."""
+
+    layers_per_merge: Annotated[
+        Whole,
+        Field(ge=2),
+        Setting("Layers combined in each merge.", "The method", letter="C", default="the strategy's"),
+    ] = FROM_STRATEGY
+    interval: Annotated[
+        Whole,
+        Field(ge=1),
+        Setting("Layers the pointer moves down after a merge.", "The method", letter="I", default="the strategy's"),
+    ] = FROM_STRATEGY
+    lowest: Annotated[
+        Whole,
+        Field(ge=1),
+        Setting("Lowest layer to merge into, counted from 1 as in the paper.", "The method", letter="L"),
+    ] = 1
+    highest: Annotated[
+        Annotated[Whole, Field(ge=1)] | None,
+        Setting(
+            "Layer at which the range ends, counted from 1 as in the paper.",
+            "The method",
+            letter="H",
+            default="all layers",
+        ),
+    ] = None
+    threshold: Annotated[
+        float,
+        Field(ge=-1.0),
+        Setting(
+            "Keep a merge if its similarity is above this; 1 is the same as the original.",
+            "The method",
+            letter="T",
+            default="the strategy's",
+        ),
+    ] = FROM_STRATEGY
+    rule: Annotated[
+        str,
+        AfterValidator(_rule),
+        Setting(
+            "How a group of layers becomes one. first: drop the followers. sequential: its last layer, with the norms "
+            "of its first: what the authors' released code computes. rdsc: the paper's Eq. (1), base + sum of "
+            "differences, which usually destroys trained models. mean: equal weights. Of several with commas, or best "
+            "(all of them), the most similar counts for each candidate.",
+            "The method",
+            default="the strategy's",
+            metavar="RULE,..",
+        ),
+    ] = FROM_STRATEGY
+    rdsc_scale: Annotated[
+        float | tuple[float, ...],
+        BeforeValidator(_scales),
+        Setting(
+            "Factor of the differences under rule rdsc; 1 is Eq. (1). Several compete.",
+            "The method",
+            metavar="NUMBER,..",
+        ),
+    ] = 1.0
+    merge_norms: Annotated[
+        bool,
+        Setting("Merge normalisation weights too, or keep those of the first layer.", "The method", off="--keep-norms"),
+    ] = False
+    strategy: Annotated[
+        str,
+        Setting(
+            "How the layers are found. The verb strategies says what each does, and costs.",
+            "The method",
+            default="greedy, or laco where C or I is given",
+            metavar="NAME",
+        ),
+    ] = FROM_STRATEGY
+    target_layers: Annotated[
+        Annotated[Whole, Field(ge=1)] | None,
+        Setting(
+            "Prune to this many layers, whatever the threshold.",
+            "The method",
+            default="as far as the threshold allows",
+        ),
+    ] = None
+    target_ratio: Annotated[
+        Annotated[float, Field(gt=0.0, lt=1.0)] | None,
+        Setting(
+            "Remove up to this fraction of the parameters (0.25 = 25 %).",
+            "The method",
+            default="as far as the threshold allows",
+        ),
+    ] = None
+    metric: Annotated[
+        str,
+        AfterValidator(_metric),
+        Setting(
+            "What similarity is: of last hidden states (cosine, token-cosine, cka-linear, cka-kernel), or of what the "
+            "head makes of them (nll, kl). 1 is the same.",
+            "The method",
+            default="the strategy's",
+            metavar="NAME",
+        ),
+    ] = FROM_STRATEGY
+    rescale: Annotated[
+        bool,
+        Setting(
+            "At the end, find a scale for each layer that stays, so that the result is most similar.",
+            "The method",
+            default="the strategy's",
+            off="--no-rescale",
+        ),
+    ] = FROM_STRATEGY
+    merges_per_round: Annotated[
+        Whole,
+        Field(ge=1),
+        Setting(
+            "Merges taken in a round of greedy search, if they have no layer in common.",
+            "The method",
+            default="the strategy's",
+        ),
+    ] = FROM_STRATEGY
+
+    def __post_init__(self) -> None:
+        if self.highest is not None and self.lowest > self.highest:
+            raise OptionError(f"lowest (L) is {self.lowest}, above highest (H), {self.highest}")
+        if self.target_layers is not None and self.target_ratio is not None:
+            raise OptionError("target layers and target ratio are both given; choose one")
+
+    @property
+    def has_target(self) -> bool:
+        """Whether it is said how far to prune."""
+        return self.target_layers is not None or self.target_ratio is not None
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The factors of the differences under ``rdsc``."""
+        return self.rdsc_scale if isinstance(self.rdsc_scale, tuple) else (self.rdsc_scale,)
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The rules that compete, in order; with several scales ``rdsc`` counts once for each."""
+        return variants(self.rule, self.scales)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that have a value, by field; those that have none are the strategy's to fill in."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def but(self, **changes: Any) -> SearchOptions:
+        """The same settings but for ``changes``."""
+        return SearchOptions(**{**self.given, **changes})
+
+    def for_model(self, num_layers: int) -> SearchOptions:
+        """The options with ``highest`` filled in. Raises OptionError where they do not fit ``num_layers``."""
+        highest = num_layers if self.highest is None else self.highest
+        if highest > num_layers:
+            raise OptionError(f"highest (H) is {highest}, but the model has {num_layers} layers")
+        return self.but(highest=highest)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A rule of merge/rules.py with its scale, and the ``label`` by which decisions name it."""
+
+    label: str
+    rule: str
+    scale: float
+
+
+def variants(rule: str, scales: Sequence[float]) -> tuple[Variant, ...]:
+    """The rules that ``rule`` names, in order: one, several with commas, or ``best``, which is all of them."""
+    found = []
+    for name in _names(rule):
+        for scale in scales if name == "rdsc" else (1.0,):
+            label = f"{name}:{scale!r}" if name == "rdsc" and len(scales) > 1 else name
+            found.append(Variant(label, name, scale))
+    return tuple(found)
+
+
+def _names(rule: str) -> list[str]:
+    return list(RULES) if rule == BEST else [part.strip() for part in rule.split(",")]
