@@ -36,7 +36,7 @@ from streamcollapse.forward.reference import reference_pass
 from streamcollapse.progress import silent
 from streamcollapse.run.memory_plan import open_stream, plain_allotment
 from streamcollapse.run.opened import Job, calibration_samples, open_job
-from streamcollapse.settings.run import Calibration, Compute, Streaming
+from streamcollapse.settings.run import Calibration, Compute, RunSettings, Streaming
 from streamcollapse.stream.allocator import heap_for
 from streamcollapse.stream.needs import Allotment
 from streamcollapse.stream.weights import WeightStream
@@ -53,7 +53,7 @@ def one_pass(job: Job, stream: WeightStream, batches: list[Batch]) -> tuple[floa
 
 
 def measured(source: Path, repeat: int) -> dict[str, Any]:
-    job = open_job(source, Compute("cpu"), False, silent)
+    job = open_job(source, RunSettings(Compute("cpu")))
     choice = Allotment(2, resident_layers=job.num_layers, from_cache=False, io="pread")
     with open_stream(job, choice) as stream:
         return measured_on(job, stream, source, repeat)
@@ -69,7 +69,7 @@ def measured_on(job: Job, stream: WeightStream, source: Path, repeat: int) -> di
                 seconds.append(one_pass(job, stream, [batch])[0])
     medians = {shape: statistics.median(seconds[1:]) for shape, seconds in calls.items()}
     slope, at_none = numpy.polyfit([rows * tokens for rows, tokens in CALLS], list(medians.values()), 1)
-    batches = calibration_samples(job, Calibration("passages"), "greedy").batches[:2]
+    batches = calibration_samples(job, Calibration("passages"), "passages").batches[:2]
     heaps: dict[str, list[tuple[float, int]]] = {"smallest": [], "for the job": []}
     for _ in range(repeat):
         for runs, activations in zip(heaps.values(), (0, heap), strict=True):

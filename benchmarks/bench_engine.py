@@ -40,7 +40,7 @@ from streamcollapse.forward.reference import reference_pass
 from streamcollapse.progress import silent
 from streamcollapse.run.memory_plan import choose_io, open_stream
 from streamcollapse.run.opened import Job, calibration_samples, open_job
-from streamcollapse.settings.run import Calibration, Compute
+from streamcollapse.settings.run import Calibration, Compute, RunSettings
 from streamcollapse.storage.probe import forget
 from streamcollapse.stream.needs import Allotment
 from streamcollapse.stream.weights import WeightStream
@@ -137,8 +137,8 @@ def main() -> None:
         if given.source is None:
             shape = SHAPES[given.shape]
             make_checkpoint(source, replace(shape, layers=given.layers or shape.layers))
-        job = open_job(source, Compute(), False, silent)
-        samples = calibration_samples(job, Calibration("sentences"), "laco").batches
+        job = open_job(source, RunSettings(Compute()))
+        samples = calibration_samples(job, Calibration("sentences"), "sentences").batches
         subject = Subject(job, make_batches([list(range(2, given.tokens + 2))]) if given.tokens else samples)
         tokens = sum(sum(batch.lengths) for batch in subject.batches)
         layout = job.architecture.layout

@@ -20,7 +20,7 @@ from streamcollapse.forward.reference import reference_pass
 from streamcollapse.progress import silent
 from streamcollapse.run.memory_plan import open_stream, plain_allotment
 from streamcollapse.run.opened import calibration_samples, open_job
-from streamcollapse.settings.run import Calibration, Compute, Streaming
+from streamcollapse.settings.run import Calibration, Compute, RunSettings, Streaming
 from streamcollapse.storage.probe import forget
 from streamcollapse.stream.allocator import heap_for
 
@@ -37,8 +37,8 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     start = time.perf_counter()
-    job = open_job(given.source, Compute("cpu", given.dtype), False, silent)
-    samples = calibration_samples(job, Calibration(given.calibration), "laco")
+    job = open_job(given.source, RunSettings(Compute("cpu", given.dtype)))
+    samples = calibration_samples(job, Calibration(given.calibration), "sentences")
     choice = plain_allotment(job, Streaming(), call_tokens(job.width))
     model, passes = job.model(), []
     with open_stream(job, choice) as stream, heap_for(choice.activations):

@@ -64,7 +64,7 @@ class Scores:
     def of(self, plan: Plan | None) -> float:
         key = "" if plan is None else repr([layer.key for layer in plan.layers])
         if key not in self._known:
-            score = perplexity(self._source, self._text, window=WINDOW, max_tokens=self._tokens, plan=plan)
+            score = perplexity(self._source, EvaluationText(self._text, WINDOW, max_tokens=self._tokens), plan=plan)
             self._known[key] = score.nll
         return self._known[key]
 
@@ -129,7 +129,7 @@ class Trials:
             "samples": setting.samples,
             "C": options.layers_per_merge if laco else None,
             "I": options.interval if laco else None,
-            "threshold": plan.search.threshold if laco else None,
+            "threshold": plan.search.options.threshold if laco else None,
             "wanted_layers": options.target_layers,
             "layers": plan.num_layers,
             "nll": loss,

@@ -42,7 +42,7 @@ from typing import Any, Protocol
 
 from streamcollapse.forward.schedule import Stack, schedule
 from streamcollapse.merge.plan import Decision, PlanLayer, StackKey, stack_key
-from streamcollapse.searches.accept_model import Odds
+from streamcollapse.searches.accept_model import AcceptModel
 from streamcollapse.searches.algorithm1 import SearchState
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.searches.lookahead import Depth, likely_states
@@ -63,7 +63,7 @@ class Moment:
     """What an outcome may depend on besides the candidate: decisions before it, the odds, what has been evaluated."""
 
     step: int
-    odds: Odds
+    odds: AcceptModel
     evaluated: set[StackKey]
 
 
@@ -109,7 +109,7 @@ class Patterned:
 
 def contrary(state: SearchState, moment: Moment) -> bool:
     """An adversary: whatever the odds think less likely."""
-    return moment.odds.belief().accept < 0.5
+    return moment.odds.forecast().accept < 0.5
 
 
 class RunBreaker:
@@ -122,7 +122,7 @@ class RunBreaker:
         odds = moment.odds
         if not odds.decisions:
             return False
-        last, accept = odds.decisions[-1].accepted, odds.belief().accept
+        last, accept = odds.decisions[-1].accepted, odds.forecast().accept
         return last != ((accept if last else 1.0 - accept) >= self._confidence)
 
 
@@ -262,7 +262,7 @@ class Simulation:
 
     def __init__(self, state: SearchState, outcome: Outcome, nodes: int, readers: Sequence[Reader]) -> None:
         self._state, self._outcome, self._nodes, self._readers = state, outcome, nodes, readers
-        self._odds = Odds(state.options.threshold)
+        self._odds = AcceptModel(state.options.threshold)
         self._decided: dict[StackKey, bool] = {}
         self._evaluated: set[StackKey] = set()
         self._accepted: set[StackKey] = set()  # merged layers

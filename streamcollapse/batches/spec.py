@@ -122,7 +122,7 @@ def _expand(job: Any, common: Mapping[str, Any], base: Path) -> Iterator[tuple[s
         raise JobsError("needs a source")
     works = []
     for values in itertools.product(*grid.values()):
-        chosen = {name: value for name, value in zip(grid, values, strict=True) if value is not None}
+        chosen = dict(zip(grid, values, strict=True))
         works.append(_work(verb, chosen, base))
         if len(works) > MOST_TASKS:
             raise JobsError(f"more than {MOST_TASKS} settings; split the file")

@@ -97,4 +97,4 @@ def declared_or_nothing(cls: type) -> bool:
 
 def _made(cls: type, settings: dict[str, Declared], given: dict[str, Any]) -> Any:
     values = {key: given.pop(key) for key in settings}
-    return make(cls, {key: value for key, value in values.items() if value is not None})
+    return make(cls, values)

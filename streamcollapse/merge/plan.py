@@ -262,7 +262,7 @@ def _parse_search(search: Any, merge_norms: bool) -> SearchRecord:
     _keys(search, "search", {*_ALWAYS, "calibration_sha256", "compute_dtype", "decisions"}, {*known})
     given = _USUAL | {name: search[name] for name in known & search.keys()}
     try:
-        options = SearchOptions(**{k: v for k, v in given.items() if v is not None}, merge_norms=merge_norms)
+        options = SearchOptions(**given, merge_norms=merge_norms)
     except OptionError as error:
         raise PlanError(f"search: {error}") from error
     entries = _typed(search, "decisions", list, "search")

@@ -100,7 +100,7 @@ def asked_before(work_dir: Path, trust_remote_code: bool) -> Again | ConvertAgai
         return Again(
             source=str(found["source"]),
             out=str(found["out"]),
-            options=SearchOptions(**{k: v for k, v in (found["options"] or {}).items() if v is not None}),
+            options=SearchOptions(**found["options"] or {}),
             plan=None if plan is None else Plan.from_json(plan),
             settings=RunSettings(
                 Compute(found["device"], found["compute_dtype"]),

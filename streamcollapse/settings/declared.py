@@ -91,10 +91,14 @@ def settings(cls: type[Made]) -> type[Made]:
     made = checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))(cls)
     check = made.__init__
 
+    names = list(made.__dataclass_fields__)  # type: ignore[attr-defined]
+
     @wraps(check)
     def init(self: Made, *values: Any, **given: Any) -> None:
+        given = dict(zip(names, values, strict=False)) | given
+        # None is "not given", also for a setting whose default the strategy fills in.
         try:
-            check(self, *values, **given)
+            check(self, **{name: value for name, value in given.items() if value is not None})
         except ValidationError as error:
             raise OptionError(_said(made, error)) from None
 
@@ -156,8 +160,7 @@ def _said(cls: type, error: ValidationError) -> str:
     """The first of the errors in one line."""
     first = error.errors(include_url=False)[0]
     known = {one.name: one for one in declared(cls).values()}
-    where = first["loc"][0] if first["loc"] else ""
-    name = list(cls.__dataclass_fields__)[where] if isinstance(where, int) else where  # type: ignore[attr-defined]
+    name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "unexpected_keyword_argument":
         return f"setting {unknown(name, known)}"
     label = known[name].label if name in known else name

@@ -173,6 +173,13 @@ class SearchOptions:
             raise OptionError(f"lowest (L) is {self.lowest}, above highest (H), {self.highest}")
         if self.target_layers is not None and self.target_ratio is not None:
             raise OptionError("target layers and target ratio are both given; choose one")
+        self._check_scales()
+
+    def _check_scales(self) -> None:
+        if not self.scales or len({*self.scales}) < len(self.scales):
+            raise OptionError("rdsc scale is empty or names a number twice")
+        if self.rdsc_scale != 1.0 and self.rule is not None and "rdsc" not in _names(self.rule):
+            raise OptionError(f"rdsc scale is {self.rdsc_scale}, but the rule is {self.rule}; it applies to rdsc only")
 
     @property
     def has_target(self) -> bool:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
-from streamcollapse.jobs.preview import preview_search
 
 from streamcollapse import Checkpoint, Plan, SearchOptions, apply, search
 from streamcollapse.arch.config import load_config, pruned_config
@@ -16,9 +15,10 @@ from streamcollapse.arch.positions import cut
 from streamcollapse.arch.skeleton import build_skeleton
 from streamcollapse.arch.stored import config_text
 from streamcollapse.errors import ModelError
+from streamcollapse.jobs.prepare import prepare_search
 from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.progress import PhaseStarted
-from streamcollapse.settings.run import Calibration, Compute, RunSettings, Streaming
+from streamcollapse.settings.run import Compute, RunSettings
 from tests.checkpoints import save_model
 from tests.families import SMALL
 
@@ -93,7 +93,7 @@ def test_such_an_architecture_is_refused_before_a_weight_is_read(tmp_path: Path,
     options = SearchOptions(layers_per_merge=3, interval=1)
     with pytest.raises(ModelError, match="lambda_init"):
         if dry:
-            preview_search(source, options, Calibration(), Compute("cpu"), Streaming(), False)
+            prepare_search(source, options, RunSettings(Compute("cpu")))
         else:
             search(source, options, settings=RunSettings(compute=Compute("cpu")), listener=_no_phase)
 

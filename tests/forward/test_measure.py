@@ -26,7 +26,7 @@ def similarities(source: Path, metric: str, **settings: object) -> list[float | 
     options = SearchOptions(layers_per_merge=3, interval=1, threshold=0.9, rule="mean", metric=metric)
     found = search(source, options, settings=RunSettings(compute=FLOAT32), **settings)  # type: ignore[arg-type]
     assert found.search is not None
-    assert found.search.metric == metric
+    assert found.search.options.metric == metric
     return [decision.similarity for decision in found.search.decisions]
 
 

@@ -13,7 +13,7 @@ from streamcollapse.errors import CalibrationError, OptionError, PlanError
 from streamcollapse.forward import perplexity as module
 from streamcollapse.forward.perplexity import Perplexity, Window, make_windows
 from streamcollapse.jobs.perplexity import perplexity
-from streamcollapse.settings.run import Compute, RunSettings
+from streamcollapse.settings.run import Compute, EvaluationText, RunSettings
 
 FLOAT32 = Compute("cpu", "float32")
 
@@ -42,7 +42,7 @@ def text(tmp_path: Path, bundled: Path) -> Path:
 
 @pytest.mark.parametrize("window", [17, 200])
 def test_equals_the_in_memory_figure(bundled: Path, text: Path, window: int) -> None:
-    score = perplexity(bundled, text, window=window, settings=RunSettings(compute=FLOAT32))
+    score = perplexity(bundled, EvaluationText(text, window=window), settings=RunSettings(compute=FLOAT32))
     nll, count = _in_memory(bundled, text.read_text(encoding="utf-8"), window)
     assert score.tokens == count
     assert score.nll == pytest.approx(nll, rel=1e-5)
@@ -68,7 +68,9 @@ def test_a_sliding_window_equals_the_in_memory_figure(bundled: Path, text: Path,
         if end == len(ids):
             break
     score = perplexity(
-        bundled, text, window=window, stride=stride, max_tokens=200, settings=RunSettings(compute=FLOAT32)
+        bundled,
+        EvaluationText(text, window=window, stride=stride, max_tokens=200),
+        settings=RunSettings(compute=FLOAT32),
     )
     assert (score.tokens, score.stride) == (count, stride) == (200, stride)
     assert score.nll == pytest.approx(total / count, rel=1e-5)
@@ -76,7 +78,7 @@ def test_a_sliding_window_equals_the_in_memory_figure(bundled: Path, text: Path,
 
 
 def test_bits_per_byte(bundled: Path, text: Path) -> None:
-    score = perplexity(bundled, text, window=200, settings=RunSettings(compute=FLOAT32))
+    score = perplexity(bundled, EvaluationText(text, window=200), settings=RunSettings(compute=FLOAT32))
     num_bytes = len(text.read_bytes())
     assert score.bits_per_byte == pytest.approx(score.nll * score.tokens / math.log(2) / num_bytes)
     assert 0.5 < score.bits_per_byte < 4
@@ -89,11 +91,16 @@ def test_a_plan_is_scored_like_the_model_it_describes(
     method, samples = SearchOptions(3, 1, threshold=0.5, **options), Calibration("sentences")
     pruned = prune(llama, tmp_path / "out", method, settings=RunSettings(calibration=samples, compute=FLOAT32))
     assert pruned.plan.num_layers < 8
-    written = perplexity(tmp_path / "out", text, max_tokens=300, settings=RunSettings(compute=FLOAT32))
-    planned = perplexity(llama, text, max_tokens=300, plan=pruned.plan, settings=RunSettings(compute=FLOAT32))
+    written = perplexity(tmp_path / "out", EvaluationText(text, max_tokens=300), settings=RunSettings(compute=FLOAT32))
+    planned = perplexity(
+        llama, EvaluationText(text, max_tokens=300), plan=pruned.plan, settings=RunSettings(compute=FLOAT32)
+    )
     assert planned.nll == pytest.approx(written.nll, rel=1e-9)
     assert (planned.layers, planned.tokens) == (written.layers, written.tokens)
-    assert planned.nll != perplexity(llama, text, max_tokens=300, settings=RunSettings(compute=FLOAT32)).nll
+    assert (
+        planned.nll
+        != perplexity(llama, EvaluationText(text, max_tokens=300), settings=RunSettings(compute=FLOAT32)).nll
+    )
     with pytest.raises(PlanError, match="the plan is for a source of 8 layers, this one has"):
         perplexity(tmp_path / "out", text, plan=pruned.plan, settings=RunSettings(compute=FLOAT32))
 
@@ -101,10 +108,10 @@ def test_a_plan_is_scored_like_the_model_it_describes(
 def test_what_is_held_at_once_does_not_change_the_figure(
     llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = perplexity(llama, text, window=20, max_tokens=300, settings=RunSettings(compute=FLOAT32))
+    whole = perplexity(llama, EvaluationText(text, window=20, max_tokens=300), settings=RunSettings(compute=FLOAT32))
     monkeypatch.setattr(module, "MAX_HIDDEN_BYTES", 1)
     monkeypatch.setattr(module, "LOGITS_BYTES", 4 * 4096 * 7)
-    pieces = perplexity(llama, text, window=20, max_tokens=300, settings=RunSettings(compute=FLOAT32))
+    pieces = perplexity(llama, EvaluationText(text, window=20, max_tokens=300), settings=RunSettings(compute=FLOAT32))
     assert pieces.tokens == whole.tokens == 300
     assert pieces.nll == pytest.approx(whole.nll, rel=1e-6)
     assert whole.usage["bytes_read"] < 2 * pieces.usage["bytes_read"]
@@ -130,9 +137,9 @@ def test_texts_and_settings_that_cannot_be_used(llama: Path, tmp_path: Path) -> 
     with pytest.raises(CalibrationError, match="cannot be read"):
         perplexity(llama, tmp_path / "none.txt", settings=RunSettings(compute=FLOAT32))
     with pytest.raises(OptionError, match="window is 129, but the model takes 128"):
-        perplexity(llama, empty, window=129, settings=RunSettings(compute=FLOAT32))
+        perplexity(llama, EvaluationText(empty, window=129), settings=RunSettings(compute=FLOAT32))
     with pytest.raises(OptionError, match="stride is 0; it must be at least 1"):
-        perplexity(llama, empty, stride=0, settings=RunSettings(compute=FLOAT32))
+        perplexity(llama, EvaluationText(empty, stride=0), settings=RunSettings(compute=FLOAT32))
     with pytest.raises(OptionError, match="window is 1; it must be at least 2"):
-        perplexity(llama, empty, window=1, settings=RunSettings(compute=FLOAT32))
+        perplexity(llama, EvaluationText(empty, window=1), settings=RunSettings(compute=FLOAT32))
     assert Perplexity(1000.0, 3).perplexity == math.inf

@@ -13,8 +13,9 @@ import torch
 from streamcollapse import Compute, Plan, SearchOptions, prune, resume, search
 from streamcollapse.arch.replay import DecoderStack
 from streamcollapse.errors import BudgetError, DeviceFailedError
-from streamcollapse.jobs import candidates, streams
 from streamcollapse.progress import Event, WarningRaised
+from streamcollapse.run import memory_plan
+from streamcollapse.searches import evaluator
 from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.stream.loaders import DeviceLoader
 from tests.jobs.test_streaming import allotted  # noqa: F401 - a fixture
@@ -34,7 +35,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
     def install(**behaviour: Any) -> StandInDevice:
         device = StandInDevice(**behaviour)
         used.append(device)
-        monkeypatch.setattr(streams, "_loader", lambda job, choice: DeviceLoader(job.checkpoint, False, device))
+        monkeypatch.setattr(memory_plan, "_loader", lambda job, choice: DeviceLoader(job.checkpoint, False, device))
 
         def run(stack: DecoderStack, index: int, tensors: Any, *rest: Any) -> torch.Tensor:
             device.compute(tensors.values())
@@ -123,7 +124,7 @@ def test_where_memory_runs_out_in_a_sweep_it_takes_fewer_candidates(
 ) -> None:
     options = {"laco": _options(rule), "greedy": SearchOptions(strategy="greedy", rule=rule, target_layers=6)}[strategy]
     plain = search(llama_bf16, options, settings=RunSettings(compute=FLOAT32))
-    sweep, asked, heard = candidates.sweep, [], []
+    sweep, asked, heard = evaluator.sweep, [], []
 
     def narrow(model: Any, stream: Any, layout: Any, stacks: Any, *rest: Any) -> Any:
         asked.append(len(stacks))
@@ -135,7 +136,7 @@ def test_where_memory_runs_out_in_a_sweep_it_takes_fewer_candidates(
         if isinstance(event, WarningRaised):
             heard.append(event.text)
 
-    monkeypatch.setattr(candidates, "sweep", narrow)
+    monkeypatch.setattr(evaluator, "sweep", narrow)
     use()
     found = search(llama_bf16, options, settings=RunSettings(compute=FLOAT32, streaming=Streaming(16)), listener=listen)
     assert found == plain

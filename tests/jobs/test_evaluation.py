@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from streamcollapse import Compute, apply, make_plan, perplexity
-from streamcollapse.settings.run import RunSettings
+from streamcollapse.settings.run import EvaluationText, RunSettings
 
 DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
 LM_EVAL = os.environ.get("STREAMCOLLAPSE_TEST_LM_EVAL") or shutil.which("lm_eval")
@@ -37,7 +37,9 @@ def test_the_harness_and_we_agree(bundled: Path, tmp_path: Path) -> None:
     (results,) = (tmp_path / "out").rglob("results_*.json")
     theirs = json.loads(results.read_text())["results"]["held_out"]["bits_per_byte,none"]
     ours = perplexity(
-        tmp_path / "pruned", tmp_path / "text.txt", window=256, settings=RunSettings(compute=Compute("cpu", "float32"))
+        tmp_path / "pruned",
+        EvaluationText(tmp_path / "text.txt", window=256),
+        settings=RunSettings(compute=Compute("cpu", "float32")),
     )
     assert ours.layers == 21
     assert theirs == pytest.approx(ours.bits_per_byte, rel=0.03)

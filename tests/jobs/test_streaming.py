@@ -15,8 +15,8 @@ import streamcollapse
 from streamcollapse import Compute, Plan, SearchOptions, apply, prune, search
 from streamcollapse.errors import BudgetError
 from streamcollapse.forward import kept
-from streamcollapse.jobs import prune as jobs
-from streamcollapse.jobs import streams
+from streamcollapse.jobs import prepare as jobs
+from streamcollapse.run import memory_plan
 from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.stream.needs import Allotment, least
@@ -32,9 +32,9 @@ def allotted(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def give(**changes: Any) -> None:
         def allotment(job: Any, samples: Any, streaming: Streaming, options: Any) -> Allotment:
-            work = streams.work_of(job, samples, 8)
+            work = memory_plan.work_of(job, samples, 8)
             choice = replace(least(work, streaming, False), candidates=streaming.lookahead or 5, **changes)
-            return replace(choice, io=streams.choose_io(job, streaming.io, choice))
+            return replace(choice, io=memory_plan.choose_io(job, streaming.io, choice))
 
         monkeypatch.setattr(jobs, "allotment", allotment)
 

@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from streamcollapse.jobs.preview import preview_search
 
 from streamcollapse import Compute, Plan, SearchOptions, prune, resume, search
 from streamcollapse.errors import CheckpointError, OutputError
+from streamcollapse.jobs.prepare import prepare_search
 from streamcollapse.progress import DecisionMade, Event, LayerDone, PhaseStarted
 from streamcollapse.settings.run import Calibration, RunSettings, Streaming
 from tests.checkpoints import edit_tensors
@@ -21,9 +21,9 @@ FLOAT32 = Compute("cpu", "float32")
 
 
 def _search(source: Path, work: Path, **options: object) -> object:
-    return search(
-        source, OPTIONS, **({"compute": FLOAT32} | options), settings=RunSettings(streaming=Streaming(work_dir=work))
-    )  # type: ignore[arg-type]
+    compute = options.pop("compute", FLOAT32)
+    settings = RunSettings(compute, streaming=Streaming(work_dir=work), **options)  # type: ignore[arg-type]
+    return search(source, OPTIONS, settings=settings)
 
 
 def test_a_search_is_gone_on_with_by_the_same_command(llama: Path, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_two_runs_do_not_share_a_directory(llama: Path, tmp_path: Path) -> None:
 def test_a_dry_run_looks_at_the_directory_and_changes_nothing(llama: Path, llama_bf16: Path, tmp_path: Path) -> None:
     def dry(source: Path, work: Path) -> None:
         streaming = Streaming(work_dir=work)
-        preview_search(source, OPTIONS, Calibration(), FLOAT32, streaming, False)
+        prepare_search(source, OPTIONS, RunSettings(FLOAT32, streaming=streaming))
 
     dry(llama, tmp_path / "new")
     assert not (tmp_path / "new").exists()

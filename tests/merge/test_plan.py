@@ -11,15 +11,10 @@ from hypothesis import strategies as st
 
 from streamcollapse.errors import OutputError, PlanError
 from streamcollapse.merge.plan import Decision, Plan, PlanLayer, SearchRecord
+from streamcollapse.settings.search import SearchOptions
 
 RECORD = SearchRecord(
-    rule="sequential",
-    rdsc_scale=1.0,
-    layers_per_merge=4,
-    lowest=1,
-    highest=32,
-    interval=2,
-    threshold=0.65,
+    SearchOptions(4, 2, 1, 32, 0.65, "sequential", strategy="laco", metric="cosine", rescale=False, merges_per_round=1),
     calibration_sha256="c",
     compute_dtype="float32",
     decisions=(Decision(28, 3, 0.93, True), Decision(26, 2, None, False, "unlike shapes")),

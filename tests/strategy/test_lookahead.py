@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamcollapse.merge.plan import Decision, stack_key
-from streamcollapse.searches.accept_model import Odds
+from streamcollapse.searches.accept_model import AcceptModel
 from streamcollapse.searches.algorithm1 import SearchState
 from streamcollapse.searches.lookahead import Depth, Outcome, likely_states
 from streamcollapse.settings.search import SearchOptions
@@ -16,8 +16,8 @@ from streamcollapse.settings.search import SearchOptions
 OPTIONS = SearchOptions(layers_per_merge=3, interval=1)
 
 
-def _odds(outcomes: str) -> Odds:
-    return Odds(0.65, [Decision(10, 2, None, outcome == "A") for outcome in outcomes])
+def _odds(outcomes: str) -> AcceptModel:
+    return AcceptModel(0.65, [Decision(10, 2, None, outcome == "A") for outcome in outcomes])
 
 
 def _unknown(state: SearchState) -> Outcome | None:
@@ -43,7 +43,7 @@ def test_known_states_are_passed_through_and_cost_nothing() -> None:
     def known(state: SearchState) -> Outcome | None:
         return (None,) if state.layers == root.layers and state.pointer > 20 else None
 
-    states = likely_states(root, Odds(0.65), Depth(3), known)
+    states = likely_states(root, AcceptModel(0.65), Depth(3), known)
     assert states[0].pointer == 20
     assert states[0].layers == root.layers
     assert all(s.pointer <= 20 for s in states)
@@ -51,7 +51,7 @@ def test_known_states_are_passed_through_and_cost_nothing() -> None:
 
 def test_nothing_to_choose_where_everything_is_known() -> None:
     root = SearchState.start(10, OPTIONS)
-    assert likely_states(root, Odds(0.65), Depth(5), lambda state: (None,)) == []
+    assert likely_states(root, AcceptModel(0.65), Depth(5), lambda state: (None,)) == []
 
 
 @settings(deadline=None)

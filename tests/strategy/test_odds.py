@@ -1,4 +1,4 @@
-"""Odds: what each kind of history predicts, and that the mixture does not fall far behind its best expert."""
+"""AcceptModel: what each kind of history predicts, and that the mixture does not fall far behind its best expert."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamcollapse.merge.plan import Decision
-from streamcollapse.searches.accept_model import _PRIOR, Belief, Nearness, Odds
+from streamcollapse.searches.accept_model import _PRIOR, AcceptModel, Forecast, SimilarityForecast
 
 
-def _odds(outcomes: str, similarities: list[float | None] | None = None, threshold: float = 0.65) -> Odds:
-    odds = Odds(threshold)
+def _odds(outcomes: str, similarities: list[float | None] | None = None, threshold: float = 0.65) -> AcceptModel:
+    odds = AcceptModel(threshold)
     for i, outcome in enumerate(outcomes):
         similarity = similarities[i] if similarities else None
         odds.learn(Decision(10, 2, similarity, outcome == "A"))
@@ -22,12 +22,12 @@ def _odds(outcomes: str, similarities: list[float | None] | None = None, thresho
 
 
 def _accept(outcomes: str) -> float:
-    return _odds(outcomes).belief().accept
+    return _odds(outcomes).forecast().accept
 
 
 def _losses(outcomes: str) -> tuple[float, list[float]]:
     """Log loss in nats of the mixture, and of each expert, over ``outcomes``."""
-    belief, mixture, experts = Belief(0.65), 0.0, [0.0] * len(_PRIOR)
+    belief, mixture, experts = Forecast(0.65), 0.0, [0.0] * len(_PRIOR)
     for outcome in outcomes:
         accepted = outcome == "A"
         mixture -= math.log(belief.accept if accepted else 1.0 - belief.accept)
@@ -38,13 +38,13 @@ def _losses(outcomes: str) -> tuple[float, list[float]]:
 
 
 def test_without_history_both_outcomes_are_as_likely() -> None:
-    assert Odds(0.65).belief().accept == 0.5
+    assert AcceptModel(0.65).forecast().accept == 0.5
     assert math.isclose(sum(_PRIOR), 1.0)
 
 
 def test_the_first_expert_is_krichevsky_trofimov() -> None:
-    assert _odds("AARA").belief().predictions[0] == (3 + 0.5) / (4 + 1)
-    assert _odds("RRR").belief().predictions[:4] == (0.5 / 4, 0.5 / 3, 0.5 / 2, 0.5)
+    assert _odds("AARA").forecast().predictions[0] == (3 + 0.5) / (4 + 1)
+    assert _odds("RRR").forecast().predictions[:4] == (0.5 / 4, 0.5 / 3, 0.5 / 2, 0.5)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.9])
@@ -83,16 +83,16 @@ def test_the_mixture_stays_near_its_best_expert(outcomes: str) -> None:
 @settings(deadline=None)
 @given(outcomes=st.text("AR", max_size=30))
 def test_a_hypothetical_path_is_believed_as_a_real_one(outcomes: str) -> None:
-    real, path = Odds(0.65), Belief(0.65)
+    real, path = AcceptModel(0.65), Forecast(0.65)
     for outcome in outcomes:
         real.learn(Decision(10, 2, None, outcome == "A"))
         path = path.after(outcome == "A")
-    assert path == real.belief()
+    assert path == real.forecast()
     assert math.isclose(sum(path.weights), 1.0)
 
 
 def test_similarities_move_the_odds() -> None:
-    near, far = (_odds("RR", list(pair)).belief() for pair in ((0.60, 0.64), (0.10, 0.14)))
+    near, far = (_odds("RR", list(pair)).forecast() for pair in ((0.60, 0.64), (0.10, 0.14)))
     assert near.near is not None
     assert far.near is not None
     assert near.near.mean == 0.64
@@ -106,22 +106,22 @@ def test_similarities_move_the_odds() -> None:
 
 
 def test_nearness_is_a_normal_distribution() -> None:
-    assert Nearness(0.65, 0.1).above(0.65) == 0.5
-    assert math.isclose(Nearness(0.75, 0.1).above(0.65), 0.8413447, rel_tol=1e-6)
+    assert SimilarityForecast(0.65, 0.1).above(0.65) == 0.5
+    assert math.isclose(SimilarityForecast(0.75, 0.1).above(0.65), 0.8413447, rel_tol=1e-6)
 
 
 def test_similarities_that_move_smoothly_are_trusted() -> None:
     similarities: list[float | None] = [0.65 + 0.1 * math.sin(i / 4) for i in range(60)]
-    odds, right = Odds(0.65), 0
+    odds, right = AcceptModel(0.65), 0
     for similarity in similarities:
         accepted = similarity is not None and similarity > 0.65
-        right += (odds.belief().accept > 0.5) == accepted
+        right += (odds.forecast().accept > 0.5) == accepted
         odds.learn(Decision(10, 2, similarity, accepted))
     assert right >= 50
-    assert odds.belief().weights[-1] > 0.5
+    assert odds.forecast().weights[-1] > 0.5
 
 
 @pytest.mark.parametrize("outcomes", ["ARARAR", "RRRRRR", "AAAAAA"])
 def test_odds_are_never_certain(outcomes: str) -> None:
-    belief = _odds(outcomes * 10, [1.0 if o == "A" else -1.0 for o in outcomes * 10]).belief()
+    belief = _odds(outcomes * 10, [1.0 if o == "A" else -1.0 for o in outcomes * 10]).forecast()
     assert 0.0 < belief.accept < 1.0

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from streamcollapse import Compute
-from streamcollapse.jobs import streams
-from streamcollapse.progress import silent
+from streamcollapse import Compute, RunSettings
+from streamcollapse.run import memory_plan
 from streamcollapse.run.memory_plan import choose_io
 from streamcollapse.run.opened import open_job
 from streamcollapse.stream.needs import Allotment
@@ -30,10 +29,10 @@ LARGER = Allotment(2, from_cache=True)
 def test_auto_measures_what_does_not_fit(
     llama: Path, monkeypatch: pytest.MonkeyPatch, cached: float, rates: dict[str, Any], chosen: str
 ) -> None:
-    job = open_job(llama, Compute("cpu"), False, silent)
-    monkeypatch.setattr(streams, "_WORTH_PROBING", 0)
-    monkeypatch.setattr(streams, "cached_share", lambda checkpoint: cached)
-    monkeypatch.setattr(streams, "read_rate", lambda checkpoint, mode, num_bytes: rates[mode])
+    job = open_job(llama, RunSettings(Compute("cpu")))
+    monkeypatch.setattr(memory_plan, "_WORTH_PROBING", 0)
+    monkeypatch.setattr(memory_plan, "cached_share", lambda checkpoint: cached)
+    monkeypatch.setattr(memory_plan, "read_rate", lambda checkpoint, mode, num_bytes: rates[mode])
     assert choose_io(job, "auto", LARGER) == chosen
     assert choose_io(job, "auto", Allotment(2, from_cache=False)) == "mmap", "what fits is not read twice"
     for io in ("mmap", "pread", "direct"):
@@ -42,6 +41,6 @@ def test_auto_measures_what_does_not_fit(
 
 def test_a_small_checkpoint_is_not_probed(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        streams, "read_rate", lambda *arguments: pytest.fail("the probe would take longer than it saves")
+        memory_plan, "read_rate", lambda *arguments: pytest.fail("the probe would take longer than it saves")
     )
-    assert choose_io(open_job(llama, Compute("cpu"), False, silent), "auto", LARGER) == "mmap"
+    assert choose_io(open_job(llama, RunSettings(Compute("cpu"))), "auto", LARGER) == "mmap"
