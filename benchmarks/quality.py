@@ -46,7 +46,7 @@ from streamcollapse import Plan, Streaming, inspect, perplexity, search, similar
 from streamcollapse.errors import OptionError
 from streamcollapse.progress import Event, LayerDone
 from streamcollapse.settings.catalogue import METRICS
-from streamcollapse.settings.run import RunSettings
+from streamcollapse.settings.run import EvaluationText, RunSettings
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.stream.needs import Allotment
 

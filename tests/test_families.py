@@ -75,7 +75,7 @@ def test_more_families_are_streamed_and_pruned(name: str, tmp_path: Path) -> Non
 def check_reference(family: Path) -> None:
     """The streamed pass against the model's own forward, at every boundary."""
     samples = token_ids(family)
-    job = open_job(family, Compute("cpu", "float32"), False, silent)
+    job = open_job(family, RunSettings(Compute("cpu", "float32")))
     batches = make_batches(samples)
     reference = reference_pass(
         job.model(), plain_stream(job), job.architecture.layout, batches, range(job.num_layers), job.meter, silent

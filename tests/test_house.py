@@ -18,10 +18,11 @@ LAYERS = [
     ["merge"],
     ["stream"],
     ["forward"],
-    ["strategy"],
+    ["run"],
+    ["searches"],
     ["output"],
     ["jobs"],
-    ["batch"],
+    ["batches"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -25,8 +25,7 @@ import yaml
 
 from streamcollapse.batches.tasks import Convert, Prune, Task
 from streamcollapse.errors import JobsError, OptionError, printable
-from streamcollapse.searches.registry import OWNED, complete, implied, strategy_of
-from streamcollapse.searches.strategy import Strategy
+from streamcollapse.searches.registry import OWNED, complete, strategy_of
 from streamcollapse.settings.declared import Declared, declared, make, unknown
 from streamcollapse.settings.run import COMPUTE_DTYPES, SAMPLES, Calibration, Compute, Output
 from streamcollapse.settings.search import SearchOptions
@@ -213,7 +212,7 @@ def _label(work: Prune | Convert) -> str:
     if isinstance(work, Convert):
         return work.dtype or "safetensors"
     options, default, strategy = work.options, SearchOptions(), strategy_of(work.options)
-    parts = [] if implied(SearchOptions(**_implying(strategy, options))) is strategy else [strategy.name]
+    parts = [] if strategy.implied_by else [strategy.name]  # which its letters say
     if strategy.uses("layers_per_merge", options):
         parts += [f"C{options.layers_per_merge}", f"I{options.interval}"]
     if options.target_layers is not None:
@@ -238,8 +237,3 @@ def _label(work: Prune | Convert) -> str:
     parts += [f"{work.calibration.max_tokens}tokens"] if work.calibration.max_tokens != Calibration().max_tokens else []
     parts += [work.compute_dtype] if work.compute_dtype != "auto" else []
     return "-".join(parts)
-
-
-def _implying(strategy: Strategy, options: SearchOptions) -> dict[str, Any]:
-    """The settings in a result's name that mean ``strategy`` by themselves."""
-    return {name: getattr(options, name) for name in strategy.implied_by}

@@ -29,13 +29,12 @@ def option(setting: Declared) -> inspect.Parameter:
     """The option of ``setting``, as a parameter of a verb."""
     said, kind, required = setting.said, setting.kind, setting.default is REQUIRED
     flags = [setting.flag]
-    more: dict[str, Any] = {"help": f"{said.letter}: {_lowered(said.help)}" if said.letter else said.help}
+    more: dict[str, Any] = {"help": _help(setting)}
     if kind is bool:
         flags = [f"{said.on or setting.flag}/{said.off}" if said.off else setting.flag]
         python: Any = bool if setting.default is not None else bool | None
     elif kind in (int, float):
         python = kind if setting.default is not None else kind | None
-        more |= {"min": setting.least, "max": setting.most}
     else:
         python = str if setting.default is not None else str | None
     if said.letter:
@@ -52,8 +51,16 @@ def option(setting: Declared) -> inspect.Parameter:
     return parameter if required else parameter.replace(default=default)
 
 
-def _lowered(text: str) -> str:
-    return text[0].lower() + text[1:]
+def _help(setting: Declared) -> str:
+    """The sentence for --help, with the paper's letter and the range. Ranges are checked with the settings, which are
+    made from files of jobs and from Python as well, so that the message is the same."""
+    text = setting.said.help
+    if setting.said.letter:
+        text = f"{setting.said.letter}: {text[0].lower()}{text[1:]}"
+    least, most = setting.least, setting.most
+    if most is not None:
+        return f"{text} From {least:g} to {most:g}."
+    return text if least in (None, 1, -1) else f"{text} At least {least:g}."
 
 
 def grouped(verb: Callable[..., None]) -> Callable[..., None]:

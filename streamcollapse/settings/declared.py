@@ -28,6 +28,7 @@ Made = TypeVar("Made")
 Panel = Literal["The method", "The run", "The output"]
 
 REQUIRED: Any = dataclasses.MISSING  # as the default of a setting that has none
+_LONGEST = 60  # characters of a value that a message repeats
 FROM_STRATEGY: Any = None  # not given: the strategy's own default is filled in when a search is prepared
 
 
@@ -91,7 +92,7 @@ def settings(cls: type[Made]) -> type[Made]:
     made = checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))(cls)
     check = made.__init__
 
-    names = list(made.__dataclass_fields__)  # type: ignore[attr-defined]
+    names = list(made.__dataclass_fields__)
 
     @wraps(check)
     def init(self: Made, *values: Any, **given: Any) -> None:
@@ -128,7 +129,8 @@ def _declared(field: dataclasses.Field[Any], hint: Any) -> Declared | None:
     least = next((note.ge for note in bounds if getattr(note, "ge", None) is not None), None)
     most = next((note.le for note in bounds if getattr(note, "le", None) is not None), None)
     choices = next((note.choices for note in notes if isinstance(note, OneOf)), ())
-    return Declared(field.name, said.key or field.name, _plain(hint), default, said, least, most, choices)
+    kind = str if any(isinstance(note, FromText) for note in notes) else _plain(hint)
+    return Declared(field.name, said.key or field.name, kind, default, said, least, most, choices)
 
 
 def make(cls: type[Made], chosen: Mapping[str, Any]) -> Made:
@@ -167,6 +169,7 @@ def _said(cls: type, error: ValidationError) -> str:
     what = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     what = what.replace("Input should be", "it must be", 1)
     value = printable(repr(first["input"]))
+    value = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}…"
     return f"{label} is {value}; {what}"
 
 
@@ -196,9 +199,17 @@ def _size(value: str | int) -> str | int:
     return value
 
 
-def from_text(parse: Callable[[str], Any]) -> BeforeValidator:
-    """Text is taken as well, and read by ``parse``."""
-    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
+@dataclass(frozen=True)
+class FromText:
+    """A note on a setting that is also given as text, which ``parse`` reads."""
+
+    parse: Callable[[str], Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._read, handler(source))
+
+    def _read(self, value: Any) -> Any:
+        return self.parse(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from streamcollapse.errors import OptionError
-from streamcollapse.settings.declared import OneOf, Setting, Size, Whole, from_text, settings
+from streamcollapse.settings.declared import FromText, OneOf, Setting, Size, Whole, settings
 from streamcollapse.units import parse_bytes
 
 # the calibration samples that ship with the package: ten sentences, and 24 passages of about 256 tokens
@@ -86,7 +86,7 @@ class Streaming:
 
     lookahead: Annotated[
         Annotated[Whole, Field(ge=1)] | None,
-        from_text(_lookahead),
+        FromText(_lookahead),
         Setting(
             "Candidates evaluated in one pass over the weights; auto weighs reading against computing. Changes no "
             "result.",

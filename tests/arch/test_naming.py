@@ -13,9 +13,8 @@ from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM
 from streamcollapse.arch.architecture import understand
 from streamcollapse.arch.naming import natural_key
 from streamcollapse.errors import ModelError
-from streamcollapse.progress import silent
 from streamcollapse.run.opened import open_job
-from streamcollapse.settings.run import Compute
+from streamcollapse.settings.run import Compute, RunSettings
 from streamcollapse.storage.checkpoint import Checkpoint
 from tests.checkpoints import edit_tensors, save_model
 from tests.families import FAMILIES
@@ -32,7 +31,7 @@ def mixtral(tmp_path: Path) -> Path:
 def test_assembled_parameters_are_those_that_transformers_loads(name: str, tmp_path: Path) -> None:
     """Twelve experts: the tenth is stored as ``experts.10``, which sorts before ``experts.2`` as text."""
     directory = save_model(FAMILIES[name](), tmp_path / "m")
-    job = open_job(directory, Compute("cpu", "float32"), False, silent)
+    job = open_job(directory, RunSettings(Compute("cpu", "float32")))
     model, view = job.model(), job.original()
     own = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).state_dict()
     for position in range(job.num_layers):

@@ -9,7 +9,7 @@ import sys
 from streamcollapse.batches.run import Cluster, batch
 from streamcollapse.batches.worker import Began, Told
 from streamcollapse.progress import DecisionMade, LayerDone, PhaseStarted
-from streamcollapse.settings.run import RunSettings
+from streamcollapse.settings.run import Compute, RunSettings
 from tests.batch.test_batch import Killer
 
 

@@ -290,7 +290,7 @@ def test_bad_input_writes_nothing(base: Path) -> None:
     for arguments, complaint in {
         ("--workers", "0"): "workers is 0",
         ("--retries", "-1"): "retries is -1",
-        ("--engine", "slurm"): "engine 'slurm' is unknown; choose one of local, ray",
+        ("--engine", "slurm"): "engine is 'slurm'; choose one of local, ray",
         ("--ray-address", "x:1"): "pass --engine ray",
         ("--device", "cuda:7"): "device cuda:7",
         ("--ram-budget", "lots"): "'lots' is not a size",

@@ -14,7 +14,7 @@ from streamcollapse.batches.spec import Jobs, read_jobs
 from streamcollapse.batches.tasks import Convert, Prune, chains_of
 from streamcollapse.errors import JobsError
 from streamcollapse.settings.run import Calibration
-from streamcollapse.settings.search import SearchOptions
+from tests.methods import method
 
 
 @pytest.fixture
@@ -50,11 +50,9 @@ def test_strategies_and_targets_are_settings_like_others(base: Path) -> None:
             I: 4
         """,
     )
-    greedy = SearchOptions(strategy="greedy", target_layers=6)
+    greedy = method(strategy="greedy", target_layers=6)
     assert found.tasks[2].work == Prune(greedy, Calibration("passages"), "auto")
-    assert found.tasks[0].work == Prune(
-        SearchOptions(strategy="laco", target_layers=6), Calibration("sentences"), "auto"
-    )
+    assert found.tasks[0].work == Prune(method(strategy="laco", target_layers=6), Calibration("sentences"), "auto")
     assert [t.name.removeprefix("a-") for t in found.tasks] == [
         "C4-I2-N6-sequential",
         "C4-I2-N5-sequential",
@@ -93,12 +91,12 @@ def test_sources_times_settings(base: Path) -> None:
     assert found.out == base / "results"
     samples = Calibration(str(base / "samples.txt"))
     expected = [
-        (str(base / "models" / model), Prune(SearchOptions(layers, threshold=0.7, rule=rule), samples, "auto"))
+        (str(base / "models" / model), Prune(method(layers, threshold=0.7, rule=rule), samples, "auto"))
         for model in ("a", "b")
         for layers in (3, 4)
         for rule in ("sequential", "mean")
     ]
-    other = Prune(SearchOptions(lowest=5, threshold=1.0), Calibration("passages"), "float32")
+    other = Prune(method(lowest=5, threshold=1.0), Calibration("passages"), "float32")
     expected += [("org/name@main", other), (str(base / "other" / "a"), other)]
     assert [(t.source, t.work) for t in found.tasks if t.verb == "prune"] == expected
     assert [(t.work, t.max_shard_size) for t in found.tasks if t.verb == "convert"] == [
@@ -170,31 +168,37 @@ def test_what_goes_together(base: Path) -> None:
         ("jobs: [{source: models/a}, {source: 3}]", "job 2: source is 3, not a path"),
         ("jobs: [{source: nowhere}]", "nowhere: does not exist, and is no id on the Hub"),
         ("jobs: [{source: 'nowhere/*'}]", "no directory with a config.json matches"),
-        ("jobs: [{source: models/a, treshold: 1}]", "setting treshold is unknown; choose from .*threshold"),
+        (
+            "jobs: [{source: models/a, treshold: 1}]",
+            "setting treshold is unknown; did you mean threshold. choose one of .*threshold",
+        ),
         ("jobs: [{source: models/a, dtype: float32}]", "setting dtype is unknown"),
-        ("jobs: [{source: models/a, verb: convert, C: 3}]", "setting C is unknown; choose from dtype, max_shard_size"),
+        (
+            "jobs: [{source: models/a, verb: convert, C: 3}]",
+            "setting C is unknown; choose one of dtype, max_shard",
+        ),
         ("jobs: [{source: models/a, verb: quantise}]", "verb is quantise; choose prune or convert"),
         ("jobs: [{source: models/a, C: 3, layers_per_merge: 4}]", "is given twice"),
-        ("jobs: [{source: models/a, C: 3.5}]", "layers_per_merge is 3.5; it needs a value like 4"),
-        ("jobs: [{source: models/a, C: yes}]", "layers_per_merge is True"),
-        ("jobs: [{source: models/a, T: high}]", "threshold is high"),
-        ("jobs: [{source: models/a, T: []}]", r"threshold is \[\]"),
-        ("jobs: [{source: models/a, T: [[0.5]]}]", "threshold is"),
-        ("jobs: [{source: models/a, merge_norms: 1}]", "merge_norms is 1"),
+        ("jobs: [{source: models/a, C: 3.5}]", r"layers per merge \(C\) is 3.5; it must be a valid integer"),
+        ("jobs: [{source: models/a, C: yes}]", r"layers per merge \(C\) is True"),
+        ("jobs: [{source: models/a, T: high}]", r"threshold \(T\) is 'high'"),
+        ("jobs: [{source: models/a, T: []}]", "threshold is an empty list"),
+        ("jobs: [{source: models/a, T: [[0.5]]}]", r"threshold \(T\) is \[0.5\]"),
+        ("jobs: [{source: models/a, merge_norms: 1}]", "merge norms is 1; it must be a valid boolean"),
         ("jobs: [{source: models/a, T: 2}]", r"job 1: threshold \(T\) is 2.0"),
-        ("jobs: [{source: models/a, target_layers: x}]", "target_layers is x; it needs"),
-        ("jobs: [{source: models/a, target_ratio: true}]", "target_ratio is True; it needs"),
+        ("jobs: [{source: models/a, target_layers: x}]", "target layers is 'x'; it must be a valid integer"),
+        ("jobs: [{source: models/a, target_ratio: true}]", "target ratio is True; it must be a valid number"),
         ("jobs: [{source: models/a, strategy: angular}]", "goes on until a target"),
         ("jobs: [{source: models/a, rule: bset}]", "rule 'bset' is unknown"),
         ("jobs: [{source: models/a, max_tokens: 0}]", "max tokens is 0"),
-        ("jobs: [{source: models/a, compute_dtype: int8}]", "compute dtype 'int8' is unknown"),
+        ("jobs: [{source: models/a, compute_dtype: int8}]", "compute dtype is 'int8'; choose one of"),
         ("jobs: [{source: models/a, max_shard_size: big}]", "'big' is not a size"),
         ("jobs: [{source: models/a, verb: convert, dtype: int8}]", "dtype 'int8' is unknown"),
         ("jobs: [{source: models/a, calibration: none.txt}]", "there is no such calibration file"),
         ("treshold: 1\njobs: [{source: models/a}]", "setting treshold is unknown"),
         ("out: 3\njobs: [{source: models/a}]", "out is 3"),
         ("jobs: [{source: models/a, max_shard_size: [1GB, 2GB]}]", "two jobs would write a-greedy"),
-        ("jobs: [{source: models/a, T: &a [&b [*b]]}]", "threshold is"),
+        ("jobs: [{source: models/a, T: &a [&b [*b]]}]", r"threshold \(T\) is"),
     ],
 )
 def test_bad_files(base: Path, document: str, complaint: str) -> None:

@@ -280,7 +280,7 @@ def test_every_public_name_is_there() -> None:
 def test_warnings_are_said_where_there_is_no_terminal_too(llama: Path, tmp_path: Path) -> None:
     asked = ["search", str(llama), "--plan", str(tmp_path / "plan.json"), "--strategy", "laco", "--target-layers", "7"]
     shown = _invoke(*asked, *RUN, "--json")
-    assert "warning: no threshold gives 7 layers: 8 at T = " in shown.stderr
+    assert "warning: no threshold gives exactly 7 layers: using 8 (T = " in shown.stderr
     assert json.loads(shown.stdout)["layers"]
 
 
@@ -288,6 +288,6 @@ def test_a_dry_run_says_by_which_method(llama: Path, tmp_path: Path) -> None:
     asked = ["search", str(llama), "--plan", str(tmp_path / "plan.json"), "--dry-run", *RUN]
     assert "greedy, T=0.65, rule first, metric kl, then scales" in _invoke(*asked).stdout
     assert "laco, C=3 I=1, T=0.7, rule sequential, metric cosine\n" in _invoke(*asked, *METHOD).stdout
-    assert "not used     interval (I) is 3" in _invoke(*asked, "--strategy", "greedy", "-I", "3").stdout
+    assert "ignored      interval (I) = 3" in _invoke(*asked, "--strategy", "greedy", "-I", "3").stdout
     options = json.loads(_invoke(*asked, "--target-ratio", "0.3", "--json").stdout)["options"]
     assert (options["strategy"], options["target_ratio"]) == ("greedy", 0.3)

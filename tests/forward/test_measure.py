@@ -5,26 +5,28 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from streamcollapse import Calibration, Compute, SearchOptions, Streaming, search
 from streamcollapse.errors import CalibrationError, NonFiniteError, OptionError
 from streamcollapse.forward import measure
-from streamcollapse.progress import Event, LayerDone
+from streamcollapse.progress import Event, LayerDone, Listener, silent
 from streamcollapse.settings.catalogue import METRICS
 from streamcollapse.settings.run import RunSettings
 from tests.checkpoints import VOCABULARY, edit_tensors, save_model
 from tests.families import FAMILIES
 from tests.in_memory import in_memory_search
 from tests.jobs.test_prune import SAMPLES
+from tests.methods import method
 
 FLOAT32 = Compute("cpu", "float32")
 
 
-def similarities(source: Path, metric: str, **settings: object) -> list[float | None]:
+def similarities(source: Path, metric: str, listener: Listener = silent, **settings: Any) -> list[float | None]:
     options = SearchOptions(layers_per_merge=3, interval=1, threshold=0.9, rule="mean", metric=metric)
-    found = search(source, options, settings=RunSettings(compute=FLOAT32), **settings)  # type: ignore[arg-type]
+    found = search(source, options, settings=RunSettings(FLOAT32, **settings), listener=listener)
     assert found.search is not None
     assert found.search.options.metric == metric
     return [decision.similarity for decision in found.search.decisions]
@@ -88,8 +90,8 @@ def test_a_head_that_is_not_finite_is_named(llama: Path, tmp_path: Path) -> None
 
 
 def test_thresholds_of_each_metric() -> None:
-    assert SearchOptions(metric="nll", threshold=1.5).threshold == 1.5, "a candidate may predict better"
+    assert method(metric="nll", threshold=1.5).threshold == 1.5, "a candidate may predict better"
     with pytest.raises(OptionError, match=r"\(T\) is 1.5; similarity by kl lies between -1 and 1"):
-        SearchOptions(metric="kl", threshold=1.5)
+        method(metric="kl", threshold=1.5)
     with pytest.raises(OptionError, match="metric 'wasserstein' is unknown; choose one of cosine, token-cosine, nll"):
         SearchOptions(metric="wasserstein")

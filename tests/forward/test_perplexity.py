@@ -138,8 +138,8 @@ def test_texts_and_settings_that_cannot_be_used(llama: Path, tmp_path: Path) -> 
         perplexity(llama, tmp_path / "none.txt", settings=RunSettings(compute=FLOAT32))
     with pytest.raises(OptionError, match="window is 129, but the model takes 128"):
         perplexity(llama, EvaluationText(empty, window=129), settings=RunSettings(compute=FLOAT32))
-    with pytest.raises(OptionError, match="stride is 0; it must be at least 1"):
+    with pytest.raises(OptionError, match="stride is 0; it must be greater than or equal to 1"):
         perplexity(llama, EvaluationText(empty, stride=0), settings=RunSettings(compute=FLOAT32))
-    with pytest.raises(OptionError, match="window is 1; it must be at least 2"):
+    with pytest.raises(OptionError, match="window is 1; it must be greater than or equal to 2"):
         perplexity(llama, EvaluationText(empty, window=1), settings=RunSettings(compute=FLOAT32))
     assert Perplexity(1000.0, 3).perplexity == math.inf

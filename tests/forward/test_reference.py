@@ -18,7 +18,7 @@ from streamcollapse.forward.batches import CALL_COST, call_tokens, make_batches
 from streamcollapse.forward.reference import Reference, reference_pass
 from streamcollapse.progress import LayerDone, silent
 from streamcollapse.run.opened import Job, open_job
-from streamcollapse.settings.run import Compute
+from streamcollapse.settings.run import Compute, RunSettings
 from tests.checkpoints import VOCABULARY, edit_tensors, save_llama, save_model
 from tests.families import FAMILIES
 from tests.streams import plain_stream
@@ -32,7 +32,7 @@ def random_samples(lengths: tuple[int, ...] = (23, 12, 7, 1)) -> list[list[int]]
 def reference_of(
     directory: Path, samples: list[list[int]], dtype: str = "float32", **batch: int
 ) -> tuple[Job, Reference]:
-    job = open_job(directory, Compute("cpu", dtype), False, silent)
+    job = open_job(directory, RunSettings(Compute("cpu", dtype)))
     batches = make_batches(samples, **batch)
     return job, reference_pass(
         job.model(), plain_stream(job), job.architecture.layout, batches, range(job.num_layers), job.meter, silent
@@ -114,7 +114,7 @@ def test_only_the_boundaries_that_are_asked_for_are_kept(llama: Path) -> None:
 
 def test_each_layer_is_read_once_and_told(llama: Path) -> None:
     events: list[Any] = []
-    job = open_job(llama, Compute("cpu", "float32"), False, silent)
+    job = open_job(llama, RunSettings(Compute("cpu", "float32")))
     with job.meter.phase("reference"):
         reference_pass(
             job.model(),
@@ -137,7 +137,7 @@ def test_each_layer_is_read_once_and_told(llama: Path) -> None:
 
 def test_a_layer_s_weights_live_in_the_file_or_in_one_slot(llama_bf16: Path) -> None:
     for dtype in ("bfloat16", "float32"):
-        job = open_job(llama_bf16, Compute("cpu", dtype), False, silent)
+        job = open_job(llama_bf16, RunSettings(Compute("cpu", dtype)))
         model, view = job.model(), job.original()
         pointers = []
         for position in (0, 1):
@@ -185,7 +185,7 @@ def test_overflow_of_the_compute_dtype_is_told_apart_from_damage(tmp_path: Path)
 
 
 def test_layers_that_share_more_than_hidden_states_are_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = open_job(llama, Compute("cpu", "float32"), False, silent)
+    job = open_job(llama, RunSettings(Compute("cpu", "float32")))
     decoder = job.architecture.skeleton.decoder
 
     def forward(input_ids: torch.Tensor, use_cache: bool) -> Any:
@@ -204,7 +204,7 @@ def test_layers_that_share_more_than_hidden_states_are_refused(llama: Path, monk
 def test_layers_may_be_called_by_name_and_return_tuples(
     llama: Path, monkeypatch: pytest.MonkeyPatch, wrap: str
 ) -> None:
-    job = open_job(llama, Compute("cpu", "float32"), False, silent)
+    job = open_job(llama, RunSettings(Compute("cpu", "float32")))
     decoder = job.architecture.skeleton.decoder
 
     def forward(input_ids: torch.Tensor, use_cache: bool) -> Any:
@@ -222,7 +222,7 @@ def test_layers_may_be_called_by_name_and_return_tuples(
 
 
 def test_layers_that_return_something_else_are_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = open_job(llama, Compute("cpu", "float32"), False, silent)
+    job = open_job(llama, RunSettings(Compute("cpu", "float32")))
     decoder = job.architecture.skeleton.decoder
 
     def forward(input_ids: torch.Tensor, use_cache: bool) -> Any:

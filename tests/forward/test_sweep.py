@@ -18,7 +18,7 @@ from streamcollapse.merge.plan import PlanLayer, collapse, original_layers
 from streamcollapse.merge.rules import RULES
 from streamcollapse.progress import silent
 from streamcollapse.run.opened import open_job
-from streamcollapse.settings.run import Compute
+from streamcollapse.settings.run import Compute, RunSettings
 from streamcollapse.storage.source import ObservedSource
 from tests.forward.test_reference import random_samples
 from tests.streams import plain_stream
@@ -95,7 +95,7 @@ def test_every_candidate_walks_its_own_stack_in_order(data: st.DataObject, num_l
 def test_company_changes_no_bit_and_each_tensor_is_read_once(
     llama_bf16: Path, rule: str, metric: str, dtype: str
 ) -> None:
-    job = open_job(llama_bf16, Compute("cpu", dtype), False, silent)
+    job = open_job(llama_bf16, RunSettings(Compute("cpu", dtype)))
     model, layout = job.model(), job.architecture.layout
     batches = make_batches(random_samples(), max_tokens=40)
     assert len(batches) > 1

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from streamcollapse import Conversion, Output, convert, resume, verify
 from streamcollapse.errors import CheckpointError, ModelError, NonFiniteError, OptionError, OutputError
+from streamcollapse.jobs.convert import prepare_convert
 from streamcollapse.progress import Event, TensorWritten
 from tests.checkpoints import edit_json, edit_tensors, save_llama
 from tests.formats import as_torch
@@ -125,7 +126,7 @@ def test_small_files_come_along_and_other_weights_do_not(tmp_path: Path, source:
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, source: Path) -> None:
-    found = convert(source, tmp_path / "out", dtype="float16", dry_run=True)
+    found = prepare_convert(source, tmp_path / "out", dtype="float16").found
     assert not found.usage
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
 

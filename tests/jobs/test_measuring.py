@@ -18,7 +18,7 @@ from streamcollapse.jobs import prune as prunes
 from streamcollapse.jobs import speed as speeds
 from streamcollapse.jobs.bench import bench
 from streamcollapse.jobs.speed import speed
-from streamcollapse.settings.run import RunSettings
+from streamcollapse.settings.run import BenchConditions, RunSettings
 from tests.checkpoints import save_llama
 
 CPU = Compute("cpu", "float32")
@@ -33,7 +33,7 @@ def _invoke(*arguments: str) -> Any:
 def test_bench_runs_the_real_job_and_leaves_nothing(llama: Path, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    found = bench(llama, settings=RunSettings(compute=CPU), scratch=scratch, cold=True)
+    found = bench(llama, conditions=BenchConditions(scratch, True), settings=RunSettings(compute=CPU))
     assert list(scratch.iterdir()) == []
     phases = {phase["name"]: phase for phase in found.report["usage"]["phases"]}
     assert list(phases) == ["reference", "search", "write"]
@@ -47,7 +47,7 @@ def test_bench_runs_the_real_job_and_leaves_nothing(llama: Path, tmp_path: Path)
     assert document["format"] == "streamcollapse.bench/1"
     assert document["copy_rate"] is None, "no device"
     with pytest.raises(OutputError, match="nowhere: is not a directory; choose another --scratch"):
-        bench(llama, settings=RunSettings(compute=CPU), scratch=tmp_path / "nowhere")
+        bench(llama, conditions=BenchConditions(tmp_path / "nowhere"), settings=RunSettings(compute=CPU))
 
 
 def test_the_disk_is_probed_after_the_checkpoint_left_the_page_cache(
@@ -57,10 +57,10 @@ def test_the_disk_is_probed_after_the_checkpoint_left_the_page_cache(
     order: list[str] = []
     monkeypatch.setattr(benches, "forget", lambda checkpoint: order.append("forget"))
     monkeypatch.setattr(benches, "read_rate", lambda checkpoint, mode, size: order.append(mode))
-    bench(llama, SearchOptions(3), settings=RunSettings(compute=CPU), scratch=tmp_path, cold=True)
+    bench(llama, SearchOptions(3), conditions=BenchConditions(tmp_path, True), settings=RunSettings(compute=CPU))
     assert order == ["forget", "mmap", "pread", "direct", "forget"]
     order.clear()
-    bench(llama, SearchOptions(3), settings=RunSettings(compute=CPU), scratch=tmp_path)
+    bench(llama, SearchOptions(3), conditions=BenchConditions(tmp_path), settings=RunSettings(compute=CPU))
     assert order == ["mmap", "pread", "direct"]
 
 
@@ -72,10 +72,10 @@ def test_a_bench_that_fails_does_not_speak_of_going_on(
 
     monkeypatch.setattr(prunes, "_write", full)
     with pytest.raises(OutputError, match=r"^no space on the disk$"):
-        bench(llama, SearchOptions(3), settings=RunSettings(compute=CPU), scratch=tmp_path)
+        bench(llama, SearchOptions(3), conditions=BenchConditions(tmp_path), settings=RunSettings(compute=CPU))
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OutputError, match="what was found out is kept; go on with"):
-        prunes.prune(llama, tmp_path / "out", SearchOptions(3), compute=CPU)
+        prunes.prune(llama, tmp_path / "out", SearchOptions(3), settings=RunSettings(CPU))
 
 
 def test_bench_on_the_command_line(llama: Path, tmp_path: Path) -> None:

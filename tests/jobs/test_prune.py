@@ -18,7 +18,7 @@ from streamcollapse import Calibration, Compute, Output, Plan, SearchOptions, ap
 from streamcollapse.errors import ModelError, OutputError, PlanError
 from streamcollapse.jobs import prune as module
 from streamcollapse.merge.plan import PlanLayer
-from streamcollapse.progress import DecisionMade, StackChanged, WarningRaised, silent
+from streamcollapse.progress import DecisionMade, StackChanged, WarningRaised
 from streamcollapse.run.opened import calibration_samples, open_job
 from streamcollapse.run.samples import load_samples
 from streamcollapse.settings.run import RunSettings
@@ -439,7 +439,7 @@ def test_a_stack_whose_layers_kinds_follow_from_their_position_is_refused(tmp_pa
     options = SearchOptions(layers_per_merge=2, interval=1, threshold=-1.0, rule="first")
     with pytest.raises(ModelError, match=r"^layer 4 of the pruned model would not be like layer 5 of the source"):
         prune(source, tmp_path / "out", options, settings=RunSettings(compute=FLOAT32))
-    job = open_job(source, FLOAT32, False, silent)
+    job = open_job(source, RunSettings(FLOAT32))
     layers = tuple(PlanLayer(base, {base: 1.0}) for base in (0, 2, 3, 4, 5))
     plan = Plan("by hand", 6, job.checkpoint.fingerprint(), layers)
     with pytest.raises(ModelError, match="the pruned model could not be loaded again"):
@@ -450,8 +450,8 @@ def test_a_stack_whose_layers_kinds_follow_from_their_position_is_refused(tmp_pa
 def test_what_the_source_is_called(llama: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "models--meta-llama--Llama-2-7b-hf" / "snapshots" / "0123abc"
     shutil.copytree(llama, snapshot)
-    assert open_job(snapshot, FLOAT32, False, silent).name == "meta-llama/Llama-2-7b-hf"
-    assert open_job(llama, FLOAT32, False, silent).name == "model"
+    assert open_job(snapshot, RunSettings(FLOAT32)).name == "meta-llama/Llama-2-7b-hf"
+    assert open_job(llama, RunSettings(FLOAT32)).name == "model"
 
 
 def test_nothing_merged_is_said(llama: Path, tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ def test_an_older_output_survives_a_failed_overwrite(
 
 
 def test_a_plan_of_another_source_writes_nothing(llama: Path, llama_bf16: Path, tmp_path: Path) -> None:
-    plan = Plan.identity("other", 8, open_job(llama_bf16, FLOAT32, False, silent).checkpoint.fingerprint())
+    plan = Plan.identity("other", 8, open_job(llama_bf16, RunSettings(FLOAT32)).checkpoint.fingerprint())
     with pytest.raises(PlanError, match="made for another source"):
         apply(llama, plan, tmp_path / "out", settings=RunSettings(compute=FLOAT32))
     assert not any(tmp_path.iterdir())
@@ -498,7 +498,7 @@ def test_trusted_code_comes_along(llama: Path, tmp_path: Path) -> None:
 
 def test_samples_are_cut_to_the_model_s_context(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("word " * 1000)
-    job = open_job(llama, FLOAT32, False, silent)
+    job = open_job(llama, RunSettings(FLOAT32))
     samples = calibration_samples(job, Calibration(tmp_path / "long.txt", max_tokens=1000), "laco")
     assert samples.batches[0].lengths == (128,)
     assert calibration_samples(job, Calibration(tmp_path / "long.txt", max_tokens=9), "laco").num_tokens == 9

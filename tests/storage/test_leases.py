@@ -21,7 +21,7 @@ from tests.streams import granted, truncating
 SIGBUS_TEST = """
 import sys, subprocess, time
 from pathlib import Path
-from streamcollapse import SearchOptions, Compute, Streaming, prune
+from streamcollapse import SearchOptions, Compute, RunSettings, Streaming, prune
 from streamcollapse.errors import StreamCollapseError
 from streamcollapse.progress import LayerDone
 source, shard = Path(sys.argv[1]), Path(sys.argv[1]) / "model.safetensors"
@@ -32,8 +32,8 @@ def listen(event):
         cutting.append(subprocess.Popen([sys.executable, "-c", code, shard]))
         time.sleep(1)
 try:
-    prune(source, sys.argv[2], compute=Compute("cpu", "float32"), streaming=Streaming(io="mmap", prefetch=0),
-          listener=listen)
+    settings = RunSettings(Compute("cpu", "float32"), streaming=Streaming(io="mmap", prefetch=0))
+    prune(source, sys.argv[2], settings=settings, listener=listen)
 except StreamCollapseError as error:
     print(error)
 cutting[0].wait()

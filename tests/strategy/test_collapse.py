@@ -12,6 +12,7 @@ from streamcollapse.errors import OptionError
 from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.searches.algorithm1 import SearchState, after_merge, most_candidates
 from streamcollapse.settings.search import SearchOptions
+from tests.methods import method
 
 
 def _run(num_layers: int, options: SearchOptions, outcomes: str) -> tuple[list[tuple[int, int]], list[list[int]]]:
@@ -29,19 +30,19 @@ def _run(num_layers: int, options: SearchOptions, outcomes: str) -> tuple[list[t
 
 
 def test_a_search_is_greedy_unless_the_paper_s_letters_are_given() -> None:
-    plain = SearchOptions()
+    plain = method()
     assert (plain.strategy, plain.rule, plain.metric, plain.rescale) == ("greedy", "first", "kl", True)
-    for paper in (SearchOptions(4), SearchOptions(interval=2), SearchOptions(strategy="laco")):
-        assert paper == SearchOptions(4, 2, rule="sequential", strategy="laco", metric="cosine", rescale=False)
-    assert SearchOptions(4, strategy="greedy") == plain, "a strategy that is named stays"
-    assert SearchOptions(rescale=False).rescale is False
-    assert SearchOptions(4, rescale=True).rescale is True
+    for paper in (method(4), method(interval=2), method(strategy="laco")):
+        assert paper == method(4, 2, rule="sequential", strategy="laco", metric="cosine", rescale=False)
+    assert method(4, strategy="greedy") == plain, "a strategy that is named stays"
+    assert method(rescale=False).rescale is False
+    assert method(4, rescale=True).rescale is True
 
 
 def test_worked_by_hand_eight_layers() -> None:
     # C=3, I=2. l = 8-3 = 5: merges 6,7 into 5, accepted; 6 layers left, l = 3.
     # l = 3: merges 4 and the cell 5-7, rejected; l = 2: merges 3,4 into 2, accepted; l = 0 < L: done.
-    options = SearchOptions(layers_per_merge=3, interval=2)
+    options = method(layers_per_merge=3, interval=2)
     tried, cells = _run(8, options, "ARA")
     assert tried == [(5, 2), (3, 2), (2, 2)]
     assert cells == [[1], [2, 3, 4], [5, 6, 7], [8]]
@@ -50,7 +51,7 @@ def test_worked_by_hand_eight_layers() -> None:
 def test_worked_by_hand_where_fewer_layers_lie_above() -> None:
     # C=4, I=1, ten layers. l=6: K=3, accepted, 7 left; l=5: 2 lie above, K=2, accepted, 5 left; l=4: K=1, rejected;
     # l=3: K=2, accepted, 3 left; l=2: K=1, rejected; l=1: K=2, rejected.
-    options = SearchOptions(layers_per_merge=4, interval=1)
+    options = method(layers_per_merge=4, interval=1)
     tried, cells = _run(10, options, "AARARR")
     assert tried == [(6, 3), (5, 2), (4, 1), (3, 2), (2, 1), (1, 2)]
     assert cells == [[1], [2], [3, 4, 5, 6, 7, 8, 9, 10]]
@@ -58,23 +59,23 @@ def test_worked_by_hand_where_fewer_layers_lie_above() -> None:
 
 def test_the_range_limits_the_pointer() -> None:
     # L=3, H=7, C=2: l starts at 5 and stops below 3; the layers above H are merged only as followers.
-    options = SearchOptions(layers_per_merge=2, interval=1, lowest=3, highest=7)
+    options = method(layers_per_merge=2, interval=1, lowest=3, highest=7)
     assert _run(10, options, "RRR")[0] == [(5, 1), (4, 1), (3, 1)]
 
 
 def test_the_first_pointer_may_already_be_below_the_range() -> None:
-    assert _run(4, SearchOptions(layers_per_merge=4), "")[1] == [[1], [2], [3], [4]]
-    assert most_candidates(4, SearchOptions(layers_per_merge=4)) == 0
+    assert _run(4, method(layers_per_merge=4), "")[1] == [[1], [2], [3], [4]]
+    assert most_candidates(4, method(layers_per_merge=4)) == 0
 
 
 def test_the_paper_s_table_8_starts() -> None:
-    assert SearchState.start(32, SearchOptions()).pointer == 28
-    assert SearchState.start(40, SearchOptions(layers_per_merge=6)).pointer == 34
+    assert SearchState.start(32, method()).pointer == 28
+    assert SearchState.start(40, method(layers_per_merge=6)).pointer == 34
 
 
 def test_a_pointer_above_the_top_is_reset() -> None:
     # No sequence of outcomes leads there, so the lines are tested by themselves.
-    options = SearchOptions(layers_per_merge=2, interval=3)
+    options = method(layers_per_merge=2, interval=3)
     assert after_merge(9, 5, options) == 3  # 9 - 3 = 6 > 5 layers: 5 - C
     assert after_merge(8, 5, options) == 5  # 8 - 3 = 5, not above
     assert after_merge(4, 5, options) == 1
@@ -121,9 +122,9 @@ def test_against_the_pseudocode(num_layers: int, options: SearchOptions, outcome
 
 
 def test_states_are_not_changed_by_looking_ahead() -> None:
-    state = SearchState.start(12, SearchOptions())
+    state = SearchState.start(12, method())
     state.after(state.candidate()).after(None)
-    assert state == SearchState.start(12, SearchOptions())
+    assert state == SearchState.start(12, method())
     assert state.after(None).layers == state.layers
     assert state.layers[0] == PlanLayer(0, {0: 1.0})
 
@@ -131,32 +132,32 @@ def test_states_are_not_changed_by_looking_ahead() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers_per_merge": 1}, r"\(C\) is 1; merging takes at least 2"),
-        ({"interval": 0}, r"\(I\) is 0; it must be at least 1"),
-        ({"lowest": 0}, r"\(L\) is 0; layers are counted from 1"),
+        ({"layers_per_merge": 1}, r"\(C\) is 1; it must be greater than or equal to 2"),
+        ({"interval": 0}, r"\(I\) is 0; it must be greater than or equal to 1"),
+        ({"lowest": 0}, r"\(L\) is 0; it must be greater than or equal to 1"),
         ({"lowest": 9, "highest": 8}, r"\(L\) is 9, above highest \(H\), 8"),
         ({"threshold": 1.01}, r"\(T\) is 1.01; similarity by kl lies between -1 and 1"),
         ({"threshold": float("nan")}, r"\(T\) is nan"),
-        ({"interval": 1.5}, "interval is 1.5, not a whole number"),
-        ({"highest": "8"}, "highest is '8', not a whole number"),
+        ({"interval": 1.5}, r"interval \(I\) is 1.5; it must be a valid integer"),
+        ({"highest": "8"}, r"highest \(H\) is '8'; it must be a valid integer"),
         ({"merge_norms": "no"}, "merge norms is 'no'"),
-        ({"rule": "bset"}, "rule 'bset' is unknown; choose one of rdsc, sequential, mean, first"),
+        ({"rule": "bset"}, "rule 'bset' is unknown; did you mean best. choose one of rdsc, sequential, mean, first"),
         ({"rule": "rdsc", "rdsc_scale": 0.0}, "rdsc scale is 0.0"),
         ({"rule": "rdsc", "rdsc_scale": (0.5, 0.5)}, "names a number twice"),
         ({"rule": "mean,mean"}, "names a rule twice"),
         ({"rule": "mean,"}, "rule '' is unknown"),
-        ({"rule": 3}, "rule is 3, not a name"),
-        ({"rule": "rdsc", "rdsc_scale": "1"}, "rdsc scale is 1; it must be"),
+        ({"rule": 3}, "rule is 3; it must be a valid string"),
+        ({"rule": "rdsc", "rdsc_scale": "one"}, "rdsc scale is 'one', not a number"),
         ({"rdsc_scale": 0.5}, "the rule is first; it applies to rdsc only"),
     ],
 )
 def test_settings_out_of_range(changes: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        SearchOptions(**changes)  # type: ignore[arg-type]
+        method(**changes)  # type: ignore[arg-type]
 
 
 def test_a_range_beyond_the_model() -> None:
     with pytest.raises(OptionError, match=r"highest \(H\) is 33, but the model has 32 layers"):
-        SearchState.start(32, SearchOptions(highest=33))
+        SearchState.start(32, method(highest=33))
     with pytest.raises(OptionError, match=r"lowest \(L\) is 33, above highest \(H\), 32"):
-        SearchState.start(32, SearchOptions(lowest=33))
+        SearchState.start(32, method(lowest=33))

@@ -11,9 +11,9 @@ from streamcollapse.merge.plan import Decision, stack_key
 from streamcollapse.searches.accept_model import AcceptModel
 from streamcollapse.searches.algorithm1 import SearchState
 from streamcollapse.searches.lookahead import Depth, Outcome, likely_states
-from streamcollapse.settings.search import SearchOptions
+from tests.methods import method
 
-OPTIONS = SearchOptions(layers_per_merge=3, interval=1)
+OPTIONS = method(layers_per_merge=3, interval=1)
 
 
 def _odds(outcomes: str) -> AcceptModel:
@@ -57,7 +57,7 @@ def test_nothing_to_choose_where_everything_is_known() -> None:
 @settings(deadline=None)
 @given(num_layers=st.integers(4, 24), nodes=st.integers(1, 20), history=st.text("AR", max_size=6), c=st.integers(2, 5))
 def test_each_state_follows_from_one_before_it(num_layers: int, nodes: int, history: str, c: int) -> None:
-    root = SearchState.start(num_layers, SearchOptions(layers_per_merge=c, interval=1))
+    root = SearchState.start(num_layers, method(layers_per_merge=c, interval=1))
     odds = _odds(history)
     states = likely_states(root, odds, Depth(nodes), _unknown)
     assert states == likely_states(root, odds, Depth(nodes), _unknown), "reproducible"
@@ -94,7 +94,7 @@ def test_no_more_is_read_than_pays() -> None:
 
 
 def test_a_candidate_that_needs_nothing_more_comes_before_one_that_does() -> None:
-    root = SearchState.start(40, SearchOptions(layers_per_merge=8, interval=1))
+    root = SearchState.start(40, method(layers_per_merge=8, interval=1))
     states = likely_states(root, _odds("AR" * 10 + "AARR" * 3), Depth(12), _unknown)
     needed = [set[int]().union(*(x.mix for x in c.layers[c.position :])) for s in states if (c := s.candidate())]
     assert states[0] is root

@@ -49,7 +49,7 @@ def test_settings_that_do_not_exist() -> None:
     for name in ("gpu", "cuda:", "cuda:-1", "mps", ""):
         with pytest.raises(OptionError, match="choose auto, cpu, cuda or cuda:N"):
             Compute(name)
-    with pytest.raises(OptionError, match="compute dtype 'int8' is unknown"):
+    with pytest.raises(OptionError, match="compute dtype is 'int8'; choose one of auto, float32"):
         Compute("cpu", "int8")
 
 
