@@ -148,7 +148,7 @@ WRAPPERS: dict[str, Any] = {
     ),
 }
 
-# What the tests hold of which families: their parameters, and the table in README.
+# What the tests hold of which families: their parameters, and the table in docs/families.md.
 CHECKS: dict[str, list[str]] = {
     "streamed pass": [*FAMILIES, *MORE_FAMILIES],
     "search, every rule": [*FAMILIES],
@@ -166,3 +166,38 @@ def matrix() -> str:
         held = ["yes" if family in families else "" for families in CHECKS.values()]
         lines.append(f"| {family} | {' | '.join(held)} |")
     return "\n".join(lines) + "\n"
+
+
+def page() -> str:
+    """docs/families.md."""
+    return PAGE.replace("TABLE\n", matrix())
+
+
+PAGE = """# Families
+
+Any decoder that transformers runs layer by layer. The tests hold the families below on small random configurations
+(the table is made from what they run on, by `docs/generate.py`):
+
+- **streamed pass**: every layer boundary equals the model's own forward pass in float32.
+- **search**: similarities and decisions equal a plain search in memory, with every rule or some.
+- **written, loaded again**: transformers finds no key missing and none too many.
+- **generates**: with a cache as without.
+- **from PyTorch files**: plan and weights equal those from safetensors.
+
+All of it with transformers 5 and again with 4.57.
+
+TABLE
+
+Experts are merged as they are stored, and put together one layer at a time by transformers' own conversion. Of models
+of images and text the language model is pruned and the rest goes through untouched. What a layer is (sliding or full
+attention, dense or sparse) follows its base into the pruned config; layers of unlike shape are not merged. Models with
+code of their own need `--trust-remote-code`; without it none of that code runs.
+
+## Refused
+
+- Models whose layers get constants from their own number (DiffLlama, GPT-2 with inverse layer scaling), or whose kinds
+  of layers follow a fixed period that what is left does not fit (Jamba): they cannot lose layers without becoming
+  something else. Also models whose layers hand on more than hidden states (RWKV).
+- Each with a line that says what would work: quantised and packed weights, GGUF, Meta's `consolidated.*.pth`, adapters,
+  encoders and encoder-decoders, TorchScript and pickled modules.
+"""

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 import streamcollapse
 from streamcollapse.cli.main import app
-from tests.families import matrix
+from streamcollapse.settings.declared import declared
+from streamcollapse.settings.run import Calibration, Compute, Output, Streaming
+from streamcollapse.settings.search import SearchOptions
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "generate.py"))["PAGES"]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -49,29 +54,20 @@ def test_every_command_line_is_accepted() -> None:
         COMMANDS[verb].make_context(verb, arguments, resilient_parsing=False)
 
 
-def test_the_table_of_options_is_complete_and_right() -> None:
-    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in README.splitlines() if line.startswith("| `--")]
-    documented = {re.split(r"[`,/]", names.strip("`"))[0]: (paper, default) for names, paper, default in rows}
-    options = {p.opts[0]: p for p in COMMANDS["prune"].params if p.opts[0].startswith("--")}
-    assert documented.keys() == options.keys() - {"--out"}
-    letters = {name: p.opts[1][1] for name, p in options.items() if len(p.opts) > 1}
-    for name, (paper, default) in documented.items():
-        if name in letters:
-            assert paper == letters[name]
-        actual = options[name].default
-        if isinstance(shown := options[name].show_default, str) and shown.isdigit():
-            actual = shown
-        expected = {
-            "off": False,
-            "keep": False,
-            "all layers": None,
-            "the strategy's": None,
-            "as far as T allows": None,
-            "greedy, laco with C or I": None,
-            "what is free, less a tenth": None,
-            "beside the output, until it is done": None,
-        }.get(default, default)
-        assert str(actual) == str(expected), name
+@pytest.mark.parametrize("name", PAGES)
+def test_generated_pages_are_what_the_code_says(name: str) -> None:
+    made = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert made == PAGES[name](), "python docs/generate.py writes it anew"
+
+
+def test_the_page_of_options_has_every_option_of_every_verb() -> None:
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"`(--[a-z-]+)`", page))
+    settings = {
+        one.flag for cls in (SearchOptions, Calibration, Compute, Streaming, Output) for one in declared(cls).values()
+    }
+    options = {parameter.opts[0] for parameter in COMMANDS["prune"].params if parameter.opts[0].startswith("--")}
+    assert options - {"--out", "--dry-run", "--json", "--trust-remote-code"} == settings <= documented
 
 
 def test_its_python_compiles_and_names_what_exists() -> None:
@@ -80,11 +76,6 @@ def test_its_python_compiles_and_names_what_exists() -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             assert all(hasattr(streamcollapse, alias.name) for alias in node.names)
-
-
-def test_the_table_of_families_is_what_is_tested() -> None:
-    table = README.partition("<!-- families -->\n\n")[2].partition("\n\n")[0] + "\n"
-    assert table == matrix(), "print(tests.families.matrix()) gives the new one"
 
 
 def test_links_lead_somewhere() -> None:

@@ -10,7 +10,7 @@ from streamcollapse.batches.run import Cluster, batch
 from streamcollapse.batches.worker import Began, Told
 from streamcollapse.progress import DecisionMade, LayerDone, PhaseStarted
 from streamcollapse.settings.run import Compute, RunSettings
-from tests.batch.test_batch import Killer
+from tests.batches.test_batch import Killer
 
 
 def main(jobs: str, task: str) -> None:

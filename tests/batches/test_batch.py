@@ -24,7 +24,7 @@ from streamcollapse.cli.main import app
 from streamcollapse.errors import DeviceError, JobsError, OptionError, OutputError
 from streamcollapse.progress import DecisionMade, LayerDone, PhaseStarted
 from streamcollapse.settings.run import RunSettings, Streaming
-from tests.batch.conftest import write_jobs
+from tests.batches.conftest import write_jobs
 from tests.checkpoints import edit_json, edit_tensors
 
 GRID: dict[str, object] = {"source": "models/m*", "C": 3, "I": 1, "T": [0.3, 0.6]}

@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from streamcollapse.cli.main import app
-from tests.batch.conftest import write_jobs
-from tests.batch.test_batch import GRID, assert_like_single_runs
+from tests.batches.conftest import write_jobs
+from tests.batches.test_batch import GRID, assert_like_single_runs
 
 ROOT = Path(__file__).parents[2]
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
@@ -30,7 +30,7 @@ def test_without_ray_it_is_said_how_to_get_it(base: Path, monkeypatch: pytest.Mo
 
 
 def on_ray(jobs: Path, task: str) -> Any:
-    command = [sys.executable, "-m", "tests.batch.ray_run", str(jobs), task]
+    command = [sys.executable, "-m", "tests.batches.ray_run", str(jobs), task]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
