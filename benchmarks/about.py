@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import torch
 
 def environment(threads: int | None = None) -> dict[str, Any]:
     """Versions and hardware; a CUDA device by name, or that there was none."""
+    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # not every torch tells
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "processor": torch.cpu.get_capabilities().get("cpu_name"),
+        "processor": capabilities().get("cpu_name"),
         "cores": os.cpu_count(),
         "threads": threads or torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,

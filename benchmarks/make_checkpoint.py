@@ -1,6 +1,6 @@
 """Make a deterministic Llama-shaped checkpoint whose depth is smooth: neighbouring layers are alike, so merges pass.
 
-    python benchmarks/make_checkpoint.py OUT --shape llama-1.4b [--layers N] [--seed S] [--sparse]
+    python benchmarks/make_checkpoint.py OUT --shape llama-1.4b [--layers N] [--seed S] [--sparse] [--device cuda]
 
 Layer i is one random layer plus a slow rotation through a second one, so that layers far apart differ while
 neighbours hardly do. The two random layers stay in memory in bfloat16, up to 3 GB of them; beside them memory is one
@@ -8,6 +8,9 @@ tensor, disk is the size of the checkpoint.
 
 With --sparse the matrices of the decoder layers are holes in the files: 138 GB take about 1 GB of disk.
 Holes read as zeros, and a layer whose matrices are zero passes its input through, so every merge is accepted.
+
+With --device the noise is drawn and mixed there (other noise on every kind of device), and the files are written through
+the page cache and not waited for: a large checkpoint in seconds, for as long as the machine is up.
 """
 
 from __future__ import annotations
@@ -56,10 +59,16 @@ SHAPES = {
 
 
 class SmoothLlama:
-    """The tensors of the checkpoint, computed when they are read (a TensorSource)."""
+    """The tensors of the checkpoint, computed on ``device`` when they are read (a TensorSource)."""
 
-    def __init__(self, shape: Shape, seed: int, dtype: torch.dtype = torch.bfloat16) -> None:
-        self.shape, self.seed, self.dtype = shape, seed, dtype
+    def __init__(
+        self,
+        shape: Shape,
+        seed: int,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
+    ) -> None:
+        self.shape, self.seed, self.dtype, self.device = shape, seed, dtype, device
         self._kept: dict[str, torch.Tensor] = {}
         self._kept_bytes = 0
         head = shape.hidden // shape.heads
@@ -91,7 +100,7 @@ class SmoothLlama:
     def read(self, name: str, device: torch.device) -> torch.Tensor:
         size = self._shapes[name]
         if len(size) == 1:
-            return torch.ones(size, dtype=self.dtype)
+            return torch.ones(size, dtype=self.dtype, device=self.device)
         parts = name.split(".")
         if "layers" not in parts:
             return (0.02 * self._noise(name, size)).to(self.dtype)
@@ -103,12 +112,13 @@ class SmoothLlama:
         return mixed.to(self.dtype)
 
     def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        return self.read(name, torch.device("cpu"))[rows]
+        return self.read(name, self.device)[rows]
 
     def _noise(self, name: str, size: tuple[int, ...]) -> torch.Tensor:
         """Uniform noise of unit variance that depends on ``name`` and the seed alone."""
         number = self.seed + sum(ord(c) * 31**i for i, c in enumerate(name)) % (2**31)
-        return (torch.rand(size, generator=torch.Generator().manual_seed(number)) - 0.5) * math.sqrt(12)
+        generator = torch.Generator(self.device).manual_seed(number)
+        return (torch.rand(size, generator=generator, device=self.device) - 0.5) * math.sqrt(12)
 
     def _random_layer(self, name: str, size: tuple[int, ...]) -> torch.Tensor:
         """A matrix of one of the two random layers, in bfloat16; kept while there is room."""
@@ -141,13 +151,18 @@ class SmoothLlama:
         }
 
 
-def make_checkpoint(out: Path, shape: Shape, seed: int = 0, sparse: bool = False) -> int:
-    """Write the checkpoint into the new directory ``out``; returns its bytes of weights."""
+def make_checkpoint(
+    out: Path, shape: Shape, seed: int = 0, sparse: bool = False, device: torch.device | None = None
+) -> int:
+    """Write the checkpoint into the new directory ``out``; returns its bytes of weights.
+
+    With a ``device`` tensors are computed there and not waited for on the disk.
+    """
     out.mkdir(parents=True)
-    source = SmoothLlama(shape, seed)
+    source = SmoothLlama(shape, seed, device=device or torch.device("cpu"))
     shards = plan_shards(source, shape.shard_bytes)
-    if sparse:
-        write_sparse(source, shards, out)
+    if sparse or device is not None:
+        write_plainly(source, shards, out, sparse)
     else:
         write_shards(source, shards, out, torch.device("cpu"), lambda name, num_bytes: None)
     (out / "config.json").write_text(json.dumps(source.config(), indent=2))
@@ -157,17 +172,17 @@ def make_checkpoint(out: Path, shape: Shape, seed: int = 0, sparse: bool = False
     return sum(shard.data_bytes for shard in shards)
 
 
-def write_sparse(source: SmoothLlama, shards: Sequence[ShardPlan], directory: Path) -> None:
-    """As ``write_shards``, with holes for the matrices of the decoder layers."""
+def write_plainly(source: SmoothLlama, shards: Sequence[ShardPlan], directory: Path, holes: bool) -> None:
+    """As ``write_shards``, without waiting for the disk; with ``holes`` for the matrices of the decoder layers."""
     for shard in shards:
         with (directory / shard.file_name).open("wb") as file:
             file.write(shard.header)
             position = len(shard.header)
             for name in shard.names:
                 info = source.info(name)
-                if len(info.shape) == 1 or ".layers." not in name:
+                if not holes or len(info.shape) == 1 or ".layers." not in name:
                     file.seek(position)
-                    file.write(source.read(name, torch.device("cpu")).view(torch.uint8).numpy().data)
+                    file.write(source.read(name, source.device).cpu().view(torch.uint8).numpy().data)
                 position += info.num_bytes
             file.truncate(shard.file_bytes)
     if len(shards) > 1:
@@ -190,12 +205,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sparse", action="store_true", help="leave the matrices of the decoder layers as holes")
+    parser.add_argument("--device", type=torch.device, help="cpu or cuda: compute there, do not wait for the disk")
     arguments = parser.parse_args()
     shape = SHAPES[arguments.shape]
     if arguments.layers:
         shape = replace(shape, layers=arguments.layers)
     start = time.perf_counter()
-    weights = make_checkpoint(arguments.out, shape, arguments.seed, arguments.sparse)
+    weights = make_checkpoint(arguments.out, shape, arguments.seed, arguments.sparse, arguments.device)
     seconds = time.perf_counter() - start
     apparent, on_disk = disk_bytes(arguments.out)
     print(

@@ -46,6 +46,16 @@ def test_sparse_files_read_as_the_dense_ones_with_zero_matrices(maker, tmp_path)
         assert torch.equal(tensor, torch.zeros_like(tensor) if matrix else dense.read(name, CPU)), name
 
 
+def test_on_a_device_the_same_tensors_are_written_plainly(maker, tmp_path):
+    shape = maker.SHAPES["tiny"]
+    for kind, device in (("waited-for", None), ("plain", CPU)):
+        maker.make_checkpoint(tmp_path / kind, shape, device=device)
+    plain = {path.name: path.read_bytes() for path in (tmp_path / "plain").glob("model*")}
+    assert len(plain) > 2
+    assert all((tmp_path / "waited-for" / name).read_bytes() == data for name, data in plain.items() if "json" not in name)
+    assert Checkpoint(tmp_path / "plain").names == Checkpoint(tmp_path / "waited-for").names
+
+
 @pytest.mark.skipif(not hasattr(os.stat_result, "st_blocks"), reason="this system does not tell blocks")
 def test_sparse_takes_the_disk_of_what_is_written(maker, tmp_path):
     shape = maker.Shape(2, 1024, 4096, 8, 8, vocabulary=64)
