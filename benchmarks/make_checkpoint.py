@@ -9,8 +9,8 @@ tensor, disk is the size of the checkpoint.
 With --sparse the matrices of the decoder layers are holes in the files: 138 GB take about 1 GB of disk.
 Holes read as zeros, and a layer whose matrices are zero passes its input through, so every merge is accepted.
 
-With --device the noise is drawn and mixed there (other noise on every kind of device), and the files are written through
-the page cache and not waited for: a large checkpoint in seconds, for as long as the machine is up.
+With --device the noise is drawn and mixed there (other noise on every kind of device), and the files are written
+through the page cache and not waited for: a large checkpoint in seconds, for as long as the machine is up.
 """
 
 from __future__ import annotations
