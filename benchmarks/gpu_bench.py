@@ -18,7 +18,7 @@ from gpu_runner import note
 from make_checkpoint import SHAPES, Shape
 from measure import write_sentences
 
-from streamcollapse.settings import Calibration, Compute, Streaming
+from streamcollapse.settings.run import Calibration, Compute, Streaming
 from streamcollapse.stream.memory import MemorySample, sample_memory
 from streamcollapse.units import format_bytes
 

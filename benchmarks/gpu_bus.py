@@ -13,9 +13,8 @@ from gpu_bench import Bench
 from gpu_devices import Device, best_of, gigabytes, median_of, timed
 from gpu_rows import RING_WANTED, Finding
 
-from streamcollapse.jobs.opening import Job, open_job
-from streamcollapse.progress import silent
-from streamcollapse.settings import Streaming
+from streamcollapse.run.opened import Job, open_job
+from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.storage.extents import Extent, coalesce, needed_bytes
 from streamcollapse.storage.reader import IN_FLIGHT, FileReader
 from streamcollapse.stream import loaders
@@ -128,7 +127,7 @@ def overlap(bench: Bench, shape: str) -> Finding:
 
 def open_layers(bench: Bench, shape: str) -> Layers:
     """The layers of the checkpoint ``shape``."""
-    return Layers.of(open_job(bench.source(shape), bench.compute(), False, silent))
+    return Layers.of(open_job(bench.source(shape), RunSettings(bench.compute())))
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from gpu_rows import Finding
 from gpu_runs import compared, searched
 
 from streamcollapse.merge.mixing import mix_tensors
-from streamcollapse.settings import Compute, Streaming
-from streamcollapse.strategy.collapse import CollapseOptions
+from streamcollapse.settings.run import Compute, RunSettings
+from streamcollapse.settings.search import SearchOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "pytest.mark.gpu"
@@ -47,9 +47,9 @@ def tests(bench: Bench) -> Finding:
 def decisions(bench: Bench, options: dict[str, Any]) -> Finding:
     """One search on the CPU and one on the device, in float32, of the model that ships with the package."""
     with resources.as_file(resources.files("streamcollapse.data") / "wiki-llama-24l") as source:
-        wanted = CollapseOptions(**options, lowest=bench.pick(1, 12), target_layers=bench.pick(20, 21))
+        wanted = SearchOptions(**options, lowest=bench.pick(1, 12), target_layers=bench.pick(20, 21))
         plans = [
-            searched(source, wanted, bench.calibration("sentences"), Compute(device, "float32"), Streaming()).plan
+            searched(source, wanted, RunSettings(Compute(device, "float32"), bench.calibration("sentences"))).plan
             for device in ("cpu", bench.device.name)
         ]
     found = compared(*plans)

@@ -42,8 +42,8 @@ from gpu_rows import ABOUT, PARTS, ROWS, Row
 from gpu_runner import Outcome, Runner
 
 ROOT = Path(__file__).resolve().parents[1]
-NEEDED = ("torch", "transformers", "safetensors", "numpy", "typer", "rich", "psutil", "yaml", "pytest", "xdist",
-          "hypothesis")  # fmt: skip
+NEEDED = ("torch", "transformers", "safetensors", "numpy", "typer", "rich", "psutil", "pydantic", "yaml", "pytest",
+          "xdist", "hypothesis")  # fmt: skip
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",

@@ -10,7 +10,8 @@ from gpu_rows import PAPER_SECONDS, Finding
 from gpu_runs import described, fewer_layers, pruned, searched, seconds_of, telling
 from make_checkpoint import disk_bytes, make_checkpoint
 
-from streamcollapse.strategy.collapse import CollapseOptions
+from streamcollapse.settings.run import RunSettings
+from streamcollapse.settings.search import SearchOptions
 from streamcollapse.units import format_bytes, format_seconds
 
 
@@ -29,7 +30,7 @@ def make(bench: Bench, shape: str, sparse: bool = False) -> Finding:
 
 def laco(bench: Bench, shape: str, most_seconds: float | None = None) -> Finding:
     """The prune by ``laco`` with its defaults. ``fast``: its search takes less than ``most_seconds``."""
-    done = pruned(bench, shape, CollapseOptions(strategy="laco"), "sentences", bench.streaming())
+    done = pruned(bench, shape, SearchOptions(strategy="laco"), "sentences", bench.streaming())
     usage = done.report["usage"]
     search, both = seconds_of(usage, "search"), seconds_of(usage, "reference", "search")
     words = f"{described(done.plan, usage)}; reference and search {format_seconds(both)}"
@@ -42,9 +43,9 @@ def laco(bench: Bench, shape: str, most_seconds: float | None = None) -> Finding
 def default(bench: Bench, shape: str, ratio: float | None = None, fewer: int = 0) -> Finding:
     """The default strategy on its passages: the prune to ``ratio``, or the search to ``fewer`` layers."""
     if ratio is not None:
-        done = pruned(bench, shape, CollapseOptions(target_ratio=ratio), None, bench.streaming())
+        done = pruned(bench, shape, SearchOptions(target_ratio=ratio), None, bench.streaming())
         return Finding(described(done.plan, done.report["usage"]), {"report": done.report})
-    options = fewer_layers(bench.shape(shape), fewer, CollapseOptions())
-    given = (options, bench.calibration(), bench.compute(), bench.streaming())
-    found = searched(bench.source(shape), *given, telling(bench))
+    options = fewer_layers(bench.shape(shape), fewer, SearchOptions())
+    settings = RunSettings(bench.compute(), bench.calibration(), bench.streaming())
+    found = searched(bench.source(shape), options, settings, telling(bench))
     return Finding(described(found.plan, found.usage), {"usage": found.usage, "plan": found.plan.to_json()})

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,13 +15,12 @@ from gpu_bench import Bench
 from gpu_devices import gigabytes
 from make_checkpoint import Shape
 
-from streamcollapse.jobs import prune as jobs
-from streamcollapse.jobs.opening import open_job
-from streamcollapse.jobs.prune import Pruned, prune_job
+from streamcollapse.jobs.prepare import prepare_prune, prepare_search
+from streamcollapse.jobs.prune import Pruned, run_prune, run_search_alone
 from streamcollapse.merge.plan import Plan
 from streamcollapse.progress import DecisionMade, Event, Listener, PhaseStarted, silent
-from streamcollapse.settings import Calibration, Compute, Output, Streaming
-from streamcollapse.strategy.collapse import CollapseOptions
+from streamcollapse.settings.run import RunSettings, Streaming
+from streamcollapse.settings.search import SearchOptions
 from streamcollapse.stream.memory import MemorySample
 from streamcollapse.units import format_bytes, format_seconds
 
@@ -37,30 +36,20 @@ class Searched:
     usage: dict[str, Any]
 
 
-def pruned(bench: Bench, shape: str, options: CollapseOptions, kind: str | None, streaming: Streaming) -> Pruned:
+def pruned(bench: Bench, shape: str, options: SearchOptions, kind: str | None, streaming: Streaming) -> Pruned:
     """Prune the checkpoint ``shape`` into a directory that is removed again."""
-    job = open_job(bench.source(shape), bench.compute(), False, telling(bench))
-    out = bench.place / "out"
+    settings, out = RunSettings(bench.compute(), bench.calibration(kind), streaming), bench.place / "out"
     try:
-        return prune_job(job, out, options, bench.calibration(kind), streaming, Output(), passing=True)
+        return run_prune(prepare_prune(bench.source(shape), out, options, settings, telling(bench)), passing=True)
     finally:
         shutil.rmtree(out, ignore_errors=True)
 
 
-def searched(
-    source: Path,
-    options: CollapseOptions,
-    calibration: Calibration,
-    compute: Compute,
-    streaming: Streaming,
-    listener: Listener = silent,
-) -> Searched:
+def searched(source: Path, options: SearchOptions, settings: RunSettings, listener: Listener = silent) -> Searched:
     """``search``, with what it used."""
-    with recorded(jobs, "open_job") as opened, recorded(jobs, "allotment") as planned:
-        plan = jobs.search(
-            source, options, calibration=calibration, compute=compute, streaming=streaming, listener=listener
-        )
-    return Searched(plan, {**opened[0].meter.summary(), "memory": planned[0].to_json()})
+    prepared = prepare_search(source, options, settings, listener=listener)
+    plan = run_search_alone(prepared)
+    return Searched(plan, {**prepared.job.meter.summary(), "memory": prepared.memory.to_json()})
 
 
 @contextmanager
@@ -91,9 +80,9 @@ def telling(bench: Bench) -> Listener:
     return listener
 
 
-def fewer_layers(shape: Shape, fewer: int, options: CollapseOptions) -> CollapseOptions:
+def fewer_layers(shape: Shape, fewer: int, options: SearchOptions) -> SearchOptions:
     """``options`` with ``fewer`` layers less as the target; 0 is none."""
-    return replace(options, target_layers=shape.layers - fewer) if fewer else options
+    return options.but(target_layers=shape.layers - fewer) if fewer else options
 
 
 @dataclass(frozen=True)

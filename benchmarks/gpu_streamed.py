@@ -37,17 +37,17 @@ from gpu_runs import (
 
 from streamcollapse.errors import BudgetError
 from streamcollapse.forward.reference import reference_pass
-from streamcollapse.jobs import prune as jobs
-from streamcollapse.jobs.opening import calibration_samples, open_job
-from streamcollapse.jobs.streams import allotment, means
+from streamcollapse.jobs import prepare
 from streamcollapse.merge.plan import Plan
 from streamcollapse.progress import silent
-from streamcollapse.settings import Streaming
-from streamcollapse.strategy.collapse import CollapseOptions
+from streamcollapse.run.memory_plan import Demand, allotment, means
+from streamcollapse.run.opened import calibration_samples, open_job
+from streamcollapse.settings.run import RunSettings, Streaming
+from streamcollapse.settings.search import SearchOptions
 from streamcollapse.stream.memory import MemorySample
 from streamcollapse.units import format_bytes
 
-LACO = CollapseOptions(strategy="laco")
+LACO = SearchOptions(strategy="laco")
 _HOLD = """
 import sys, torch
 device, left = sys.argv[1], int(sys.argv[2])
@@ -65,11 +65,11 @@ def streamed_pass(bench: Bench, shape: str, vram: int) -> Finding:
     """Reference passes on ten sentences that read every layer, from the page cache."""
     device = bench.device
     before = bench.before()
-    job = open_job(bench.source(shape), bench.compute(), False, silent)
-    layers, samples = Layers.of(job), calibration_samples(job, bench.calibration("sentences"), "laco")
+    job = open_job(bench.source(shape), RunSettings(bench.compute()))
+    layers, samples = Layers.of(job), calibration_samples(job, bench.calibration("sentences"), "sentences")
     reading, copying = read_alone(layers, device), device.copies().rate(bench.pick(1 << 30, 1 << 22))
     device.settle()
-    choice = allotment(job, samples, bench.streaming(vram, io="pread"), LACO)
+    choice = allotment(job, samples, bench.streaming(vram, io="pread"), Demand(job.num_layers))
     with means(job, replace(choice, resident_layers=0), bench.place) as given, job.meter.phase("passes"):
         model = job.model()
 
@@ -113,11 +113,11 @@ def within(bench: Bench, shape: str, vram: int) -> Finding:
 
 def refused(bench: Bench, shape: str, vram: int, options: dict[str, Any], fewer: int = 0) -> Finding:
     """The search with too small a budget, and with the smallest that its error names."""
-    wanted = fewer_layers(bench.shape(shape), fewer, CollapseOptions(**options))
-    given = (bench.source(shape), wanted, bench.calibration(), bench.compute())
-    with recorded(jobs, "open_job") as opened:
+    wanted = fewer_layers(bench.shape(shape), fewer, SearchOptions(**options))
+    given, samples, compute = (bench.source(shape), wanted), bench.calibration(), bench.compute()
+    with recorded(prepare, "open_job") as opened:
         try:
-            searched(*given, _only(bench, bench.pick(vram, 1 << 20)))
+            searched(*given, RunSettings(compute, samples, _only(bench, bench.pick(vram, 1 << 20))))
         except BudgetError as error:
             told = str(error)
         else:
@@ -127,7 +127,7 @@ def refused(bench: Bench, shape: str, vram: int, options: dict[str, Any], fewer:
     assert named is not None, told
     least = int(named[1]) << 20
     before = bench.before()
-    found = searched(*given, _only(bench, least), telling(bench))
+    found = searched(*given, RunSettings(compute, samples, _only(bench, least)), telling(bench))
     words, figures = _told(found.usage, before, found.plan)
     kept = bench.rehearsal or within_limits(figures["peaks"], least)
     words = f"refused with {format_bytes(read)} read, {format_bytes(least)} named as the least; with it {words}"
@@ -168,10 +168,10 @@ def _held(bench: Bench, left: int) -> Iterator[tuple[int, int]]:
 
 def seventy(bench: Bench, shape: str, vram: int, ram: int, options: dict[str, Any], fewer: int = 0) -> Finding:
     """A search on the sparse 70B within budgets."""
-    wanted = fewer_layers(bench.shape(shape), fewer, CollapseOptions(**options))
-    samples, streaming = bench.calibration(), bench.streaming(vram, ram)
+    wanted = fewer_layers(bench.shape(shape), fewer, SearchOptions(**options))
+    settings = RunSettings(bench.compute(), bench.calibration(), bench.streaming(vram, ram))
     before = bench.before()
-    found = searched(bench.source(shape), wanted, samples, bench.compute(), streaming, telling(bench))
+    found = searched(bench.source(shape), wanted, settings, telling(bench))
     words, figures = _told(found.usage, before, found.plan)
     return Finding(words, figures, holds=within_limits(figures["peaks"], vram, ram))
 

@@ -223,13 +223,12 @@ def test_the_stand_in_brings_what_is_stored_with_any_number_of_requests(tmp_path
     from gpu_devices import HostDevice
     from make_checkpoint import SHAPES, make_checkpoint
 
-    from streamcollapse.jobs.opening import open_job
-    from streamcollapse.progress import silent
-    from streamcollapse.settings import Compute
+    from streamcollapse.run.opened import open_job
+    from streamcollapse.settings.run import Compute, RunSettings
     from streamcollapse.stream import loaders
 
     make_checkpoint(tmp_path / "tiny", SHAPES["tiny"], device=CPU)
-    layers = Layers.of(open_job(tmp_path / "tiny", Compute("cpu"), False, silent))
+    layers = Layers.of(open_job(tmp_path / "tiny", RunSettings(Compute("cpu"))))
     for count in (1, 8):
         with requests(count), stream_of(layers, HostDevice()) as stream, stream.run(layers.names) as weights:
             reader = loaders.FileReader(False)
@@ -264,15 +263,15 @@ def test_searches_are_compared_decision_by_decision(tmp_path: Path) -> None:
     from gpu_runs import compared, searched
     from make_checkpoint import SHAPES, make_checkpoint
 
-    from streamcollapse.settings import Calibration, Compute, Streaming
-    from streamcollapse.strategy.collapse import CollapseOptions
+    from streamcollapse.settings.run import Calibration, Compute, RunSettings
+    from streamcollapse.settings.search import SearchOptions
 
     make_checkpoint(tmp_path / "tiny", SHAPES["tiny"], device=CPU)
     (tmp_path / "text.txt").write_text("one sentence of a few words")
 
     def plan(**settings: Any) -> Any:
-        given = (CollapseOptions(strategy="laco", **settings), Calibration(tmp_path / "text.txt"))
-        found = searched(tmp_path / "tiny", *given, Compute("cpu", "float32"), Streaming())
+        run = RunSettings(Compute("cpu", "float32"), Calibration(tmp_path / "text.txt"))
+        found = searched(tmp_path / "tiny", SearchOptions(strategy="laco", **settings), run)
         assert [phase["name"] for phase in found.usage["phases"]] == ["reference", "search"]
         assert found.usage["memory"]["budgets"]["ram"] > 0
         return found.plan
