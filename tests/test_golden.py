@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from streamcollapse import Plan
 from streamcollapse.cli.main import app
 from tests.checkpoints import BUNDLED
 
@@ -88,3 +89,9 @@ def test_decisions_plans_and_weights_stay_what_they_were(case: str, tmp_path: Pa
     if MODE == "record":
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     _close(found, json.loads(path.read_text(encoding="utf-8")), case)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plans_of_before_are_read_and_written_as_they_are(case: str) -> None:
+    recorded = json.loads((HERE / f"{case}.json").read_text(encoding="utf-8"))["plan"]
+    assert json.loads(json.dumps(Plan.from_json(recorded).to_json())) == recorded
