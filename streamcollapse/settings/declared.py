@@ -81,6 +81,8 @@ class Declared:
         """The default in words."""
         if self.said.default is not None:
             return self.said.default
+        if self.default is REQUIRED:
+            return "required"
         if isinstance(self.default, bool):
             return "on" if self.default else "off"
         return str(self.default)
