@@ -33,7 +33,6 @@ from make_checkpoint import SHAPES, make_checkpoint
 
 from streamcollapse.forward.batches import Batch, call_tokens
 from streamcollapse.forward.reference import reference_pass
-from streamcollapse.progress import silent
 from streamcollapse.run.memory_plan import open_stream, plain_allotment
 from streamcollapse.run.opened import Job, calibration_samples, open_job
 from streamcollapse.settings.run import Calibration, Compute, RunSettings, Streaming
@@ -46,9 +45,9 @@ CALLS = [(1, 8), (1, 18), (2, 26), (7, 36), (3, 100), (10, 36), (2, 250)]  # row
 
 def one_pass(job: Job, stream: WeightStream, batches: list[Batch]) -> tuple[float, int]:
     """Seconds and page faults of a pass."""
-    model, layout, before = job.model(), job.architecture.layout, resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    model, before = job.model(stream), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     start = time.perf_counter()
-    reference_pass(model, stream, layout, batches, range(0), job.meter, silent)
+    reference_pass(model, batches, range(0))
     return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 

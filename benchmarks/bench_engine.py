@@ -37,7 +37,6 @@ from make_checkpoint import SHAPES, make_checkpoint
 
 from streamcollapse.forward.batches import Batch, make_batches
 from streamcollapse.forward.reference import reference_pass
-from streamcollapse.progress import silent
 from streamcollapse.run.memory_plan import choose_io, open_stream
 from streamcollapse.run.opened import Job, calibration_samples, open_job
 from streamcollapse.settings.run import Calibration, Compute, RunSettings
@@ -65,9 +64,9 @@ class Subject:
     def run(self, stream: WeightStream) -> tuple[float, float]:
         """Seconds of a pass, and of its layers' computation alone."""
         job, before = self.job, self.job.meter.pace.computing
-        model = job.model()
+        model = job.model(stream)
         start = time.perf_counter()
-        reference_pass(model, stream, job.architecture.layout, self.batches, range(0), job.meter, silent)
+        reference_pass(model, self.batches, range(0))
         if job.placement.device.type == "cuda":
             torch.cuda.synchronize(job.placement.device)
         return time.perf_counter() - start, job.meter.pace.computing - before

@@ -39,7 +39,6 @@ from streamcollapse.errors import BudgetError
 from streamcollapse.forward.reference import reference_pass
 from streamcollapse.jobs import prepare
 from streamcollapse.merge.plan import Plan
-from streamcollapse.progress import silent
 from streamcollapse.run.memory_plan import Demand, allotment, means
 from streamcollapse.run.opened import calibration_samples, open_job
 from streamcollapse.settings.run import RunSettings, Streaming
@@ -71,11 +70,10 @@ def streamed_pass(bench: Bench, shape: str, vram: int) -> Finding:
     device.settle()
     choice = allotment(job, samples, bench.streaming(vram, io="pread"), Demand(job.num_layers))
     with means(job, replace(choice, resident_layers=0), bench.place) as given, job.meter.phase("passes"):
-        model = job.model()
+        model = job.model(given.stream)
 
         def once() -> None:
-            layout = job.architecture.layout
-            reference_pass(model, given.stream, layout, samples.batches, range(0), job.meter, silent)
+            reference_pass(model, samples.batches, range(0))
             device.synchronize()
 
         first, seconds = timed(once), [timed(once) for _ in range(ROUNDS)]

@@ -17,7 +17,6 @@ import torch
 
 from streamcollapse.forward.batches import call_tokens
 from streamcollapse.forward.reference import reference_pass
-from streamcollapse.progress import silent
 from streamcollapse.run.memory_plan import open_stream, plain_allotment
 from streamcollapse.run.opened import calibration_samples, open_job
 from streamcollapse.settings.run import Calibration, Compute, RunSettings, Streaming
@@ -40,15 +39,15 @@ def main() -> None:
     job = open_job(given.source, RunSettings(Compute("cpu", given.dtype)))
     samples = calibration_samples(job, Calibration(given.calibration), "sentences")
     choice = plain_allotment(job, Streaming(), call_tokens(job.width))
-    model, passes = job.model(), []
+    passes = []
     with open_stream(job, choice) as stream, heap_for(choice.activations):
+        model = job.model(stream)
         prepared = time.perf_counter() - start
         for _ in range(given.passes):
             if given.cold:
                 forget(job.checkpoint)
             start = time.perf_counter()
-            layout = job.architecture.layout
-            reference = reference_pass(model, stream, layout, samples.batches, range(0), job.meter, silent)
+            reference = reference_pass(model, samples.batches, range(0))
             passes.append(time.perf_counter() - start)
     norms = [
         float(row[:length].float().norm()) ** 2

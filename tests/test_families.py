@@ -14,7 +14,6 @@ from streamcollapse import SearchOptions, prune
 from streamcollapse.forward.batches import make_batches
 from streamcollapse.forward.reference import reference_pass
 from streamcollapse.merge.rules import RULES
-from streamcollapse.progress import silent
 from streamcollapse.run.opened import open_job
 from streamcollapse.settings.run import Calibration, Compute, RunSettings
 from tests.checkpoints import save_model
@@ -77,9 +76,7 @@ def check_reference(family: Path) -> None:
     samples = token_ids(family)
     job = open_job(family, RunSettings(Compute("cpu", "float32")))
     batches = make_batches(samples)
-    reference = reference_pass(
-        job.model(), plain_stream(job), job.architecture.layout, batches, range(job.num_layers), job.meter, silent
-    )
+    reference = reference_pass(job.model(plain_stream(job)), batches, range(job.num_layers))
     model = AutoModelForCausalLM.from_pretrained(family, dtype=torch.float32).eval()
     for batch, last, boundaries in zip(batches, reference.last_hidden, reference.boundaries, strict=True):
         for row, length in enumerate(batch.lengths):

@@ -17,12 +17,12 @@ from streamcollapse.arch.skeleton import place_buffers
 from streamcollapse.errors import NonFiniteError
 from streamcollapse.forward.batches import Batch
 from streamcollapse.merge.view import MergedView
+from streamcollapse.progress import Listener, silent
 from streamcollapse.storage.finite import check_finite, is_finite
-from streamcollapse.storage.source import TensorSource
 from streamcollapse.stream.device import Placement
-from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.needs import layer_slot_bytes
 from streamcollapse.stream.slots import LayerSlot
+from streamcollapse.stream.weights import WeightStream
 
 Weights = dict[str, torch.Tensor]
 
@@ -37,21 +37,31 @@ class LayerWeights:
 
 
 class StreamedModel:
-    """The forward pass of ``architecture`` with weights from ``source``, placed by ``placement``."""
+    """The forward pass of ``architecture`` with weights from ``stream``, placed by ``placement``.
 
-    def __init__(self, architecture: Architecture, source: TensorSource, placement: Placement, meter: Meter) -> None:
+    ``listener`` is told of every layer; what is read counts into the stream's meter.
+    """
+
+    def __init__(
+        self, architecture: Architecture, stream: WeightStream, placement: Placement, listener: Listener = silent
+    ) -> None:
         self._skeleton = architecture.skeleton
-        self._layout = architecture.layout
-        self._source = source
+        self.layout, self.stream, self.listener = architecture.layout, stream, listener
+        self._source = source = stream.source
         self._stack = DecoderStack(architecture.skeleton)
         self.placement = placement
-        self._meter = meter
+        self.meter = stream.meter
         place_buffers(architecture.skeleton, placement.device)
         self._slot = LayerSlot(layer_slot_bytes(source, architecture.layout, placement.dtype), placement.device)
 
     @property
     def num_layers(self) -> int:
-        return self._layout.num_layers
+        return self.layout.num_layers
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of what goes from layer to layer."""
+        return int(self._skeleton.model.get_input_embeddings().weight.shape[-1])
 
     def record(self, batches: Sequence[Batch]) -> list[Recording]:
         """Embed each batch and record how the decoder calls its layers for it."""
@@ -67,10 +77,10 @@ class StreamedModel:
         Where a tensor can be used in place, in the mapped file, it is; all others share one slot. Parameters that are
         put together from several tensors take memory of their own.
         """
-        assemblies = self._layout.assemblies[view.layers[position].base]
+        assemblies = self.layout.assemblies[view.layers[position].base]
         names = view.layer_names(position)
         with self._slot.lease() as slot:
-            with self._meter.loading():
+            with self.meter.loading():
                 stored = {s: self._load(view, names[s], slot) for assembly in assemblies for s in assembly.parts}
                 parameters: Weights = {}
                 for assembly in assemblies:
@@ -110,7 +120,7 @@ class StreamedModel:
         output = self._skeleton.model.get_output_embeddings()
         if output is not None and output.weight is embedding.weight:
             name = self._embedding_name()
-            weights[name] = self.placement.place(self._source.read(self._layout.stored[name], self.placement.device))
+            weights[name] = self.placement.place(self._source.read(self.layout.stored[name], self.placement.device))
         return weights
 
     def logits(self, head: Weights, hidden_NTD: torch.Tensor) -> torch.Tensor:
@@ -121,11 +131,11 @@ class StreamedModel:
         """Weights outside the stack, without the input embedding and what is tied to it."""
         parameters = dict(self._skeleton.model.named_parameters(remove_duplicate=False))
         embedding = self._skeleton.model.get_input_embeddings().weight
-        names: Iterable[str] = (n for n in self._layout.stored if parameters.get(n) is not embedding)
+        names: Iterable[str] = (n for n in self.layout.stored if parameters.get(n) is not embedding)
         if within_decoder:
             names = (n for n in names if n.startswith(f"{self._skeleton.decoder_path}."))
         weights = {
-            n: self.placement.place(self._source.read(self._layout.stored[n], self.placement.device)) for n in names
+            n: self.placement.place(self._source.read(self.layout.stored[n], self.placement.device)) for n in names
         }
         return {self._in_decoder(n): w for n, w in weights.items()} if within_decoder else weights
 
@@ -142,7 +152,7 @@ class StreamedModel:
 
         The rest of the table is address space (on a CPU) that is never touched.
         """
-        name = self._layout.stored[self._embedding_name()]
+        name = self.layout.stored[self._embedding_name()]
         rows = self._source.read_rows(name, token_ids)
         check_finite(name, rows)
         table = torch.empty(self._source.info(name).shape, dtype=self.placement.dtype, device=self.placement.device)

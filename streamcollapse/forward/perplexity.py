@@ -12,17 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from streamcollapse.arch.layout import Layout
 from streamcollapse.errors import CalibrationError, NonFiniteError
 from streamcollapse.forward.batches import MOST_CALL_TOKENS, Batch, make_batches
 from streamcollapse.forward.measure import LOGITS_BYTES
 from streamcollapse.forward.model import StreamedModel, Weights, overflow
+from streamcollapse.forward.schedule import Stack
+from streamcollapse.forward.walk import Passed, walk
 from streamcollapse.merge.plan import PlanLayer
-from streamcollapse.merge.view import MergedView
-from streamcollapse.progress import LayerDone, Listener
 from streamcollapse.storage.finite import check_finite, is_finite
-from streamcollapse.stream.meters import Meter
-from streamcollapse.stream.weights import WeightStream
 
 MAX_HIDDEN_BYTES = 1 << 30  # hidden states held at once; a longer text takes several passes over the weights
 
@@ -74,20 +71,11 @@ def make_windows(
 
 @torch.inference_mode()
 def streamed_perplexity(
-    model: StreamedModel,
-    stream: WeightStream,
-    layout: Layout,
-    layers: Sequence[PlanLayer],
-    merge_norms: bool,
-    windows: Sequence[Window],
-    hidden_size: int,
-    vocabulary: int,
-    meter: Meter,
-    listener: Listener,
+    model: StreamedModel, layers: Sequence[PlanLayer], merge_norms: bool, windows: Sequence[Window], vocabulary: int
 ) -> Perplexity:
     """Perplexity over ``windows`` of the model whose layers are ``layers`` (with ``merge_norms``) of the source.
 
-    ``hidden_size`` and ``vocabulary`` bound what is held at once. Raises CalibrationError when nothing is predicted,
+    ``vocabulary`` bounds the logits that are made at once. Raises CalibrationError when nothing is predicted,
     NonFiniteError when a weight or the result is not finite.
     """
     longest_first = sorted(windows, key=lambda window: -len(window.token_ids))  # the order of batches
@@ -98,8 +86,8 @@ def streamed_perplexity(
     for name, weight in head.items():
         check_finite(name, weight)
     chunk = max(LOGITS_BYTES // (4 * vocabulary), 1)
-    for group in _groups(batches, hidden_size * model.placement.dtype.itemsize):
-        hidden = _stream(model, stream, layout, (layers, merge_norms), group, meter, listener)
+    for group in _groups(batches, model.hidden_size * model.placement.dtype.itemsize):
+        hidden = _top(model, layers, merge_norms, group)
         for batch, hidden_NTD in zip(group, hidden, strict=True):
             for row, length in enumerate(batch.lengths):
                 ids = batch.input_ids_NT[row, :length].to(hidden_NTD.device)
@@ -114,31 +102,23 @@ def streamed_perplexity(
     return Perplexity(total / tokens, tokens)
 
 
-def _stream(
-    model: StreamedModel,
-    stream: WeightStream,
-    layout: Layout,
-    described: tuple[Sequence[PlanLayer], bool],
-    batches: Sequence[Batch],
-    meter: Meter,
-    listener: Listener,
+def _top(
+    model: StreamedModel, layers: Sequence[PlanLayer], merge_norms: bool, batches: Sequence[Batch]
 ) -> list[torch.Tensor]:
     """What leaves the top layer, per batch. [N, T, D]"""
     recordings = model.record(batches)
-    hidden = [recording.hidden_NTD for recording in recordings]
-    layers, merge_norms = described
-    reads = MergedView(stream.source, layout, layers, merge_norms)
-    with stream.run([reads.source_names(position) for position in range(len(layers))]) as weights_pass:
-        view = reads.over(weights_pass)
-        for position, layer in enumerate(layers):
-            before = meter.bytes_read
-            with weights_pass.step(), model.onload(view, position) as weights:
-                for i, recording in enumerate(recordings):
-                    hidden[i] = model.run(layer.base, weights, hidden[i], recording.calls[layer.base])
-                if not all(is_finite(h) for h in hidden):
-                    model.check_weights(view, position, weights)
-            listener(LayerDone(position, len(layers), meter.bytes_read - before))
-    return hidden
+    entering, top = [recording.hidden_NTD for recording in recordings], list[torch.Tensor]()
+
+    def watch(passed: Passed) -> None:
+        if not all(is_finite(h) for h in passed.hidden):
+            model.check_weights(passed.view, passed.position, passed.weights)
+        if passed.step.finished:
+            top.extend(passed.hidden)
+
+    calls = [recording.calls for recording in recordings]
+    del recordings  # what enters goes as soon as the first layer has seen it
+    walk(model, [Stack(tuple(layers), 0)], lambda boundary: entering, calls, watch, merge_norms)
+    return top
 
 
 def _row_nll(

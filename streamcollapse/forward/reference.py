@@ -6,23 +6,20 @@ model is always the original, and the candidate starts from the boundary there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from streamcollapse.arch.layout import Layout
 from streamcollapse.arch.replay import LayerCall
 from streamcollapse.errors import NonFiniteError
 from streamcollapse.forward.batches import Batch
 from streamcollapse.forward.model import LayerWeights, StreamedModel, overflow
-from streamcollapse.merge.plan import original_layers
-from streamcollapse.merge.view import MergedView
-from streamcollapse.progress import LayerDone, Listener
+from streamcollapse.forward.schedule import Stack
+from streamcollapse.forward.walk import Passed, walk
+from streamcollapse.merge.plan import PlanLayer, original_layers
 from streamcollapse.storage.finite import is_finite
 from streamcollapse.storage.rooms import InMemory, Room
-from streamcollapse.stream.meters import Meter
-from streamcollapse.stream.weights import WeightStream
 
 
 @dataclass(frozen=True)
@@ -47,70 +44,96 @@ class Reference:
         return [states[layer_index - self.first] for states in self.boundaries]
 
 
+@dataclass(frozen=True)
+class Branches:
+    """Candidates that branch off the original while it goes up, for whoever wants every one of them anyway: the weights
+    are streamed once instead of twice. ``measured`` makes of the reference what tells how alike a candidate is;
+    ``look`` is shown the weights of each layer of the original, bottom first."""
+
+    stacks: Sequence[tuple[PlanLayer, ...]]
+    merge_norms: bool
+    measured: Callable[[Reference], Callable[[Sequence[torch.Tensor]], float | None]]
+    look: Callable[[LayerWeights], None]
+
+
 @torch.inference_mode()
 def reference_pass(
     model: StreamedModel,
-    stream: WeightStream,
-    layout: Layout,
     batches: Sequence[Batch],
     kept: range,
-    meter: Meter,
-    listener: Listener,
     room: Room = InMemory(),  # noqa: B008 - holds nothing
 ) -> Reference:
-    """Stream the original model once over ``batches``, keeping the boundaries in ``kept`` (step 1); the last one there
-    is what leaves the top layer.
-
-    The boundaries are kept in ``room``.
+    """Stream the original model once over ``batches``, keeping the boundaries in ``kept`` (step 1) in ``room``; the
+    last one there is what leaves the top layer.
 
     Raises OutputError when ``room`` has no space, NonFiniteError, naming layer and tensor, when a weight that is
     reached is NaN or infinite, or when the hidden states overflow the compute dtype.
     """
-    recordings = model.record(batches)
-    hidden = [recording.hidden_NTD for recording in recordings]
-    calls = [recording.calls for recording in recordings]
+    return _climb(model, batches, kept, room, None)[0]
+
+
+@torch.inference_mode()
+def reference_sweep(
+    model: StreamedModel, batches: Sequence[Batch], room: Room, branches: Branches
+) -> tuple[Reference, list[float | None]]:
+    """The reference pass, with every boundary, and how alike each of ``branches`` is, None where that is not finite.
+    Bit for bit what a reference pass and a sweep come to one after the other. Raises what ``reference_pass`` raises."""
+    return _climb(model, batches, range(model.num_layers + 1), room, branches)
+
+
+def _climb(
+    model: StreamedModel, batches: Sequence[Batch], kept: range, room: Room, branches: Branches | None
+) -> tuple[Reference, list[float | None]]:
+    num_layers, recordings = model.num_layers, model.record(batches)
+    entering = [recording.hidden_NTD for recording in recordings]
     # One block per batch, allocated before anything else: kept states scattered among short-lived activations would
     # leave the heap full of holes.
-    boundaries = [room.make(f"boundaries-{b}", (len(kept), *h.shape), h.dtype) for b, h in enumerate(hidden)]
-    layers = original_layers(layout.num_layers)
-    steps = [layout.layer_names(i) for i in range(layout.num_layers)]
-    with stream.run(steps) as weights_pass:
-        view = MergedView(weights_pass, layout, layers, merge_norms=False)
-        for position in range(len(layers)):
-            _keep(position, hidden, boundaries, kept, room)
-            before = meter.bytes_read
-            with weights_pass.step(), model.onload(view, position) as weights:
-                with meter.computing(1):
-                    pairs = zip(hidden, calls, strict=True)
-                    hidden = [model.run(position, weights, h, c[position]) for h, c in pairs]
-                check_finite(model, view, position, weights, hidden, batches)
-            listener(LayerDone(position, len(layers), meter.bytes_read - before))
-    _keep(len(layers), hidden, boundaries, kept, room)
-    return Reference(batches, calls, kept.start, boundaries, [model.last_hidden(h) for h in hidden], hidden)
+    boundaries = [room.make(f"boundaries-{b}", (len(kept), *h.shape), h.dtype) for b, h in enumerate(entering)]
+    reference = Reference(batches, [r.calls for r in recordings], kept.start, boundaries, [], [])
+    stacks = [] if branches is None else list(branches.stacks)
+    finished: dict[tuple[int, ...], list[torch.Tensor]] = {}  # what left the top of a candidate, until it is measured
+    similarities: list[float | None] = [None] * (len(stacks) + 1)
+    measures: list[Callable[[Sequence[torch.Tensor]], float | None]] = []
+
+    def keep(boundary: int, hidden: Sequence[torch.Tensor]) -> None:
+        if boundary in kept:
+            for states, h in zip(boundaries, hidden, strict=True):
+                states[boundary - kept.start].copy_(h)
+                room.settle(states[boundary - kept.start])
+
+    def watch(passed: Passed) -> None:
+        number = passed.step.number
+        if number < num_layers:
+            check_finite(model, passed, batches)
+            keep(number + 1, passed.hidden)
+            if branches is not None:
+                branches.look(passed.weights)
+        if number == num_layers - 1:
+            reference.top.extend(passed.hidden)
+            reference.last_hidden.extend(model.last_hidden(h) for h in passed.hidden)
+            if branches is not None:
+                measures.append(branches.measured(reference))
+        if others := tuple(one for one in passed.step.finished if one):
+            finished[others] = list(passed.hidden)
+        for numbers in list(finished) if measures else ():  # some are at the top before the original is
+            similarity = measures[0](finished.pop(numbers))
+            for one in numbers:
+                similarities[one] = similarity
+
+    keep(0, entering)
+    # The original is the first stack, so its steps bear the numbers of the source layers (forward/schedule.py).
+    together = [Stack(layers, 0) for layers in (original_layers(num_layers), *stacks)]
+    merge_norms = branches is not None and branches.merge_norms
+    walk(model, together, lambda boundary: list(entering), reference.calls, watch, merge_norms)
+    return reference, similarities[1:]
 
 
-def _keep(
-    boundary: int, hidden: Sequence[torch.Tensor], boundaries: Sequence[torch.Tensor], kept: range, room: Room
-) -> None:
-    if boundary in kept:
-        for states, h in zip(boundaries, hidden, strict=True):
-            states[boundary - kept.start].copy_(h)
-            room.settle(states[boundary - kept.start])
-
-
-def check_finite(
-    model: StreamedModel,
-    view: MergedView,
-    position: int,
-    weights: LayerWeights,
-    hidden: Sequence[torch.Tensor],
-    batches: Sequence[Batch],
-) -> None:
-    """Raise NonFiniteError, naming what is to blame, where ``hidden``, which left layer ``position``, is not finite."""
-    if not _finite(hidden, batches):
-        model.check_weights(view, position, weights)
-        dtype = str(hidden[0].dtype).removeprefix("torch.")
-        raise NonFiniteError(overflow(f"the hidden states after layer {position}", dtype))
+def check_finite(model: StreamedModel, passed: Passed, batches: Sequence[Batch]) -> None:
+    """Raise NonFiniteError, naming what is to blame, where what has ``passed`` is not finite."""
+    if not _finite(passed.hidden, batches):
+        model.check_weights(passed.view, passed.position, passed.weights)
+        dtype = str(passed.hidden[0].dtype).removeprefix("torch.")
+        raise NonFiniteError(overflow(f"the hidden states after layer {passed.position}", dtype))
 
 
 def _finite(hidden: Sequence[torch.Tensor], batches: Sequence[Batch]) -> bool:

@@ -22,11 +22,11 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Passage:
-    """Hidden states that pass through a layer: those that left passage ``entering`` (None: the original model's, at
+class PathStep:
+    """Hidden states that pass through a layer: those that left step ``entering`` (None: the original model's, at
     the boundary below source layer ``start``), to be known as ``number``.
 
-    ``onward`` passages go on from there; for the ``finished`` candidates it was the top.
+    ``onward`` steps go on from there; for the ``finished`` candidates it was the top.
     """
 
     number: int
@@ -41,7 +41,7 @@ class Visit:
     """One layer to build once, and what passes through it."""
 
     layer: PlanLayer
-    passages: tuple[Passage, ...]
+    steps: tuple[PathStep, ...]
 
     @property
     def last_source(self) -> int:
@@ -54,41 +54,41 @@ def last_source(layer: PlanLayer) -> int:
     return max(layer.base, *layer.mix)
 
 
-class _Way:
-    """What is known of a passage while all are being laid out."""
+class _Path:
+    """What is known of a step while all are being laid out."""
 
-    def __init__(self, number: int, entering: _Way | None, start: int, layer: PlanLayer) -> None:
+    def __init__(self, number: int, entering: _Path | None, start: int, layer: PlanLayer) -> None:
         self.number, self.entering, self.start, self.layer = number, entering, start, layer
-        self.onward: dict[LayerKey, _Way] = {}
+        self.onward: dict[LayerKey, _Path] = {}
         self.finished: list[int] = []
 
-    def passage(self) -> Passage:
+    def step(self) -> PathStep:
         entering = None if self.entering is None else self.entering.number
-        return Passage(self.number, entering, self.start, len(self.onward), tuple(self.finished))
+        return PathStep(self.number, entering, self.start, len(self.onward), tuple(self.finished))
 
 
 def schedule(stacks: Sequence[Stack]) -> list[Visit]:
     """Visits in ascending order of their last source layer; each distinct layer appears once.
 
-    Within a candidate the order is that of its stack, because groups of source layers follow each other. Passages are
+    Within a candidate the order is that of its stack, because groups of source layers follow each other. Steps are
     numbered in the order of ``stacks``, bottom first.
     """
-    starts: dict[int, dict[LayerKey, _Way]] = {}
-    ways: list[_Way] = []
+    starts: dict[int, dict[LayerKey, _Path]] = {}
+    paths: list[_Path] = []
     for candidate, stack in enumerate(stacks):
-        way: _Way | None = None
+        path: _Path | None = None
         for layer in stack.layers[stack.position :]:
-            reached = -1 if way is None else last_source(way.layer)
+            reached = -1 if path is None else last_source(path.layer)
             assert last_source(layer) > reached, "the layers of a stack follow each other"
-            known = starts.setdefault(stack.position, {}) if way is None else way.onward
+            known = starts.setdefault(stack.position, {}) if path is None else path.onward
             if layer.key not in known:
-                known[layer.key] = _Way(len(ways), way, stack.position, layer)
-                ways.append(known[layer.key])
-            way = known[layer.key]
-        if way is not None:
-            way.finished.append(candidate)
-    by_layer: dict[LayerKey, list[_Way]] = {}
-    for way in ways:
-        by_layer.setdefault(way.layer.key, []).append(way)
-    visits = [Visit(found[0].layer, tuple(w.passage() for w in found)) for found in by_layer.values()]
+                known[layer.key] = _Path(len(paths), path, stack.position, layer)
+                paths.append(known[layer.key])
+            path = known[layer.key]
+        if path is not None:
+            path.finished.append(candidate)
+    by_layer: dict[LayerKey, list[_Path]] = {}
+    for path in paths:
+        by_layer.setdefault(path.layer.key, []).append(path)
+    visits = [Visit(found[0].layer, tuple(w.step() for w in found)) for found in by_layer.values()]
     return sorted(visits, key=lambda visit: (visit.last_source, visit.layer.base, sorted(visit.layer.mix.items())))

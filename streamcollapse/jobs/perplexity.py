@@ -70,18 +70,7 @@ def perplexity(
     choice = plain_allotment(job, settings.streaming, MOST_CALL_TOKENS)
     with open_stream(job, choice) as stream, job.meter.phase("perplexity"), heap_for(choice.activations):
         listener(PhaseStarted("perplexity", len(layers)))
-        result = streamed_perplexity(
-            job.model(),
-            stream,
-            job.architecture.layout,
-            layers,
-            merge_norms,
-            windows,
-            job.hidden_size,
-            job.vocabulary,
-            job.meter,
-            listener,
-        )
+        result = streamed_perplexity(job.model(stream), layers, merge_norms, windows, job.vocabulary)
     bits = result.nll * result.tokens / math.log(2) / max(len(scored.encode()), 1)
     step = asked.stride or window - len(prefix)
     usage = job.meter.summary()

@@ -134,13 +134,13 @@ def _search(prepared: Prepared, given: Means, place: WorkPlace) -> Plan:
     job, space, samples = prepared.job, prepared.space, prepared.samples
     assert space is not None
     assert samples is not None
-    model, boundaries = job.model(), strategy_of(space.options).boundaries(space)
+    model, boundaries = job.model(given.stream), strategy_of(space.options).boundaries(space)
     with heap_for(given.choice.activations):
         with job.meter.phase("reference"):
             job.listener(PhaseStarted("reference", job.num_layers))
-            reference = place.reference(job, samples, model, given.stream, boundaries)
-        streaming = prepared.settings.streaming
-        evaluator = Evaluator(job, model, given, reference, place.memory, streaming, space.options)
+            reference = place.reference(job, samples, model, boundaries)
+        lookahead = prepared.settings.streaming.lookahead
+        evaluator = Evaluator(job, model, given, reference, place.memory, space.options, lookahead)
         with job.meter.phase("search"):
             job.listener(PhaseStarted("search"))
             found = run_search(SearchContext(job, space, reference, evaluator, place))
@@ -151,8 +151,8 @@ def _search(prepared: Prepared, given: Means, place: WorkPlace) -> Plan:
 def _write(prepared: Prepared, plan: Plan, given: Means, place: WorkPlace) -> Pruned:
     job, out, output = prepared.job, prepared.out, prepared.settings.output
     assert out is not None
-    given.kept.want(plan.layers)
-    view = job.view(plan.layers, plan.merge_norms, given.kept.names)
+    given.stored.set_stack(plan.layers)
+    view = job.view(plan.layers, plan.merge_norms, given.stored.names)
     shards = plan_shards(view, output.max_shard_bytes)
     with staged_directory(out, output.overwrite) as stage:
         finished = place.take_up(stage)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,13 @@ from streamcollapse.errors import OptionError
 from streamcollapse.forward.distances import NeighbourDistances
 from streamcollapse.forward.influence import block_influence, neighbour_cosines
 from streamcollapse.forward.measure import make_measure
-from streamcollapse.forward.model import StreamedModel
-from streamcollapse.forward.reference import Reference
-from streamcollapse.forward.together import reference_sweep
+from streamcollapse.forward.reference import Branches, reference_sweep
 from streamcollapse.merge.plan import collapse, original_layers
 from streamcollapse.merge.view import mismatch
 from streamcollapse.progress import Listener, MemoryPlanned, PhaseStarted, silent
-from streamcollapse.run.memory_plan import Demand, Means, allotment, means
-from streamcollapse.run.opened import Job, Samples, calibration_samples, open_job
-from streamcollapse.run.workplace import WorkPlace, search_place, work_key
+from streamcollapse.run.memory_plan import Demand, allotment, means
+from streamcollapse.run.opened import calibration_samples, open_job
+from streamcollapse.run.workplace import search_place, work_key
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.searches.evaluator import Evaluator
 from streamcollapse.searches.registry import complete
@@ -92,11 +90,20 @@ def similarity(
         means(job, choice, place.scratch) as given,
         heap_for(choice.activations),
     ):
-        model = job.model()
+        model = job.model(given.stream)
         first = [c for _, _, c in found if mismatch(job.source, job.architecture.layout, c.merged_layer) is None]
         first = first[: streaming.lookahead or choice.candidates]
-        reference, known = _first_pass(job, model, options, samples, given, place, distances, first)
-        evaluator = Evaluator(job, model, given, reference, place.memory, streaming, options)
+        branches = Branches(
+            [candidate.layers for candidate in first],
+            options.merge_norms,
+            lambda reference: make_measure(options.metric, model, reference, job.vocabulary),
+            distances.add,
+        )
+        with job.meter.phase("reference"):
+            listener(PhaseStarted("reference", job.num_layers))
+            reference, known = reference_sweep(model, samples.batches, place.room, branches)
+            place.made(job, reference)
+        evaluator = Evaluator(job, model, given, reference, place.memory, options, streaming.lookahead)
         evaluator.learn(first, known)
         with job.meter.phase("search"):  # what there was no memory for in the first pass
             listener(PhaseStarted("search"))
@@ -116,36 +123,6 @@ def similarity(
             merges,
             job.meter.summary(),
         )
-
-
-def _first_pass(
-    job: Job,
-    model: StreamedModel,
-    options: SearchOptions,
-    samples: Samples,
-    given: Means,
-    place: WorkPlace,
-    distances: NeighbourDistances,
-    candidates: Sequence[Candidate],
-) -> tuple[Reference, list[float | None]]:
-    """The reference pass, on which ``distances`` are taken, and what ``candidates`` come to on the same way up."""
-    with job.meter.phase("reference"):
-        job.listener(PhaseStarted("reference", job.num_layers))
-        found = reference_sweep(
-            model,
-            given.stream,
-            job.architecture.layout,
-            samples.batches,
-            [candidate.layers for candidate in candidates],
-            options.merge_norms,
-            lambda reference: make_measure(options.metric, model, reference, job.vocabulary),
-            distances.add,
-            job.meter,
-            job.listener,
-            place.room,
-        )
-        place.made(job, found[0])
-        return found
 
 
 def _groups(num_layers: int, options: SearchOptions) -> Iterator[tuple[Variant, int, Candidate]]:

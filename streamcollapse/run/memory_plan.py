@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from streamcollapse.forward.batches import MAX_CALL_TOKENS
-from streamcollapse.forward.kept import KeptLayers
 from streamcollapse.forward.measure import KEPT_BYTES, LOGITS_BYTES, distributions_bytes
+from streamcollapse.forward.stored import StoredLayers
 from streamcollapse.run.opened import Job, Samples
 from streamcollapse.settings.catalogue import METRICS
 from streamcollapse.settings.run import Streaming
@@ -108,7 +108,7 @@ def _stream(job: Job, choice: Allotment) -> WeightStream:
     loader = _loader(job, choice)
     layers = [layout.layer_names(i) for i in range(layout.num_layers)]
     unit_bytes = max(sum(loader.size([name]) for name in names) for names in layers)
-    fallback = MappedLoader(job.checkpoint, choice.from_cache) if device.type == "cpu" else None
+    fallback = MappedLoader(job.overlay, choice.from_cache) if device.type == "cpu" else None
     return WeightStream(
         job.source, device, loader, job.meter, choice.prefetch, unit_bytes, choice.slot_bytes or None, keep, fallback
     )
@@ -120,7 +120,7 @@ class Means:
 
     choice: Allotment
     stream: WeightStream
-    kept: KeptLayers
+    stored: StoredLayers
 
 
 @contextmanager
@@ -128,20 +128,20 @@ def means(job: Job, choice: Allotment, scratch: Path) -> Iterator[Means]:
     """The means of one run; what is stored in ``scratch`` is removed at its end."""
     reserve = job.checkpoint.num_bytes
     with (
-        KeptLayers(job.checkpoint, scratch, choice.resident(job.num_layers), reserve) as kept,
+        StoredLayers(job.overlay, scratch, choice.resident(job.num_layers), reserve) as stored,
         open_stream(job, choice) as stream,
     ):
-        yield Means(choice, stream, kept)
+        yield Means(choice, stream, stored)
 
 
 def _loader(job: Job, choice: Allotment) -> Loader:
     if job.placement.device.type == "cpu":
         if choice.io == "mmap":
-            return MappedLoader(job.checkpoint, choice.from_cache)
-        return ReadLoader(job.checkpoint, direct=choice.io == "direct")
+            return MappedLoader(job.overlay, choice.from_cache)
+        return ReadLoader(job.overlay, direct=choice.io == "direct")
     if choice.io == "mmap":
-        return PlainLoader(job.checkpoint, job.placement.device)
-    return DeviceLoader(job.checkpoint, choice.io == "direct", CudaCopies(job.placement.device))
+        return PlainLoader(job.overlay, job.placement.device)
+    return DeviceLoader(job.overlay, choice.io == "direct", CudaCopies(job.placement.device))
 
 
 def choose_io(job: Job, io: str, choice: Allotment) -> str:

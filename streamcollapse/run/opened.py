@@ -18,17 +18,21 @@ from streamcollapse.run.samples import load_samples, load_tokenizer, samples_dig
 from streamcollapse.settings.run import Calibration, RunSettings
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.hub import local_directory
+from streamcollapse.storage.placed import Overlay
 from streamcollapse.storage.source import ObservedSource
 from streamcollapse.stream.allocator import steady_heap
 from streamcollapse.stream.device import Placement, resolve
 from streamcollapse.stream.meters import Meter
+from streamcollapse.stream.weights import WeightStream
 
 
 @dataclass(frozen=True)
 class Job:
-    """An open checkpoint: understood, placed and metered. ``source`` counts into ``meter`` what is read."""
+    """An open checkpoint: understood, placed and metered. ``overlay``: its tensors, and mixed layers that a run stores;
+    ``source`` counts into ``meter`` what is read of it."""
 
     checkpoint: Checkpoint
+    overlay: Overlay
     architecture: Architecture
     placement: Placement
     meter: Meter
@@ -75,9 +79,9 @@ class Job:
         """The source itself, as the plan that changes nothing."""
         return self.view(original_layers(self.num_layers))
 
-    def model(self) -> StreamedModel:
-        """The streamed forward pass of this source."""
-        return StreamedModel(self.architecture, self.source, self.placement, self.meter)
+    def model(self, stream: WeightStream) -> StreamedModel:
+        """The streamed forward pass of this source, with weights from ``stream``."""
+        return StreamedModel(self.architecture, stream, self.placement, self.listener)
 
     def compute(self) -> dict[str, str]:
         """Device and dtype, as text."""
@@ -91,12 +95,14 @@ def open_job(source: str | Path, settings: RunSettings, listener: Listener = sil
     architecture = understand(checkpoint, settings.trust_remote_code)
     placement = resolve(settings.compute, architecture.weights_dtype)
     meter = Meter(placement.device)
+    overlay = Overlay(checkpoint)
     return Job(
         checkpoint,
+        overlay,
         architecture,
         placement,
         meter,
-        ObservedSource(checkpoint, meter.read),
+        ObservedSource(overlay, meter.read),
         listener,
         settings.trust_remote_code,
     )

@@ -36,7 +36,6 @@ from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.disk import disk_errors
 from streamcollapse.storage.rooms import InMemory, OnDisk, Room
 from streamcollapse.storage.staging import work_of
-from streamcollapse.stream.weights import WeightStream
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,6 @@ class WorkPlace:
         job: Job,
         samples: Samples,
         model: StreamedModel,
-        stream: WeightStream,
         starts: range,
     ) -> Reference:
         """The reference pass: of an earlier run, or now, with the boundaries in ``starts``."""
@@ -62,10 +60,7 @@ class WorkPlace:
         if self.directory is not None and (found := _found(self.directory, model, batches)) is not None:
             return found
         kept = starts if self.directory is None else range(job.num_layers + 1)  # another search may start elsewhere
-        layout = job.architecture.layout
-        reference = stream.sparing(
-            lambda: reference_pass(model, stream, layout, batches, kept, job.meter, job.listener, self.room)
-        )
+        reference = model.stream.sparing(lambda: reference_pass(model, batches, kept, self.room))
         self.made(job, reference)
         return reference
 

@@ -18,13 +18,13 @@ from streamcollapse.run.evaluations import Evaluation, EvaluationKey, Memory
 from streamcollapse.run.memory_plan import Means
 from streamcollapse.run.opened import Job
 from streamcollapse.searches.candidate import Candidate
-from streamcollapse.settings.run import Streaming
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.stream.device import give_back_memory
 
 
 class Evaluator:
-    """Evaluates the candidates of a search, as many in a sweep as ``streaming`` says and there is memory for.
+    """Evaluates the candidates of a search, as many in a sweep as ``lookahead`` says (None: as pays) and there is
+    memory for.
 
     ``room``: how many that is, fewer once a device's memory has run out; ``is_fixed``: whether the user said it.
     """
@@ -36,12 +36,12 @@ class Evaluator:
         given: Means,
         reference: Reference,
         memory: Memory,
-        streaming: Streaming,
         options: SearchOptions,
+        lookahead: int | None,
     ) -> None:
         self._job, self._model, self._given, self._reference = job, model, given, reference
         self._memory = memory
-        self.room, self.is_fixed = streaming.lookahead or given.choice.candidates, streaming.lookahead is not None
+        self.room, self.is_fixed = lookahead or given.choice.candidates, lookahead is not None
         self._merge_norms, self._metric = options.merge_norms, options.metric
         self._measure: Measure | None = None  # made when there is something to measure
 
@@ -70,7 +70,7 @@ class Evaluator:
 
     def evaluate(self, candidates: Sequence[Candidate], layers: Sequence[PlanLayer]) -> None:
         """Evaluate ``candidates`` in one sweep; where the device has not the memory for all, as many as it has."""
-        self._given.kept.want(layers)
+        self._given.stored.set_stack(layers)
         while (similarities := self._try_sweep(candidates)) is None:
             candidates = candidates[: max(len(candidates) // 2, 1)]
             self.room = min(self.room, len(candidates))
@@ -82,18 +82,9 @@ class Evaluator:
         try:
             if self._measure is None:
                 self._measure = make_measure(self._metric, self._model, self._reference, self._job.vocabulary)
-            return sweep(
-                self._model,
-                self._given.stream,
-                self._job.architecture.layout,
-                [Stack(candidate.layers, candidate.start) for candidate in candidates],
-                self._merge_norms,
-                self._reference,
-                self._measure,
-                self._job.meter,
-                self._job.listener,
-                self._given.kept,
-            )
+            stacks = [Stack(candidate.layers, candidate.start) for candidate in candidates]
+            stored = self._given.stored
+            return sweep(self._model, stacks, self._merge_norms, self._reference, self._measure, stored)
         except torch.OutOfMemoryError:
             if len(candidates) == 1 and not self._given.stream.keep_none():
                 raise

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from streamcollapse.errors import CheckpointError, printable
 from streamcollapse.storage.extents import Location
 from streamcollapse.storage.fingerprint import fingerprint, state
@@ -17,12 +15,11 @@ from streamcollapse.storage.header import ShardHeader, StoredTensor, read_header
 from streamcollapse.storage.index import SUFFIX, find_shards, is_file
 from streamcollapse.storage.links import refuse_links_that_leave
 from streamcollapse.storage.mapping import MappedFile
-from streamcollapse.storage.rows import read_rows
-from streamcollapse.storage.source import TensorInfo
+from streamcollapse.storage.placed import PlacedTensors
 from streamcollapse.storage.torchfile import read_torch_header
 
 
-class Checkpoint:
+class Checkpoint(PlacedTensors):
     """Tensors of a checkpoint directory by name; headers are read at once, weights only when asked for.
 
     Raises CheckpointError on opening when a shard is missing, truncated or contradicts the index.
@@ -35,7 +32,6 @@ class Checkpoint:
         refuse_links_that_leave(self.directory)
         self._headers: dict[str, ShardHeader] = {}
         self._tensors: dict[str, tuple[str, StoredTensor]] = {}
-        self._attached: dict[str, Location] = {}
         self._maps: dict[str, MappedFile] = {}
         for shard in shards:
             self._add(shard)
@@ -79,51 +75,14 @@ class Checkpoint:
         infos = (tensor.info for _, tensor in self._tensors.values())
         return sum(info.num_elements for info in infos if info.dtype.is_floating_point)
 
-    def info(self, name: str) -> TensorInfo:
-        """dtype and shape of ``name``; KeyError if there is none."""
-        return self.locate(name).info
-
-    def attach(self, name: str, place: Location) -> None:
-        """Let ``name`` be read like a tensor of the checkpoint, without being one: it is not among ``names``."""
-        self._attached[name] = place
-
-    def detach(self, name: str) -> Path:
-        """Undo ``attach``; returns the file, which nothing reads any more."""
-        path = self._attached.pop(name).path
-        self._maps.pop(str(path), None)
-        return path
-
     def locate(self, name: str) -> Location:
         """Where the bytes of ``name`` are; KeyError if there is none."""
-        if name in self._attached:
-            return self._attached[name]
         shard, tensor = self._tensors[name]
         return Location(self._root / shard, tensor.start, tensor.info, tensor.strides)
 
-    def read(self, name: str, device: torch.device) -> torch.Tensor:
-        """``name`` on ``device``; on the CPU the tensor is a view of the mapped file, read in whole but not copied."""
-        place = self.locate(name)
-        mapped = self.mapped(place)
-        mapped.populate(place.start, place.end)
-        tensor = mapped.tensor(place)
-        if device.type == "cpu":
-            return tensor
-        copied = tensor.to(device)
-        mapped.give_back(place.start, place.end, from_cache=False)
-        return copied
-
-    def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """Rows ``rows`` of the matrix ``name``, copied. Only they are read: a mapped page would bring megabytes
-        along."""
-        return read_rows(self.locate(name), rows)
-
     def mapped(self, place: Location) -> MappedFile:
-        """The mapping of the file that ``place`` lies in."""
-        if place.path.parent == self._root and place.path.name in self._headers:
-            return self.mapping(place.path.name)
-        if str(place.path) not in self._maps:
-            self._maps[str(place.path)] = MappedFile(place.path, place.path.stat().st_size)
-        return self._maps[str(place.path)]
+        """The mapping of the shard that ``place`` lies in."""
+        return self.mapping(place.path.name)
 
     def mapping(self, shard: str) -> MappedFile:
         """The mapping of the file ``shard``, made when it is first asked for."""

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 import torch
 
-from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.extents import Extent, coalesce, needed_bytes, tensors_in
 from streamcollapse.storage.leases import FileLease
 from streamcollapse.storage.mapping import MappedFile, about_to_change
+from streamcollapse.storage.placed import PlacedTensors
 from streamcollapse.storage.reader import FileReader, ReadingStopped, page_aligned
 from streamcollapse.storage.source import TensorSource
 from streamcollapse.stream.copies import Copies
@@ -89,13 +89,13 @@ class PlainLoader:
 
 
 class MappedLoader:
-    """Populates the mapped pages of ``checkpoint``. With ``from_cache``, pages that were used leave the page cache.
+    """Populates the mapped pages of ``tensors``. With ``from_cache``, pages that were used leave the page cache.
 
     A checkpoint that does not fit into memory would otherwise push out the very pages that are needed next.
     """
 
-    def __init__(self, checkpoint: Checkpoint, from_cache: bool) -> None:
-        self._checkpoint, self._from_cache = checkpoint, from_cache
+    def __init__(self, tensors: PlacedTensors, from_cache: bool) -> None:
+        self._placed, self._from_cache = tensors, from_cache
         self._stopped = threading.Event()
         self._leases: dict[Path, FileLease] = {}
         self._apart: dict[Path, MappedFile] = {}  # files with tensors that are used in later passes too
@@ -110,10 +110,10 @@ class MappedLoader:
             mapped.check_size()
 
     def load(self, names: Sequence[str], apart: bool) -> Loaded:
-        extents = _extents(self._checkpoint, names, gap=0)  # there is nothing to seek over
+        extents = _extents(self._placed, names, gap=0)  # there is nothing to seek over
         tensors: dict[str, torch.Tensor] = {}
         for extent in extents:
-            mapped = self._checkpoint.mapped(extent.tensors[0][1])
+            mapped = self._placed.mapped(extent.tensors[0][1])
             self._hold(extent.path)
             if apart:
                 self._apart[extent.path] = mapped
@@ -134,7 +134,7 @@ class MappedLoader:
 
     def _give_back(self, extents: Sequence[Extent]) -> None:
         for extent in extents:
-            self._checkpoint.mapped(extent.tensors[0][1]).give_back(extent.start, extent.end, self._from_cache)
+            self._placed.mapped(extent.tensors[0][1]).give_back(extent.start, extent.end, self._from_cache)
 
     def stop(self) -> None:
         self._stopped.set()
@@ -150,12 +150,12 @@ class MappedLoader:
 class ReadLoader:
     """Reads into slots in host memory, past the page cache if ``direct``."""
 
-    def __init__(self, checkpoint: Checkpoint, direct: bool) -> None:
-        self._checkpoint, self._direct = checkpoint, direct
+    def __init__(self, tensors: PlacedTensors, direct: bool) -> None:
+        self._placed, self._direct = tensors, direct
         self._ring: Ring[None] = Ring(0, 0, page_aligned)
 
     def size(self, names: Sequence[str]) -> int:
-        return needed_bytes(_extents(self._checkpoint, names))
+        return needed_bytes(_extents(self._placed, names))
 
     def start(self, slots: int, slot_bytes: int) -> None:
         self._reader = FileReader(self._direct)
@@ -164,7 +164,7 @@ class ReadLoader:
         self._ring.open()
 
     def load(self, names: Sequence[str], apart: bool) -> Loaded:
-        extents = _extents(self._checkpoint, names)
+        extents = _extents(self._placed, names)
         if apart:
             block = page_aligned(needed_bytes(extents))
             self._reader.read(extents, block)
@@ -197,13 +197,13 @@ class DeviceLoader:
 
     HOST_SLOTS = 3  # one being filled, one being copied, one between the two
 
-    def __init__(self, checkpoint: Checkpoint, direct: bool, copies: Copies) -> None:
-        self._checkpoint, self._direct, self._copies = checkpoint, direct, copies
+    def __init__(self, tensors: PlacedTensors, direct: bool, copies: Copies) -> None:
+        self._placed, self._direct, self._copies = tensors, direct, copies
         self._host: Ring[Any] = Ring(0, 0, copies.host_block)
         self._device: Ring[Any] = Ring(0, 0, copies.device_block)
 
     def size(self, names: Sequence[str]) -> int:
-        return needed_bytes(_extents(self._checkpoint, names))
+        return needed_bytes(_extents(self._placed, names))
 
     def start(self, slots: int, slot_bytes: int) -> None:
         self._reader = FileReader(self._direct)
@@ -216,7 +216,7 @@ class DeviceLoader:
         self._device.open()
 
     def load(self, names: Sequence[str], apart: bool) -> Loaded:
-        extents = _extents(self._checkpoint, names)
+        extents = _extents(self._placed, names)
         taken, ticket = needed_bytes(extents), None
         host = self._host.acquire()
         try:
@@ -262,8 +262,8 @@ class DeviceLoader:
         self._device = Ring(0, 0, self._copies.device_block)
 
 
-def _extents(checkpoint: Checkpoint, names: Sequence[str], **options: int) -> list[Extent]:
-    return coalesce({name: checkpoint.locate(name) for name in names}, **options)
+def _extents(tensors: PlacedTensors, names: Sequence[str], **options: int) -> list[Extent]:
+    return coalesce({name: tensors.locate(name) for name in names}, **options)
 
 
 def _file_bytes(extents: Sequence[Extent]) -> int:

@@ -231,6 +231,7 @@ def needs_on_device(work: Work, choice: Allotment) -> list[Need]:
         *needs,
         Need("write", "one tensor, mixed", work.tensor),
         Need("write", "one tensor and the sources of its mix", 6 * work.tensor + work.mixing, "vram"),
+        Need("write", "the embedding or the head, whole", work.embedding, "vram"),
     ]
 
 

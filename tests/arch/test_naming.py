@@ -18,6 +18,7 @@ from streamcollapse.settings.run import Compute, RunSettings
 from streamcollapse.storage.checkpoint import Checkpoint
 from tests.checkpoints import edit_tensors, save_model
 from tests.families import FAMILIES
+from tests.streams import plain_stream
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_assembled_parameters_are_those_that_transformers_loads(name: str, tmp_p
     """Twelve experts: the tenth is stored as ``experts.10``, which sorts before ``experts.2`` as text."""
     directory = save_model(FAMILIES[name](), tmp_path / "m")
     job = open_job(directory, RunSettings(Compute("cpu", "float32")))
-    model, view = job.model(), job.original()
+    model, view = job.model(plain_stream(job)), job.original()
     own = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).state_dict()
     for position in range(job.num_layers):
         with model.onload(view, position) as weights:

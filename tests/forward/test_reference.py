@@ -16,7 +16,7 @@ from streamcollapse.arch.replay import DecoderStack
 from streamcollapse.errors import ModelError, NonFiniteError
 from streamcollapse.forward.batches import CALL_COST, call_tokens, make_batches
 from streamcollapse.forward.reference import Reference, reference_pass
-from streamcollapse.progress import LayerDone, silent
+from streamcollapse.progress import LayerDone
 from streamcollapse.run.opened import Job, open_job
 from streamcollapse.settings.run import Compute, RunSettings
 from tests.checkpoints import VOCABULARY, edit_tensors, save_llama, save_model
@@ -34,9 +34,7 @@ def reference_of(
 ) -> tuple[Job, Reference]:
     job = open_job(directory, RunSettings(Compute("cpu", dtype)))
     batches = make_batches(samples, **batch)
-    return job, reference_pass(
-        job.model(), plain_stream(job), job.architecture.layout, batches, range(job.num_layers), job.meter, silent
-    )
+    return job, reference_pass(job.model(plain_stream(job)), batches, range(job.num_layers))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -45,7 +43,7 @@ def test_every_boundary_equals_the_model_s_own_forward(family: str, tmp_path: Pa
     samples = random_samples()
     job, reference = reference_of(directory, samples)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    head = job.model().head()
+    head = job.model(plain_stream(job)).head()
     for row, sample in enumerate(samples):
         with torch.inference_mode():
             output = model(torch.tensor([sample]), output_hidden_states=True, use_cache=False)
@@ -55,14 +53,14 @@ def test_every_boundary_equals_the_model_s_own_forward(family: str, tmp_path: Pa
         ours = reference.last_hidden[0][row, : len(sample)]
         torch.testing.assert_close(ours, output.hidden_states[-1][0], atol=1e-5, rtol=1e-5)
     with torch.inference_mode():
-        logits = job.model().logits(head, _top(job, reference, row=0, length=23))
+        logits = job.model(plain_stream(job)).logits(head, _top(job, reference, row=0, length=23))
         expected = model(torch.tensor([samples[0]]), use_cache=False).logits
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
 def _top(job: Job, reference: Reference, row: int, length: int) -> torch.Tensor:
     """What leaves the top layer for one sample, from the boundary below it."""
-    model, view, last = job.model(), job.original(), job.num_layers - 1
+    model, view, last = job.model(plain_stream(job)), job.original(), job.num_layers - 1
     hidden = reference.boundary(last)[0]
     with model.onload(view, last) as weights:
         return model.run(last, weights, hidden, reference.calls[0][last])[row : row + 1, :length]
@@ -100,35 +98,23 @@ def test_batches_respect_the_limit() -> None:
 def test_only_the_boundaries_that_are_asked_for_are_kept(llama: Path) -> None:
     job, whole = reference_of(llama, random_samples())
     batches = make_batches(random_samples())
-    part = reference_pass(
-        job.model(), plain_stream(job), job.architecture.layout, batches, range(2, 5), job.meter, silent
-    )
+    part = reference_pass(job.model(plain_stream(job)), batches, range(2, 5))
     assert part.boundaries[0].shape == (3, 4, 23, 32)
     for layer_index in (2, 3, 4):
         assert torch.equal(part.boundary(layer_index)[0], whole.boundary(layer_index)[0])
-    nothing = reference_pass(
-        job.model(), plain_stream(job), job.architecture.layout, batches, range(0), job.meter, silent
-    )
+    nothing = reference_pass(job.model(plain_stream(job)), batches, range(0))
     assert torch.equal(nothing.last_hidden[0], whole.last_hidden[0])
 
 
 def test_each_layer_is_read_once_and_told(llama: Path) -> None:
     events: list[Any] = []
-    job = open_job(llama, RunSettings(Compute("cpu", "float32")))
+    job = open_job(llama, RunSettings(Compute("cpu", "float32")), events.append)
     with job.meter.phase("reference"):
-        reference_pass(
-            job.model(),
-            plain_stream(job),
-            job.architecture.layout,
-            make_batches(random_samples()),
-            range(8),
-            job.meter,
-            events.append,
-        )
+        reference_pass(job.model(plain_stream(job)), make_batches(random_samples()), range(8))
     assert [e.layer_index for e in events if isinstance(e, LayerDone)] == list(range(8))
-    assert {e.num_bytes for e in events} == {
-        sum(job.checkpoint.info(n).num_bytes for n in job.architecture.layout.layer_names(0))
-    }
+    layer = sum(job.checkpoint.info(n).num_bytes for n in job.architecture.layout.layer_names(0))
+    final_norm = job.checkpoint.info("model.norm.weight").num_bytes
+    assert [e.num_bytes for e in events] == [layer] * 7 + [layer + final_norm]
     layers = sum(job.checkpoint.info(n).num_bytes for i in range(8) for n in job.architecture.layout.layer_names(i))
     rows = len({0, *(token for sample in random_samples() for token in sample)})  # 0 pads
     norm, row = job.checkpoint.info("model.norm.weight").num_bytes, 32 * 4
@@ -138,7 +124,7 @@ def test_each_layer_is_read_once_and_told(llama: Path) -> None:
 def test_a_layer_s_weights_live_in_the_file_or_in_one_slot(llama_bf16: Path) -> None:
     for dtype in ("bfloat16", "float32"):
         job = open_job(llama_bf16, RunSettings(Compute("cpu", dtype)))
-        model, view = job.model(), job.original()
+        model, view = job.model(plain_stream(job)), job.original()
         pointers = []
         for position in (0, 1):
             with model.onload(view, position) as weights:

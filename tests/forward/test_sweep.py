@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from streamcollapse.forward.batches import make_batches
 from streamcollapse.forward.measure import make_measure
 from streamcollapse.forward.reference import reference_pass
-from streamcollapse.forward.schedule import Passage, Stack, Visit, last_source, schedule
+from streamcollapse.forward.schedule import PathStep, Stack, Visit, last_source, schedule
 from streamcollapse.forward.sweep import sweep
 from streamcollapse.merge.plan import PlanLayer, collapse, original_layers
 from streamcollapse.merge.rules import RULES
-from streamcollapse.progress import silent
 from streamcollapse.run.opened import open_job
 from streamcollapse.settings.run import Compute, RunSettings
 from streamcollapse.storage.source import ObservedSource
@@ -30,11 +29,11 @@ def test_visits_by_hand() -> None:
     a = Stack(collapse(original_layers(5), 2, 2, "mean", 1.0), 2)
     b = Stack(collapse(original_layers(5), 1, 1, "sequential", 1.0), 1)
     visits = schedule([a, b])
-    assert [(v.layer.base, v.last_source, v.passages) for v in visits] == [
-        (1, 2, (Passage(1, None, 1, 1, ()),)),
-        (3, 3, (Passage(2, 1, 1, 1, ()),)),
-        (2, 4, (Passage(0, None, 2, 0, (0,)),)),
-        (4, 4, (Passage(3, 2, 1, 0, (1,)),)),
+    assert [(v.layer.base, v.last_source, v.steps) for v in visits] == [
+        (1, 2, (PathStep(1, None, 1, 1, ()),)),
+        (3, 3, (PathStep(2, 1, 1, 1, ()),)),
+        (2, 4, (PathStep(0, None, 2, 0, (0,)),)),
+        (4, 4, (PathStep(3, 2, 1, 0, (1,)),)),
     ]
 
 
@@ -43,10 +42,10 @@ def test_candidates_that_came_the_same_way_share_it() -> None:
     accepted = collapse(original_layers(8), 1, 1, "mean", 1.0)
     stacks = [Stack(collapse(accepted, p, 1, "sequential", 1.0), 1) for p in (3, 4, 5)]
     visits = schedule(stacks)
-    runs = {v.layer.base: len(v.passages) for v in visits if v.layer.untouched}
+    runs = {v.layer.base: len(v.steps) for v in visits if v.layer.untouched}
     assert runs == {3: 1, 4: 1, 5: 1, 6: 1, 7: 2}, "3 and 4 run for those that differ above only, 6 and 7 for one each"
-    assert len(next(v for v in visits if v.layer.base == 1).passages) == 1
-    assert sorted(n for v in visits for p in v.passages for n in p.finished) == [0, 1, 2]
+    assert len(next(v for v in visits if v.layer.base == 1).steps) == 1
+    assert sorted(n for v in visits for p in v.steps for n in p.finished) == [0, 1, 2]
 
 
 def test_shared_layers_are_visited_once() -> None:
@@ -59,10 +58,10 @@ def test_shared_layers_are_visited_once() -> None:
 
 def _candidates(visits: list[Visit], layer: PlanLayer) -> list[int]:
     """Whose hidden states pass through ``layer``."""
-    entering = {p.number: p.entering for v in visits for p in v.passages}
-    through = {p.number for v in visits if v.layer == layer for p in v.passages}
+    entering = {p.number: p.entering for v in visits for p in v.steps}
+    through = {p.number for v in visits if v.layer == layer for p in v.steps}
     found = []
-    for passage in (p for v in visits for p in v.passages if p.finished):
+    for passage in (p for v in visits for p in v.steps if p.finished):
         way: int | None = passage.number
         while way is not None and way not in through:
             way = entering[way]
@@ -96,10 +95,9 @@ def test_company_changes_no_bit_and_each_tensor_is_read_once(
     llama_bf16: Path, rule: str, metric: str, dtype: str
 ) -> None:
     job = open_job(llama_bf16, RunSettings(Compute("cpu", dtype)))
-    model, layout = job.model(), job.architecture.layout
     batches = make_batches(random_samples(), max_tokens=40)
     assert len(batches) > 1
-    reference = reference_pass(model, plain_stream(job), job.architecture.layout, batches, range(8), job.meter, silent)
+    reference = reference_pass(job.model(plain_stream(job)), batches, range(8))
     whole = original_layers(8)
     once = collapse(whole, 5, 2, rule, 1.0)
     stacks = [
@@ -114,12 +112,12 @@ def test_company_changes_no_bit_and_each_tensor_is_read_once(
     ]
     reads: Counter[str] = Counter()
     source = ObservedSource(job.checkpoint, lambda name, size: reads.update([name]))
-    stream = plain_stream(job, source)
+    model = job.model(plain_stream(job, source))
     measure = make_measure(metric, model, reference, job.vocabulary)
-    together = sweep(model, stream, layout, stacks, False, reference, measure, job.meter, silent)
+    together = sweep(model, stacks, False, reference, measure)
     assert all(count == 1 for count in reads.values()), "a tensor was read twice"
-    apart = [sweep(model, stream, layout, [s], False, reference, measure, job.meter, silent)[0] for s in stacks]
+    apart = [sweep(model, [s], False, reference, measure)[0] for s in stacks]
     assert together == apart
     assert len(set(together)) > 3
-    backwards = sweep(model, stream, layout, stacks[::-1], False, reference, measure, job.meter, silent)
+    backwards = sweep(model, stacks[::-1], False, reference, measure)
     assert backwards[::-1] == together

@@ -35,7 +35,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
     def install(**behaviour: Any) -> StandInDevice:
         device = StandInDevice(**behaviour)
         used.append(device)
-        monkeypatch.setattr(memory_plan, "_loader", lambda job, choice: DeviceLoader(job.checkpoint, False, device))
+        monkeypatch.setattr(memory_plan, "_loader", lambda job, choice: DeviceLoader(job.overlay, False, device))
 
         def run(stack: DecoderStack, index: int, tensors: Any, *rest: Any) -> torch.Tensor:
             device.compute(tensors.values())
@@ -126,11 +126,11 @@ def test_where_memory_runs_out_in_a_sweep_it_takes_fewer_candidates(
     plain = search(llama_bf16, options, settings=RunSettings(compute=FLOAT32))
     sweep, asked, heard = evaluator.sweep, [], []
 
-    def narrow(model: Any, stream: Any, layout: Any, stacks: Any, *rest: Any) -> Any:
+    def narrow(model: Any, stacks: Any, *rest: Any) -> Any:
         asked.append(len(stacks))
         if len(stacks) > room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return sweep(model, stream, layout, stacks, *rest)
+        return sweep(model, stacks, *rest)
 
     def listen(event: Event) -> None:
         if isinstance(event, WarningRaised):

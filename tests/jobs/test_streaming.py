@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 import streamcollapse
 from streamcollapse import Compute, Plan, SearchOptions, apply, prune, search
 from streamcollapse.errors import BudgetError
-from streamcollapse.forward import kept
+from streamcollapse.forward import stored as stored_layers
 from streamcollapse.jobs import prepare as jobs
 from streamcollapse.run import memory_plan
 from streamcollapse.settings.run import RunSettings, Streaming
-from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.storage.placed import Overlay
 from streamcollapse.stream.needs import Allotment, least
 from tests.checkpoints import llama_config, save_model
 
@@ -109,14 +109,12 @@ def test_without_space_nothing_is_stored_and_the_result_is_the_same(
     options = SearchOptions(layers_per_merge=2, interval=2, threshold=-1.0, rule="mean")
     allotted()
     stored: list[str] = []
-    attach = Checkpoint.attach
-    monkeypatch.setattr(
-        Checkpoint, "attach", lambda self, name, place: (stored.append(name), attach(self, name, place))
-    )
+    add = Overlay.add
+    monkeypatch.setattr(Overlay, "add", lambda self, name, place: (stored.append(name), add(self, name, place)))
     with_space = search(llama, options, settings=RunSettings(compute=FLOAT32, streaming=Streaming(1)))
     assert stored
     stored.clear()
-    monkeypatch.setattr(kept.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(stored_layers.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     assert search(llama, options, settings=RunSettings(compute=FLOAT32, streaming=Streaming(1))) == with_space
     assert not stored
 

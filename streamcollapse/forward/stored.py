@@ -16,36 +16,36 @@ import torch
 from streamcollapse.errors import OutputError
 from streamcollapse.merge.plan import LayerKey, PlanLayer
 from streamcollapse.merge.view import MergedView
-from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.extents import Location
+from streamcollapse.storage.placed import Overlay
 from streamcollapse.storage.rooms import OnDisk
 from streamcollapse.storage.source import TensorInfo
 
 
-class KeptLayers:
+class StoredLayers:
     """Stores the layers that are ``wanted`` in a temporary directory in ``scratch``, which ``close`` removes.
 
     Layers whose sources are all in ``resident`` are not stored: nothing is read for them. Where storing a layer would
     leave less than ``reserve`` bytes on the disk nothing is stored, and the sources are read as before.
     """
 
-    def __init__(self, checkpoint: Checkpoint, scratch: Path, resident: Collection[int], reserve: int) -> None:
-        self._checkpoint, self._scratch, self._resident, self._reserve = checkpoint, scratch, resident, reserve
+    def __init__(self, overlay: Overlay, scratch: Path, resident: Collection[int], reserve: int) -> None:
+        self._overlay, self._scratch, self._resident, self._reserve = overlay, scratch, resident, reserve
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._wanted: set[LayerKey] = set()
         self._full = False
         self._count = 0
         self.names: dict[LayerKey, dict[str, str]] = {}
 
-    def __enter__(self) -> KeptLayers:
+    def __enter__(self) -> StoredLayers:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.want(())
+        self.set_stack(())
         if self._directory is not None:
             self._directory.cleanup()
 
-    def want(self, layers: Iterable[PlanLayer]) -> None:
+    def set_stack(self, layers: Iterable[PlanLayer]) -> None:
         """From now on ``layers`` are the stack: what is stored of others goes, what is not stored of these may come."""
         mixed = {layer.key: layer for layer in layers if len(layer.mix) > 1}
         for key in self.names.keys() - mixed.keys():
@@ -56,7 +56,7 @@ class KeptLayers:
             if key not in self.names and not all(source in self._resident for source in layer.mix)
         }
 
-    def offer(self, view: MergedView, position: int, weights: Mapping[str, torch.Tensor]) -> None:
+    def store_if_wanted(self, view: MergedView, position: int, weights: Mapping[str, torch.Tensor]) -> None:
         """Store layer ``position`` of ``view`` if it is wanted; ``weights`` are its stored tensors by suffix, as
         computed with."""
         layer = view.layers[position]
@@ -84,16 +84,16 @@ class KeptLayers:
         self._count += 1
         place, file = Path(self._directory.name), f"{self._count:06d}"
         room = OnDisk(place)
-        kept = room.make(file, tuple(tensor.shape), tensor.dtype)
-        kept.copy_(tensor)
-        room.settle(kept)
+        tensor_on_disk = room.make(file, tuple(tensor.shape), tensor.dtype)
+        tensor_on_disk.copy_(tensor)
+        room.settle(tensor_on_disk)
         info = TensorInfo(tensor.dtype, tuple(tensor.shape))
-        self._checkpoint.attach(f"kept/{file}", Location(place / file, 0, info))
-        return f"kept/{file}"
+        self._overlay.add(f"stored/{file}", Location(place / file, 0, info))
+        return f"stored/{file}"
 
     def _remove(self, stored: Mapping[str, str]) -> None:
         for name in stored.values():
-            self._checkpoint.detach(name).unlink()
+            self._overlay.remove(name).unlink()
 
 
 def _rounded(view: MergedView, name: str, weight: torch.Tensor) -> torch.Tensor:
