@@ -29,7 +29,7 @@ from streamcollapse.searches.registry import OWNED, complete, strategy_of
 from streamcollapse.settings.declared import Declared, declared, make, unknown
 from streamcollapse.settings.run import COMPUTE_DTYPES, SAMPLES, Calibration, Compute, Output
 from streamcollapse.settings.search import SearchOptions
-from streamcollapse.storage.hub import is_hub_id
+from streamcollapse.storage.index import is_hub_id
 
 MOST_TASKS = 10_000
 _MOST_BYTES = 1_000_000

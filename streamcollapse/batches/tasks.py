@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import CalibrationError, printable
-from streamcollapse.output.report import versions
 from streamcollapse.settings.run import SAMPLES, Calibration
 from streamcollapse.settings.search import SearchOptions
 
@@ -77,6 +76,8 @@ def result_key(task: Task, version: str) -> str:
 
 def search_key(work: Prune, version: str, device: str) -> str:
     """What tells whether two searches can share what they find out. Raises CalibrationError."""
+    from streamcollapse.output.report import versions  # imports torch, which reading a file of jobs does not need
+
     shared = [version, _samples_digest(work), work.calibration.max_tokens, work.compute_dtype, device, versions()]
     return _digest([*shared, work.options.merge_norms])[:16]
 

@@ -14,6 +14,7 @@ from streamcollapse.cli.derived import Only, grouped
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.cli.text import lines_of, plain_console
 from streamcollapse.errors import OutputError, printable
+from streamcollapse.run.first_checks import check_source
 from streamcollapse.settings.catalogue import BEST
 from streamcollapse.settings.run import Calibration, Compute, RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
@@ -50,9 +51,10 @@ def similarity(
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Say how alike the layers of SOURCE are: their weights, their hidden states, and every merge of 2 to C of them."""
+    check_source(source)
     from streamcollapse.jobs.similarity import SIMILARITY_FILE
     from streamcollapse.jobs.similarity import similarity as run
-    from streamcollapse.storage.hub import local_path
+    from streamcollapse.storage.index import local_path
     from streamcollapse.storage.staging import check_output
 
     check_output(out, local_path(source), overwrite)

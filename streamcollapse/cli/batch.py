@@ -53,6 +53,9 @@ def batch(
 ) -> None:
     """Prune and convert many checkpoints: every source in JOBS with each of its settings. What is finished already is
     left as it is. Budgets are those of one worker."""
+    from streamcollapse.batches.spec import read_jobs
+
+    read_jobs(jobs)  # a mistake in it is told before seconds go into imports
     from streamcollapse.batches import run as batches
     from streamcollapse.batches.preview import preview
 

@@ -10,7 +10,8 @@ import typer
 from streamcollapse.cli import options as o
 from streamcollapse.cli.derived import grouped
 from streamcollapse.cli.screen import live_progress, one_line_errors, print_json
-from streamcollapse.settings.run import COMPUTE_DTYPES, Output
+from streamcollapse.run.first_checks import check_out, check_source
+from streamcollapse.settings.run import COMPUTE_DTYPES, Output, Streaming
 
 ConvertedOut = Annotated[
     Path, typer.Option("--out", readable=False, metavar="DIR", help="New directory for the converted checkpoint.")
@@ -37,6 +38,8 @@ def convert(
 ) -> None:
     """Write SOURCE as safetensors into the new directory DIR: from PyTorch files, in another precision or shard
     size."""
+    check_source(source)
+    check_out(source, out, Streaming(), output)
     from streamcollapse.cli import stored
     from streamcollapse.jobs.convert import prepare_convert, run_convert
 

@@ -11,6 +11,7 @@ import typer
 from streamcollapse.cli import options as o
 from streamcollapse.cli.derived import grouped
 from streamcollapse.cli.screen import live_progress, print_json
+from streamcollapse.run.first_checks import check_source
 from streamcollapse.settings.run import BenchConditions, Calibration, Compute, RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
 
@@ -46,6 +47,7 @@ def bench(
 ) -> None:
     """Prune SOURCE into a directory that is removed again, and say what each phase took against what the disk can
     do."""
+    check_source(source)
     from streamcollapse.cli import plots, tables
     from streamcollapse.jobs.bench import bench as run
 
@@ -75,6 +77,9 @@ def speed(
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Memory and generated tokens per second of DIR, loaded as a whole; beside those of SOURCE with --against."""
+    for path in (directory, against):
+        if path is not None:
+            check_source(path)
     from streamcollapse.cli import tables
     from streamcollapse.jobs.inspect import inspect
     from streamcollapse.jobs.speed import speed as run

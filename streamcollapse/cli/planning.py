@@ -51,7 +51,7 @@ def make(
     """Write a plan for SOURCE by hand, such as a published list of layers."""
     from streamcollapse.cli.plans import show_plan
     from streamcollapse.jobs.planning import make_plan
-    from streamcollapse.jobs.prepare import check_plan_path
+    from streamcollapse.run.first_checks import check_plan_path
 
     check_plan_path(to, overwrite)
     made = make_plan(source, drop, merge or (), merge_norms=method.merge_norms, trust_remote_code=trust_remote_code)
@@ -71,7 +71,7 @@ def compose(
     with one_line_errors():
         from streamcollapse.cli.plans import show_plan
         from streamcollapse.jobs.planning import compose_plans
-        from streamcollapse.jobs.prepare import check_plan_path
+        from streamcollapse.run.first_checks import check_plan_path
 
         check_plan_path(to, overwrite)
         made = compose_plans(first, second)
@@ -92,8 +92,8 @@ def export(
     """Write PLAN in the words of another tool, which then builds the same model of SOURCE."""
     with one_line_errors():
         from streamcollapse.jobs.planning import export_plan
-        from streamcollapse.jobs.prepare import check_plan_path
         from streamcollapse.merge.plan import Plan
+        from streamcollapse.run.first_checks import check_plan_path
         from streamcollapse.storage.disk import write_whole
 
         check_plan_path(out, overwrite, "--out")

@@ -10,6 +10,7 @@ import typer
 from streamcollapse.cli import options as o
 from streamcollapse.cli.derived import Only, grouped
 from streamcollapse.cli.screen import live_progress, one_line_errors, print_json
+from streamcollapse.run.first_checks import check_out, check_plan_path, check_source
 from streamcollapse.settings.run import Calibration, Compute, EvaluationText, Output, RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
 
@@ -39,6 +40,8 @@ def prune(
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Prune SOURCE by layer collapse into the new directory DIR: reference pass, search, write."""
+    check_source(source)
+    check_out(source, out, streaming, output)
     from streamcollapse.cli import tables
     from streamcollapse.jobs.prepare import prepare_prune
     from streamcollapse.jobs.prune import run_prune
@@ -67,6 +70,8 @@ def search(
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Search SOURCE for merges and write the plan; no weights are written."""
+    check_source(source)
+    check_plan_path(plan, overwrite)
     from streamcollapse.cli import plans, tables
     from streamcollapse.jobs.prepare import prepare_search
     from streamcollapse.jobs.prune import run_search_alone
@@ -106,6 +111,8 @@ def apply(
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Write the pruned checkpoint that PLAN makes of SOURCE into the new directory DIR."""
+    check_source(source)
+    check_out(source, out, Streaming(), output)
     from streamcollapse.cli import tables
     from streamcollapse.jobs.prepare import prepare_apply
     from streamcollapse.jobs.prune import run_apply
@@ -150,6 +157,7 @@ def inspect(
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Say what SOURCE is and what pruning it would need in memory; reads headers only."""
+    check_source(source)
     from streamcollapse.cli import tables
     from streamcollapse.jobs.inspect import inspect as run
 
@@ -167,6 +175,7 @@ def perplexity(
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Perplexity of MODEL on a text, with weights streamed; with --plan of what PLAN makes of it, unwritten."""
+    check_source(model)
     from streamcollapse.cli import tables
     from streamcollapse.jobs.perplexity import perplexity as run
     from streamcollapse.merge.plan import Plan

@@ -16,17 +16,18 @@ from streamcollapse.errors import ModelError, OptionError, printable
 from streamcollapse.output.files import copy_files, every_file_beside
 from streamcollapse.output.report import save_report, versions
 from streamcollapse.progress import Listener, PhaseStarted, TensorWritten, silent
+from streamcollapse.run.first_checks import check_out, check_source
 from streamcollapse.run.keeping import kept_directory
-from streamcollapse.run.workdir import FORMAT, check_directory, was_renamed
+from streamcollapse.run.workdir import FORMAT, check_directory
 from streamcollapse.settings.declared import unknown
 from streamcollapse.settings.run import COMPUTE_DTYPES, Output, Streaming
 from streamcollapse.storage.cast import CastSource
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.disk import check_space, disk_errors
-from streamcollapse.storage.hub import local_directory, local_path
+from streamcollapse.storage.hub import local_directory
 from streamcollapse.storage.index import is_file, read_json
 from streamcollapse.storage.source import TensorSource, bytes_by_dtype
-from streamcollapse.storage.staging import check_output, staged_bytes, staged_directory, tidy_up, work_of
+from streamcollapse.storage.staging import staged_bytes, staged_directory, tidy_up, work_of
 from streamcollapse.storage.writer import ShardPlan, plan_shards, write_shards
 from streamcollapse.stream.budget import free_ram
 from streamcollapse.stream.loaders import MappedLoader
@@ -96,7 +97,8 @@ def prepare_convert(
     """``convert`` of ``source`` into ``out``, checked. Raises what it would raise before it begins."""
     if dtype is not None and dtype not in COMPUTE_DTYPES:
         raise OptionError(f"dtype {unknown(dtype, COMPUTE_DTYPES, quoted=True)}")
-    check_output(Path(out), local_path(source), was_renamed(Path(out), Streaming()) or output.overwrite)
+    check_source(source)
+    check_out(source, out, Streaming(), output)
     checkpoint = Checkpoint(local_directory(source, listener))
     config = _config(checkpoint, dtype)
     target = _cast(checkpoint, dtype)

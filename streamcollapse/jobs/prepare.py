@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.errors import OutputError, printable
 from streamcollapse.jobs.inspect import Inspection, describe
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
 from streamcollapse.output.report import sizes
 from streamcollapse.progress import Listener, MemoryPlanned, WarningRaised, silent
+from streamcollapse.run.first_checks import check_out, check_plan_path, check_source
 from streamcollapse.run.memory_plan import allotment, plain_allotment
 from streamcollapse.run.opened import Job, Samples, calibration_samples, open_job
 from streamcollapse.run.request import Asked
-from streamcollapse.run.workdir import check_directory, was_renamed
+from streamcollapse.run.workdir import check_directory
 from streamcollapse.run.workplace import work_key
 from streamcollapse.searches.registry import complete, ignored_settings, strategy_of
 from streamcollapse.searches.space import check_space, demand_of, search_space
@@ -24,8 +23,7 @@ from streamcollapse.searches.strategy import SearchSpace, fewest_layers
 from streamcollapse.settings.run import RunSettings
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.disk import check_space as check_disk
-from streamcollapse.storage.hub import local_path
-from streamcollapse.storage.staging import check_output, staged_bytes, work_of
+from streamcollapse.storage.staging import staged_bytes, work_of
 from streamcollapse.stream.needs import Allotment
 
 
@@ -100,7 +98,8 @@ def prepare_prune(
     source: str | Path, out: str | Path, options: SearchOptions, settings: RunSettings, listener: Listener = silent
 ) -> Prepared:
     """``prune`` of ``source`` into ``out``, checked. Raises what it would raise before it begins."""
-    _check_out(source, Path(out), settings)
+    check_source(source)
+    check_out(source, out, settings.streaming, settings.output)
     return prepare_open(open_job(source, settings, listener), Path(out), options, settings)
 
 
@@ -127,6 +126,7 @@ def prepare_search(
     listener: Listener = silent,
 ) -> Prepared:
     """``search`` of ``source``, checked. Raises what it would raise before it begins."""
+    check_source(source)
     if save_as is not None:
         check_plan_path(Path(save_as), settings.output.overwrite)
     job = open_job(source, settings, listener)
@@ -146,7 +146,8 @@ def prepare_apply(
     source: str | Path, plan: Plan, out: str | Path, settings: RunSettings, listener: Listener = silent
 ) -> Prepared:
     """``apply`` of ``plan`` to ``source``, checked. Raises what it would raise before it begins."""
-    _check_out(source, Path(out), settings)
+    check_source(source)
+    check_out(source, out, settings.streaming, settings.output)
     job = open_job(source, settings, listener)
     check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
     size = sizes(job.view(plan.layers, plan.merge_norms), plan.num_layers).bytes
@@ -160,23 +161,7 @@ def prepare_apply(
     return found
 
 
-def _check_out(source: str | Path, out: Path, settings: RunSettings) -> None:
-    finished = was_renamed(out, settings.streaming)  # an earlier run was killed there, and this one will say so
-    check_output(out, local_path(source), finished or settings.output.overwrite)
-
-
 def _smallest_output(job: Job, space: SearchSpace) -> int:
     """Bytes of weights that remain at the least."""
     layers = fewest_layers(strategy_of(space.options), space)
     return sizes(job.view(layers), len(layers)).bytes
-
-
-def check_plan_path(path: Path, overwrite: bool, option: str = "--plan") -> None:
-    """Raise OutputError unless a plan may be written to ``path``, which ``option`` gave."""
-    if path.is_dir() or (path.exists() and not overwrite):
-        what = "is a directory" if path.is_dir() else f"exists; choose another {option} or pass --overwrite"
-        raise OutputError(f"{printable(path)}: {what}")
-    if not path.resolve().parent.is_dir():
-        raise OutputError(f"{printable(path.parent)}: does not exist; create it first")
-    if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{printable(path.parent)}: is not writable; choose another {option}")

@@ -24,17 +24,16 @@ from typing import Any
 from streamcollapse.errors import OutputError, printable
 from streamcollapse.merge.plan import Decision
 from streamcollapse.run.evaluations import JournalMemory
-from streamcollapse.settings.run import Streaming
+from streamcollapse.run.first_checks import JOURNAL
 from streamcollapse.storage.digests import is_intact
 from streamcollapse.storage.disk import disk_errors
-from streamcollapse.storage.index import is_file
 from streamcollapse.storage.journal import Journal
 from streamcollapse.storage.locks import lock
 from streamcollapse.storage.rooms import OnDisk
-from streamcollapse.storage.staging import gone_of, partial_of, work_of
+from streamcollapse.storage.staging import gone_of, partial_of
 
 FORMAT = "streamcollapse.work/3"
-RUN, JOB, JOURNAL, REFERENCE = "run.json", "job.json", "journal.jsonl", "reference.json"
+RUN, JOB, REFERENCE = "run.json", "job.json", "reference.json"
 _LOCK = "lock"
 _SCRATCH = ".streamcollapse-"  # what the names of temporary directories in it begin with
 
@@ -131,19 +130,6 @@ class WorkDirectory:
         with contextlib.suppress(OSError):
             self.path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
-
-
-def was_renamed(out: Path, streaming: Streaming) -> bool:
-    """Whether a run was broken off when ``out`` had got its name already, as its work directory says."""
-    try:
-        path = work_of(out) if streaming.work_dir is None else Path(streaming.work_dir)
-        shutil.rmtree(gone_of(path), ignore_errors=True)  # a run was killed while it tidied up
-    except (OSError, RuntimeError):  # no place for an output, as will be said
-        return False
-    if not is_file(path / JOURNAL):
-        return False
-    records = Journal(path / JOURNAL).records
-    return bool(records) and records[-1].get("kind") == "renaming" and not partial_of(out).exists()
 
 
 def check_directory(path: Path, key: Mapping[str, Any]) -> None:

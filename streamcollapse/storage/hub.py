@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,23 +24,21 @@ from huggingface_hub.errors import HTTPError as HubHTTPError  # type: ignore[att
 from streamcollapse.errors import CheckpointError, printable
 from streamcollapse.progress import FileFetched, Listener, PhaseStarted
 from streamcollapse.storage.beside import is_beside
-from streamcollapse.storage.index import FORMATS, SINGLE_FILE, find_shards, is_file, shards_of_index, what_is_there
+from streamcollapse.storage.index import (
+    FORMATS,
+    HUB_ID,
+    SINGLE_FILE,
+    find_shards,
+    is_file,
+    is_hub_id,
+    shards_of_index,
+    what_is_there,
+)
 
-_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 CONFIG_FILE = "config.json"
 _MOST_SAID = 120  # characters of what the client says
 _CACHE_IS_AT_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _TIMEOUT_SECONDS = 10.0
-
-
-def is_hub_id(source: str | Path) -> bool:
-    """Whether ``source`` names a checkpoint on the Hub: it looks like one, and nothing here has that name."""
-    return _ID.fullmatch(str(source)) is not None and not os.path.lexists(source)
-
-
-def local_path(source: str | Path) -> Path | None:
-    """``source`` as a path; None where it is on the Hub."""
-    return None if is_hub_id(source) else Path(source)
 
 
 def local_directory(source: str | Path, listener: Listener) -> Path:
@@ -49,7 +46,7 @@ def local_directory(source: str | Path, listener: Listener) -> Path:
 
     Without a connection, what is in the cache, if it is whole. Raises CheckpointError.
     """
-    match = _ID.fullmatch(str(source))
+    match = HUB_ID.fullmatch(str(source))
     if match is None or not is_hub_id(source):
         return Path(source)
     repo, revision, name = match["repo"], match["revision"], printable(source)

@@ -1,8 +1,11 @@
-"""Which shards a checkpoint directory has: a single file, or an index that maps names to shards."""
+"""What a source is, a directory or an id on the Hub, and which shards a directory has: a single file, or an index that
+maps names to shards."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -16,7 +19,18 @@ SUFFIX = ".safetensors"
 MAX_JSON_BYTES = 100_000_000  # of a config or an index
 TORCH_FILE = "pytorch_model.bin"
 TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
+HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 FORMATS = ((SINGLE_FILE, INDEX_FILE), (TORCH_FILE, TORCH_INDEX_FILE))  # the first one found counts
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether ``source`` names a checkpoint on the Hub: it looks like one, and nothing here has that name."""
+    return HUB_ID.fullmatch(str(source)) is not None and not os.path.lexists(source)
+
+
+def local_path(source: str | Path) -> Path | None:
+    """``source`` as a path; None where it is on the Hub."""
+    return None if is_hub_id(source) else Path(source)
 
 
 def find_shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:

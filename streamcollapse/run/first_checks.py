@@ -1,0 +1,54 @@
+"""What can be said of a job at once: whether its source and its output are where they should be.
+
+Imports nothing heavy, so that a mistake in a path is told within a second. Every job checks this first
+(jobs/prepare.py); the command line does so before it imports what computes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from streamcollapse.errors import OutputError, printable
+from streamcollapse.settings.run import Output, Streaming
+from streamcollapse.storage.index import find_shards, is_file, local_path
+from streamcollapse.storage.journal import Journal
+from streamcollapse.storage.staging import check_output, partial_of, work_of
+
+JOURNAL = "journal.jsonl"
+
+
+def check_source(source: str | Path) -> None:
+    """Raise CheckpointError unless ``source`` is a directory with weights, or looks like an id on the Hub."""
+    path = local_path(source)
+    if path is not None:
+        find_shards(path)
+
+
+def check_out(source: str | Path, out: str | Path, streaming: Streaming, output: Output) -> None:
+    """Raise OutputError unless a directory may be made at ``out``, or an earlier run was killed when it had made it."""
+    finished = was_renamed(Path(out), streaming)
+    check_output(Path(out), local_path(source), finished or output.overwrite)
+
+
+def was_renamed(out: Path, streaming: Streaming) -> bool:
+    """Whether a run was broken off when ``out`` had got its name already, as its work directory says."""
+    try:
+        path = work_of(out) if streaming.work_dir is None else Path(streaming.work_dir)
+    except (OSError, RuntimeError):  # no place for an output, as will be said
+        return False
+    if not is_file(path / JOURNAL):
+        return False
+    records = Journal(path / JOURNAL).records
+    return bool(records) and records[-1].get("kind") == "renaming" and not partial_of(out).exists()
+
+
+def check_plan_path(path: Path, overwrite: bool, option: str = "--plan") -> None:
+    """Raise OutputError unless a plan may be written to ``path``, which ``option`` gave."""
+    if path.is_dir() or (path.exists() and not overwrite):
+        what = "is a directory" if path.is_dir() else f"exists; choose another {option} or pass --overwrite"
+        raise OutputError(f"{printable(path)}: {what}")
+    if not path.resolve().parent.is_dir():
+        raise OutputError(f"{printable(path.parent)}: does not exist; create it first")
+    if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{printable(path.parent)}: is not writable; choose another {option}")
