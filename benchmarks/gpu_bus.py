@@ -19,7 +19,7 @@ from streamcollapse.storage.extents import Extent, coalesce, needed_bytes
 from streamcollapse.storage.reader import IN_FLIGHT, FileReader
 from streamcollapse.stream import loaders
 from streamcollapse.stream.memory import SAMPLE_SECONDS, sample_memory
-from streamcollapse.stream.weights import WeightStream
+from streamcollapse.stream.weights import Limits, WeightStream
 from streamcollapse.units import format_bytes, format_seconds
 
 ROUNDS = 3
@@ -136,7 +136,7 @@ def stream_of(layers: Layers, device: Device) -> Iterator[WeightStream]:
     job, copies = layers.job, device.copies()
     loader = loaders.DeviceLoader(job.checkpoint, False, copies)
     try:
-        yield WeightStream(job.source, device.place, loader, job.meter, Streaming().prefetch, layers.slot_bytes)
+        yield WeightStream(job.source, device.place, loader, job.meter, Limits(Streaming().prefetch, layers.slot_bytes))
     finally:
         device.synchronize()
         copies.free()

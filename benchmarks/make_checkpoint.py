@@ -164,7 +164,7 @@ def make_checkpoint(
     if sparse or device is not None:
         write_plainly(source, shards, out, sparse)
     else:
-        write_shards(source, shards, out, torch.device("cpu"), lambda name, num_bytes: None)
+        write_shards(source, shards, out, torch.device("cpu"))
     (out / "config.json").write_text(json.dumps(source.config(), indent=2))
     with resources.as_file(resources.files("streamcollapse.data") / "wiki-llama-24l") as model:
         for name in ("tokenizer.json", "tokenizer_config.json"):

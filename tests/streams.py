@@ -21,7 +21,7 @@ from streamcollapse.storage.leases import FileLease
 from streamcollapse.storage.reader import page_aligned
 from streamcollapse.storage.source import TensorSource
 from streamcollapse.stream.loaders import PlainLoader
-from streamcollapse.stream.weights import WeightStream
+from streamcollapse.stream.weights import Limits, WeightStream
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 def plain_stream(job: Job, source: TensorSource | None = None) -> WeightStream:
     """Reads when it is asked to, one tensor after the other: what every faster way must equal."""
     source = source or job.checkpoint
-    return WeightStream(job.source, CPU, PlainLoader(source, CPU), job.meter, prefetch=0)
+    return WeightStream(job.source, CPU, PlainLoader(source, CPU), job.meter, Limits(0))
 
 
 class StandInCopies:

@@ -76,3 +76,53 @@ def test_no_code_runs_from_a_pickle_and_nothing_is_evaluated() -> None:
             if isinstance(node, ast.Attribute):
                 assert node.attr not in ("unsafe_load",), path
         assert "torch.load(" not in path.read_text(), path
+
+
+# What messages said before there were plainer words, and names that are gone.
+RETIRED = (
+    "passed over",
+    "kept apart",
+    "broken off",
+    "found out",
+    "on their way",
+    "go on with",
+    "goes on with",
+    "goes on from",
+    "works here",
+    "makes no difference",
+    "all of them numbers",
+)
+RETIRED_NAMES = {"CollapseOptions", "CollapseState", "KeptLayers", "Odds", "Belief", "Nearness", "Passage", "Preview"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_retired_words_are_not_said_any_more(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    help_texts = _layer(path) == "cli"  # a verb's docstring is its help
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = {
+        id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and _documented(node)
+    }
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and (help_texts or id(node) not in docstrings)
+        ):
+            said = " ".join(node.value.split())
+            assert not [word for word in RETIRED if word in said], f"line {node.lineno}: {said[:80]}"
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            assert node.name not in RETIRED_NAMES
+
+
+def _documented(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> bool:
+    return bool(node.body) and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_function_takes_more_than_seven_parameters(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and _layer(path) != "cli":  # a verb's parameters are its options
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = sum(argument.arg not in ("self", "cls") for argument in arguments)
+            assert count <= 7, f"line {node.lineno}: {node.name} takes {count}"

@@ -98,7 +98,9 @@ def _alone(place: Place) -> Iterator[None]:
     path = place.out / STATE / "lock"
     with disk_errors(path), path.open("w") as file:
         if not lock(file):
-            raise OutputError(f"{printable(place.out)}: another batch works here; wait for it or choose another --out")
+            raise OutputError(
+                f"{printable(place.out)}: in use by another batch; wait for it to finish or choose another --out"
+            )
         yield
 
 

@@ -117,7 +117,11 @@ def run_task(task: Task, place: Place, machine: Machine, listener: Listener) -> 
         if isinstance(task.work, Convert):
             figures = _converted(directory, out, task.work, output, listener)
         else:
-            figures = _pruned(directory, out, task.work, output, place, machine, version, listener)
+            work_dir = place.work / search_key(task.work, version, torch.device(machine.device).type)
+            streaming = replace(machine.streaming, work_dir=work_dir)
+            compute = Compute(machine.device, task.work.compute_dtype)
+            settings = RunSettings(compute, task.work.calibration, streaming, output, machine.trust_remote_code)
+            figures = _pruned(directory, out, task.work, settings, work_dir, listener)
         outcome = Outcome(task.name, "done", str(out), seconds=time.perf_counter() - start, figures=figures)
         _keep(place.record(task), key, outcome, _files(out))
     except DeviceFailedError:
@@ -158,32 +162,11 @@ def _converted(directory: Path, out: Path, work: Convert, output: Output, listen
 
 
 def _pruned(
-    directory: Path,
-    out: Path,
-    work: Prune,
-    output: Output,
-    place: Place,
-    machine: Machine,
-    version: str,
-    listener: Listener,
+    directory: Path, out: Path, work: Prune, settings: RunSettings, work_dir: Path, listener: Listener
 ) -> dict[str, Any]:
-    kind = torch.device(machine.device).type
-    work_dir = place.work / search_key(work, version, kind)
-    with disk_errors(place.work):
-        place.work.mkdir(parents=True, exist_ok=True)
-    pruned = prune(
-        directory,
-        out,
-        work.options,
-        settings=RunSettings(
-            Compute(machine.device, work.compute_dtype),
-            work.calibration,
-            replace(machine.streaming, work_dir=work_dir),
-            output,
-            machine.trust_remote_code,
-        ),
-        listener=listener,
-    )
+    with disk_errors(work_dir.parent):
+        work_dir.parent.mkdir(parents=True, exist_ok=True)
+    pruned = prune(directory, out, work.options, settings=settings, listener=listener)
     report, search = pruned.report, pruned.plan.search
     decisions = search.decisions if search is not None else ()
     return {

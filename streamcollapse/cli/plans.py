@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # for their names alone: importing them takes seconds
 def decision_line(decision: Decision, search: SearchRecord) -> str:
     """One decision in words."""
     if is_scale(decision):
-        return f"layer {decision.l}: {decision.rule}, similarity {decision.similarity or 0.0:.4f}"
+        return f"layer {decision.l - 1}: {decision.rule}, similarity {decision.similarity or 0.0:.4f}"
     strategy = _strategy(search)
     layers = strategy.layers_of(decision)
     if decision.similarity is None:
@@ -64,7 +64,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
     if strategy.implied_by and options.has_target:
         rows.append(("threshold", f"{options.threshold:.6g}, found for the target"))
     decisions = [d for d in search.decisions if not is_scale(d)]
-    accepted, counted = sum(d.accepted for d in decisions), "layers are counted from 1"
+    accepted, counted = sum(d.accepted for d in decisions), "layers are counted from 0"
     if strategy.verdict == "merged":
         counted += ", in the stack as it then was"
     if strategy.by_rounds:
@@ -78,7 +78,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
     rejected = [d for d in decisions if d.similarity is not None and not d.accepted]
     if rejected:
         best = max(rejected, key=lambda d: d.similarity or -1.0)
-        rows.append(("best kept apart", decision_line(best, search)))
+        rows.append(("best rejected", decision_line(best, search)))
     rows += [("", decision_line(d, search)) for d in search.decisions if d.reason is not None]
     return rows
 

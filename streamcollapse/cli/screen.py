@@ -204,14 +204,15 @@ class _View:
         if self._last is not None:
             last, limit = self._last, self._threshold
             if last.similarity is None:
-                line.append(f"l = {last.pointer}: passed over", "red")
+                line.append(f"layer {last.pointer - 1}: skipped", "red")
             elif last.accepted:
                 above = "" if limit is None else f" > T = {limit:g}"
-                line.append(f"l = {last.pointer}: {last.similarity:.4f}{above}, merged", "green")
+                line.append(f"layer {last.pointer - 1}: {last.similarity:.4f}{above}, merged", "green")
             else:
                 below = "" if limit is None else f" <= T = {limit:g}"
-                line.append(f"l = {last.pointer}: {last.similarity:.4f}{below}, kept apart", "red")
+                line.append(f"layer {last.pointer - 1}: {last.similarity:.4f}{below}, rejected", "red")
             line.append(f"  {self._decided[0]} of {sum(self._decided)} merged", "dim")
         if self._candidate is not None:
-            line.append(f"  next: l = {self._candidate.pointer}" if self._last else f"l = {self._candidate.pointer}")
+            layer = f"layer {self._candidate.pointer - 1}"
+            line.append(f"  next: {layer}" if self._last else layer)
         return line

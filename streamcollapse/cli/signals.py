@@ -24,7 +24,7 @@ class EndedError(KeyboardInterrupt):
 class _Ending:
     """Raises EndedError for the first signal; lets the cleaning up finish; a later signal ends the process at once.
 
-    Nothing is lost by that: what a run has found out is on the disk already.
+    Nothing is lost by that: the progress of a run is on the disk already.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class _Ending:
             ended.exit_code = 128 + number
             raise ended
         if time.monotonic() - self._first > _ONE_PRESS_SECONDS:
-            _leave(number, b"at once; the same command goes on with what was finished")
+            _leave(number, b"at once; run the same command again to resume")
 
 
 def _leave(number: int, text: bytes) -> None:

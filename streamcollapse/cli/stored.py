@@ -46,7 +46,7 @@ def show_verification(found: Verification) -> None:
     rows: list[tuple[str, str | Text]] = [
         ("checkpoint", found.path),
         ("layers", f"{found.layers}, names and shapes as the config says"),
-        ("weights", f"{found.tensors} tensors, {format_bytes(found.num_bytes)}, all of them numbers"),
+        ("weights", f"{found.tensors} tensors, {format_bytes(found.num_bytes)}, no NaN or infinity"),
         ("digests", digests),
     ]
     if found.source is not None:

@@ -139,10 +139,10 @@ def show_bench(found: Bench) -> None:
     for heading in ("", *(phase["name"] for phase in phases)):
         table.add_column(heading, no_wrap=True, justify="right" if heading else "left")
     table.add_row("time", *(format_seconds(p["seconds"]) for p in phases))
-    table.add_row("of it, waiting for weights", *(format_seconds(p["seconds_waiting"]) for p in phases))
+    table.add_row("waiting for weights", *(format_seconds(p["seconds_waiting"]) for p in phases))
     table.add_row("read", *(format_bytes(p["bytes_read"]) for p in phases))
     rates = [p["bytes_read"] / p["seconds_reading"] if p["seconds_reading"] else None for p in phases]
-    table.add_row("while weights are on their way", *(_rate(rate) for rate in rates))
+    table.add_row("read rate", *(_rate(rate) for rate in rates))
     table.add_row("written", *(format_bytes(p["bytes_written"]) for p in phases))
     for key, words in _PEAKS.items():
         if any(phase[key] is not None for phase in phases):

@@ -130,12 +130,12 @@ def apply(
 
 def resume(
     work_dir: Annotated[
-        Path, typer.Argument(readable=False, metavar="WORK_DIR", help="Work directory of a run that was broken off.")
+        Path, typer.Argument(readable=False, metavar="WORK_DIR", help="Work directory of an interrupted run.")
     ],
     as_json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
-    """Go on with the prune, apply or convert that was broken off, from what WORK_DIR holds."""
+    """Resume an interrupted prune, apply or convert from its work directory."""
     with one_line_errors():
         from streamcollapse.cli import stored, tables
         from streamcollapse.jobs.convert import Conversion

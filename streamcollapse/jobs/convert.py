@@ -28,11 +28,11 @@ from streamcollapse.storage.hub import local_directory
 from streamcollapse.storage.index import is_file, read_json
 from streamcollapse.storage.source import TensorSource, bytes_by_dtype
 from streamcollapse.storage.staging import staged_bytes, staged_directory, tidy_up, work_of
-from streamcollapse.storage.writer import ShardPlan, plan_shards, write_shards
+from streamcollapse.storage.writer import ShardPlan, Writing, plan_shards, write_shards
 from streamcollapse.stream.budget import free_ram
 from streamcollapse.stream.loaders import MappedLoader
 from streamcollapse.stream.meters import Meter
-from streamcollapse.stream.weights import WeightStream
+from streamcollapse.stream.weights import Limits, WeightStream
 
 CONVERSION_FILE = "streamcollapse_conversion.json"
 CPU = torch.device("cpu")
@@ -206,7 +206,7 @@ def _write(
     meter, checkpoint = Meter(CPU), request.checkpoint
     left = [name for shard in shards if shard.file_name not in finished for name in shard.names]
     loader = MappedLoader(checkpoint, from_cache=checkpoint.num_bytes > free_ram())
-    stream = WeightStream(checkpoint, CPU, loader, meter, Streaming().prefetch)
+    stream = WeightStream(checkpoint, CPU, loader, meter, Limits(Streaming().prefetch))
 
     def written(name: str, num_bytes: int) -> None:
         meter.written(num_bytes)
@@ -215,8 +215,8 @@ def _write(
     with meter.phase("convert"):
         listener(PhaseStarted("convert", len(left)))
         with stream.run([[name] for name in left]) as weights:
-            target, turn = _cast(weights, request.dtype), weights.step
-            write_shards(target, shards, stage, CPU, written, turn, _anything, finished, on_shard)
+            writing = Writing(written, on_shard, weights.step, _anything, finished)
+            write_shards(_cast(weights, request.dtype), shards, stage, CPU, writing)
     return meter.summary()
 
 

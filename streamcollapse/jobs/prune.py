@@ -161,11 +161,10 @@ def _write(prepared: Prepared, plan: Plan, given: Means, place: WorkPlace) -> Pr
         check_loadable(stage, view, job.architecture, job.trust_remote_code)
         with job.meter.phase("write"):
             job.listener(PhaseStarted("write", sum(len(shard.names) for shard in shards)))
-            write_weights(view, given.stream, shards, stage, job.meter, job.listener, finished, place.shard_done)
+            write_weights(view, given.stream, shards, stage, job.listener, finished, place.shard_done)
         report = build_report(
             job.checkpoint,
             plan,
-            sizes(job.checkpoint, job.num_layers),
             sizes(view, plan.num_layers),
             job.compute(),
             {"max_shard_bytes": output.max_shard_bytes, "search": plan.to_json().get("search")},

@@ -20,8 +20,7 @@ from streamcollapse.output.files import companion_files, copy_files
 from streamcollapse.output.report import save_report
 from streamcollapse.progress import Listener, TensorWritten
 from streamcollapse.storage.disk import disk_errors
-from streamcollapse.storage.writer import ShardPlan, write_shards
-from streamcollapse.stream.meters import Meter
+from streamcollapse.storage.writer import ShardPlan, Writing, write_shards
 from streamcollapse.stream.weights import WeightStream
 
 PLAN_FILE = "streamcollapse_plan.json"
@@ -33,7 +32,6 @@ def write_weights(
     stream: WeightStream,
     shards: list[ShardPlan],
     stage: Path,
-    meter: Meter,
     listener: Listener,
     skip: Collection[str] = (),
     on_shard: Callable[[str, str], None] = lambda name, sha256: None,
@@ -45,14 +43,14 @@ def write_weights(
     """
 
     def written(name: str, num_bytes: int) -> None:
-        meter.written(num_bytes)
+        stream.meter.written(num_bytes)
         listener(TensorWritten(name, num_bytes))
 
     left = [shard for shard in shards if shard.file_name not in skip]
     with stream.run([view.sources_of(name) for shard in left for name in shard.names]) as weights_pass:
         source = view.over(weights_pass)
-        turn = weights_pass.step
-        write_shards(source, shards, stage, stream.device, written, turn, skip=skip, on_shard=on_shard)
+        writing = Writing(written, on_shard, weights_pass.step, skip=skip)
+        write_shards(source, shards, stage, stream.device, writing)
 
 
 def write_config(stage: Path, source_directory: Path, config: ModelConfig, plan: Plan, with_code: bool) -> None:

@@ -38,7 +38,6 @@ def sizes(source: TensorSource, layers: int) -> Sizes:
 def build_report(
     checkpoint: Checkpoint,
     plan: Plan,
-    before: Sizes,
     after: Sizes,
     compute: dict[str, str],
     options: dict[str, Any],
@@ -47,6 +46,7 @@ def build_report(
 ) -> dict[str, Any]:
     """The report as JSON types. ``shards`` maps file names to sha256. ``ratio`` is pruned parameters over all
     parameters, as in the paper's Table 1."""
+    before = sizes(checkpoint, plan.num_source_layers)
     return {
         "format": FORMAT,
         "versions": versions(),

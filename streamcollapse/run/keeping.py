@@ -67,7 +67,7 @@ def kept_directory(asked: Request, key: Mapping[str, Any], passing: bool = False
             if passing:
                 pass
             elif directory.is_worth_keeping():
-                again = f"what was found out is kept; go on with: streamcollapse resume {printable(directory.path)}"
+                again = f"progress saved; resume with: streamcollapse resume {printable(directory.path)}"
                 error.args = (f"{error}; {again}" if str(error) else again,)
             elif not asked.for_good:
                 directory.remove()

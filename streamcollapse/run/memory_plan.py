@@ -15,12 +15,13 @@ from streamcollapse.settings.catalogue import METRICS
 from streamcollapse.settings.run import Streaming
 from streamcollapse.storage.probe import cached_share, read_rate
 from streamcollapse.storage.reader import check_direct_reads
+from streamcollapse.stream.allotment import allot, least
 from streamcollapse.stream.budget import budget_for, free_ram
 from streamcollapse.stream.copies import CudaCopies
 from streamcollapse.stream.device import device_errors, within_vram
 from streamcollapse.stream.loaders import DeviceLoader, Loader, MappedLoader, PlainLoader, ReadLoader
-from streamcollapse.stream.needs import Allotment, Work, activation_bytes, allot, least, measure_work
-from streamcollapse.stream.weights import WeightStream
+from streamcollapse.stream.needs import Allotment, Work, Workload, activation_bytes, measure_work
+from streamcollapse.stream.weights import Limits, WeightStream
 
 # where no samples are at hand: ten sentences, 24 passages
 ASSUMED_TOKENS = {"sentences": 10 * 64, "passages": 24 * 256}
@@ -36,7 +37,8 @@ def work_of(job: Job, samples: Samples | None, boundaries: int, window: int = 1,
     call = (1, MAX_CALL_TOKENS) if samples is None else samples.largest_call
     layout, dtype = job.architecture.layout, job.placement.dtype
     embedding = job.architecture.skeleton.model.get_input_embeddings().weight.numel() * dtype.itemsize
-    return measure_work(job.source, layout, dtype, job.hidden_size, tokens, call, boundaries, window, embedding)
+    workload = Workload(tokens, call, boundaries, window)
+    return measure_work(job.source, layout, dtype, job.hidden_size, workload, embedding)
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,8 @@ def _stream(job: Job, choice: Allotment) -> WeightStream:
     layers = [layout.layer_names(i) for i in range(layout.num_layers)]
     unit_bytes = max(sum(loader.size([name]) for name in names) for names in layers)
     fallback = MappedLoader(job.overlay, choice.from_cache) if device.type == "cpu" else None
-    return WeightStream(
-        job.source, device, loader, job.meter, choice.prefetch, unit_bytes, choice.slot_bytes or None, keep, fallback
-    )
+    limits = Limits(choice.prefetch, unit_bytes, choice.slot_bytes or None)
+    return WeightStream(job.source, device, loader, job.meter, limits, keep, fallback)
 
 
 @dataclass(frozen=True)

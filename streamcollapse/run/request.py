@@ -89,9 +89,7 @@ def asked_before(work_dir: Path, trust_remote_code: bool) -> Again | ConvertAgai
         raise OutputError(f"{printable(work_dir)}: is no work directory of a run; give the one that its error named")
     found = read_document(work_dir / JOB)
     if found == {}:
-        raise OutputError(
-            f"{printable(work_dir)}: is a search's; give the same search command again, which goes on from there"
-        )
+        raise OutputError(f"{printable(work_dir)}: belongs to a search; run the same search command again to resume")
     try:
         output = Output(found["max_shard_bytes"], bool(found["overwrite"]))
         if found["verb"] == "convert":

@@ -52,7 +52,9 @@ class WorkDirectory:
             self._lock = (path / _LOCK).open("w")
         if not lock(self._lock):
             self._lock.close()
-            raise OutputError(f"{printable(path)}: another run works here; wait for it or choose another --work-dir")
+            raise OutputError(
+                f"{printable(path)}: in use by another run; wait for it to finish or choose another --work-dir"
+            )
         for left in path.glob(f"{_SCRATCH}*"):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         if not (path / RUN).exists():

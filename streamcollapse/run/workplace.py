@@ -141,7 +141,7 @@ def search_place(
             yield WorkPlace(directory.memory, directory.room, path, directory)
         except (StreamCollapseError, OSError, KeyboardInterrupt) as error:
             if directory.is_worth_keeping():
-                again = f"what was found out is kept in {printable(path)}; the same command goes on from there"
+                again = f"progress saved in {printable(path)}; run the same command again to resume"
                 error.args = (f"{error}; {again}" if str(error) else again,)
             elif not for_good:
                 directory.remove()

@@ -39,7 +39,7 @@ def check_space(job: Job, space: SearchSpace) -> None:
     strategy.check(space)
     for step in strategy.must_fit(space):
         if reason := mismatch(job.checkpoint, job.architecture.layout, step.merged_layer):
-            layers = f"layers {step.pointer}-{step.pointer + step.merged}"
+            layers = f"layers {step.position}-{step.position + step.merged}"
             raise ModelError(f"{layers} cannot be merged: {reason}; raise --lowest, or lower --highest")
     for candidate in strategy.first_candidates(space)[:1]:
         check_prunable(job, candidate)

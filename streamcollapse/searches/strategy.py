@@ -134,8 +134,8 @@ class Strategy(ABC):
         if space.num_layers == 1:
             return "the model has one layer: none can go"
         return (
-            f"layers {space.lowest} (L) to {space.highest} (H) have no two neighbours to merge; lower --lowest, or "
-            "raise --highest"
+            f"layers {space.lowest} (L) to {space.highest} (H), counted from 1, have no two neighbours to merge; lower "
+            "--lowest, or raise --highest"
         )
 
     def must_fit(self, space: SearchSpace) -> Sequence[Candidate]:
@@ -143,12 +143,12 @@ class Strategy(ABC):
         return ()
 
     def layers_of(self, decision: Decision) -> str:
-        """The layers that ``decision`` is about, in words."""
-        return f"layers {decision.l}-{decision.l + decision.merged}"
+        """The layers that ``decision`` is about, in words, counted from 0."""
+        return f"layers {decision.l - 1}-{decision.l - 1 + decision.merged}"
 
     def verdict_of(self, decision: Decision, options: SearchOptions) -> str:
         """What came of a candidate that has a similarity, in words."""
-        sign, verdict = (">", "merged") if decision.accepted else ("<=", "kept apart")
+        sign, verdict = (">", "merged") if decision.accepted else ("<=", "rejected")
         return f" {sign} {options.threshold:g}, {verdict}"
 
     def uses(self, setting: str, options: SearchOptions) -> bool:

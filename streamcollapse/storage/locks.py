@@ -41,7 +41,7 @@ def claimed(path: Path, whose: str) -> Iterator[None]:
             raise OutputError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
         with file:
             if not lock(file):
-                raise OutputError(f"{whose}: another run works here; wait for it, or choose another place")
+                raise OutputError(f"{whose}: in use by another run; wait for it to finish, or choose another place")
             if not _is_still(file, path):  # the one that had it before has removed it
                 continue
             try:

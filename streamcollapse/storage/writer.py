@@ -79,26 +79,35 @@ def _shard(source: TensorSource, file_name: str, names: Sequence[str]) -> ShardP
     return ShardPlan(file_name, ordered, struct.pack("<Q", len(header)) + header, position)
 
 
+@dataclass(frozen=True)
+class Writing:
+    """What else happens while shards are written.
+
+    The shards in ``skip`` are there already. ``on_shard(file_name, sha256)`` is called once a shard is on the disk,
+    ``on_written(name, num_bytes)`` after each tensor, which is read and written inside of ``turn()``, and shown to
+    ``check`` in between: by default NaN and infinite weights raise NonFiniteError.
+    """
+
+    on_written: Callable[[str, int], None] = lambda name, num_bytes: None
+    on_shard: Callable[[str, str], None] = lambda name, sha256: None
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext
+    check: Callable[[str, torch.Tensor], None] = check_finite
+    skip: Collection[str] = ()
+
+
 def write_shards(
     source: TensorSource,
     shards: Sequence[ShardPlan],
     directory: Path,
     device: torch.device,
-    on_written: Callable[[str, int], None],
-    turn: Callable[[], AbstractContextManager[None]] = nullcontext,
-    check: Callable[[str, torch.Tensor], None] = check_finite,
-    skip: Collection[str] = (),
-    on_shard: Callable[[str, str], None] = lambda name, sha256: None,
+    writing: Writing = Writing(),
 ) -> None:
     """Write ``shards`` of ``source`` into ``directory``, fsync each, and the index last where there are several.
 
-    The shards in ``skip`` are there already. ``on_shard(file_name, sha256)`` is called once a shard is on the disk.
-
-    ``device`` is where ``source`` computes what it must compute. ``on_written(name, num_bytes)`` is called
-    after each tensor, which is read and written inside of ``turn()``, and shown to ``check`` in between: by default
-    NaN and infinite weights raise NonFiniteError. Raises OutputError when the disk is full.
+    ``device`` is where ``source`` computes what it must compute. Raises OutputError when the disk is full, and what
+    ``writing.check`` raises.
     """
-    left = [shard for shard in shards if shard.file_name not in skip]
+    left = [shard for shard in shards if shard.file_name not in writing.skip]
     for shard in left:
         _reserve(directory / shard.file_name, shard)
     for shard in left:
@@ -107,16 +116,16 @@ def write_shards(
             digest.update(memoryview(shard.header))
             sink.write(memoryview(shard.header))
             for name in shard.names:
-                with turn():
+                with writing.turn():
                     tensor = source.read(name, device)
-                    check(name, tensor)
+                    writing.check(name, tensor)
                     data = _bytes_of(tensor)
                     hashed = digest.update(data)
                     sink.write(data)
                     hashed.result()
-                on_written(name, source.info(name).num_bytes)
+                writing.on_written(name, source.info(name).num_bytes)
             sink.finish()
-        on_shard(shard.file_name, digest.close())
+        writing.on_shard(shard.file_name, digest.close())
     if len(shards) > 1:
         total = sum(shard.data_bytes for shard in shards)
         weight_map = {name: shard.file_name for shard in shards for name in shard.names}

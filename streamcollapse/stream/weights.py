@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -27,13 +28,22 @@ Result = TypeVar("Result")
 _SMALL = 32  # a unit that fits this often into a slot does not take one
 
 
-class WeightStream:
-    """Passes over ``source`` on ``device``. ``prefetch`` units are loaded ahead of use, fewer where memory is short.
+@dataclass(frozen=True)
+class Limits:
+    """``prefetch`` units are loaded ahead of use, fewer where memory is short. ``unit_bytes``: what is loaded together
+    takes no more in a slot, and a larger tensor is read only when it is asked for. ``slot_budget``: bytes for all slots
+    of the loader together, None where it takes none."""
 
-    ``unit_bytes``: what is loaded together takes no more in a slot, and a larger tensor is read only when it is asked
-    for. ``slot_budget``: bytes for all slots of the loader
-    together, None where it takes none; a pass that needs more goes through ``fallback``, which takes none, or without
-    one reads tensors when they are asked for. Tensors in ``keep`` stay once they have been read (``resident``).
+    prefetch: int
+    unit_bytes: int = 0
+    slot_budget: int | None = None
+
+
+class WeightStream:
+    """Passes over ``source`` on ``device``, within ``limits``.
+
+    A pass that needs more for its slots goes through ``fallback``, which takes none, or without one reads tensors when
+    they are asked for. Tensors in ``keep`` stay once they have been read (``resident``).
     """
 
     def __init__(
@@ -42,28 +52,26 @@ class WeightStream:
         device: torch.device,
         loader: Loader,
         meter: Meter,
-        prefetch: int,
-        unit_bytes: int = 0,
-        slot_budget: int | None = None,
+        limits: Limits,
         keep: Collection[str] = frozenset(),
         fallback: Loader | None = None,
     ) -> None:
         self.source, self.device, self.loader, self.meter = source, device, loader, meter
         self.resident: dict[str, torch.Tensor] = {}
         self._keep, self._fallback = keep, fallback
-        self._prefetch, self._unit_bytes, self._slot_budget = prefetch, unit_bytes, slot_budget
+        self._limits = limits
 
     def run(self, steps: Sequence[Sequence[str]]) -> Pass:
         """A pass whose step i needs the tensors ``steps[i]``."""
         missing = [[name for name in names if name not in self.resident and self._streamed(name)] for names in steps]
-        units = plan_units(missing, lambda name: self.loader.size([name]), self._unit_bytes, self._keep)
+        units = plan_units(missing, lambda name: self.loader.size([name]), self._limits.unit_bytes, self._keep)
         sizes = {unit: self.loader.size(unit.names) for unit in units}
         slot_bytes = max(sizes.values(), default=0)
         # A few norms that wait for their layer are not worth a slot: they get memory of their own.
         small = {unit for unit in units if 0 < sizes[unit] * _SMALL <= slot_bytes}
-        held, ahead = max(most_held([unit for unit in units if unit not in small]), 1), self._prefetch
-        if self._slot_budget is not None and slot_bytes:
-            ahead = min(ahead, self._slot_budget // slot_bytes - held)
+        held, ahead = max(most_held([unit for unit in units if unit not in small]), 1), self._limits.prefetch
+        if self._limits.slot_budget is not None and slot_bytes:
+            ahead = min(ahead, self._limits.slot_budget // slot_bytes - held)
             if ahead < 0:
                 return self._without_slots(missing, len(steps))
         return Pass(self, self.loader, units, small, ahead, (held + ahead, slot_bytes), len(steps))
@@ -96,10 +104,10 @@ class WeightStream:
         if self._fallback is None:
             return Pass(self, self.loader, [], set(), 0, (1, 0), num_steps)
         units = plan_units(missing, lambda name: 0, 0)
-        return Pass(self, self._fallback, units, set(), self._prefetch, (1, 0), num_steps)
+        return Pass(self, self._fallback, units, set(), self._limits.prefetch, (1, 0), num_steps)
 
     def _streamed(self, name: str) -> bool:
-        return not self._unit_bytes or self.loader.size([name]) <= self._unit_bytes
+        return not self._limits.unit_bytes or self.loader.size([name]) <= self._limits.unit_bytes
 
 
 class Pass:

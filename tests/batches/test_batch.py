@@ -238,7 +238,7 @@ def test_two_batches_do_not_share_a_directory(base: Path) -> None:
 
     def second(message: Message) -> None:
         if isinstance(message, Ended):
-            with pytest.raises(OutputError, match="another batch works here") as raised:
+            with pytest.raises(OutputError, match="in use by another batch") as raised:
                 batch(jobs)
             refused.append(str(raised.value))
 

@@ -123,8 +123,8 @@ def test_the_demo(tmp_path: Path, bundled: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "text.txt").write_text(text[:20_000], encoding="utf-8")  # a tenth of the demo's own
     monkeypatch.setattr(demo, "TEXT", str(tmp_path / "text.txt"))
     shown = _invoke("demo", "--out", str(out), *RUN).stdout
-    assert "layers 20-23: similarity 0.9417 > 0.9, merged" in shown
-    assert "layers 11-14: similarity 0.9066 > 0.9, merged" in shown
+    assert "layers 19-22: similarity 0.9417 > 0.9, merged" in shown
+    assert "layers 10-13: similarity 0.9066 > 0.9, merged" in shown
     assert "■" * 24 in shown
     assert "■■■■■■■■■■4■■■■■4■" in shown.replace(" ", "")
     assert f"The pruned model is in {out}\n" in shown
@@ -205,18 +205,18 @@ def test_the_live_view_follows_the_events() -> None:
     view.listen(PhaseStarted("search"))
     view.listen(StackChanged((1, 1, 1, 1)))
     view.listen(CandidateStarted(2, 1, 0.5))
-    assert lines()[-1].strip() == "l = 2"
+    assert lines()[-1].strip() == "layer 1"
     assert [str(s.style) for s in view._stack_line().spans if "yellow" in str(s.style)] == ["black on yellow"] * 2
     view.listen(DecisionMade(2, 1, 0.75, True))
     view.listen(StackChanged((1, 2, 1)))
     assert "■2■  4 -> 3 layers" in lines()[-2]
-    assert lines()[-1].strip() == "l = 2: 0.7500 > T = 0.5, merged  1 of 1 merged"
+    assert lines()[-1].strip() == "layer 1: 0.7500 > T = 0.5, merged  1 of 1 merged"
     view.listen(CandidateStarted(1, 1, 0.5))
-    assert lines()[-1].endswith("next: l = 1")
+    assert lines()[-1].endswith("next: layer 0")
     view.listen(DecisionMade(1, 1, 0.25, False))
-    assert "l = 1: 0.2500 <= T = 0.5, kept apart  1 of 2 merged" in lines()[-1]
+    assert "layer 0: 0.2500 <= T = 0.5, rejected  1 of 2 merged" in lines()[-1]
     view.listen(DecisionMade(1, 1, None, False, "reason"))
-    assert "l = 1: passed over  1 of 3 merged" in lines()[-1]
+    assert "layer 0: skipped  1 of 3 merged" in lines()[-1]
     assert all(len(line) <= 80 for line in lines())
     assert lines()[0].startswith("reference  " + "█" * 24)
 

@@ -62,7 +62,7 @@ def test_a_signal_ends_a_run_that_can_be_resumed(tmp_path: Path, source: Path, p
         assert said == "interrupted: the run was not finished; the same command starts it again"
         assert [p.name for p in tmp_path.iterdir() if p != source and not p.name.endswith(".lock")] == []
         return
-    assert said == f"interrupted: what was found out is kept; go on with: streamcollapse resume {work}"
+    assert said == f"interrupted: progress saved; resume with: streamcollapse resume {work}"
     assert not (tmp_path / "out").exists()
     resume(work)
     assert (tmp_path / "out" / "config.json").exists()

@@ -164,7 +164,7 @@ def test_a_conversion_that_was_broken_off_goes_on_where_it_was(tmp_path: Path, s
             if len(written) == 8:
                 raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match="go on with: streamcollapse resume"):
+    with pytest.raises(KeyboardInterrupt, match="resume with: streamcollapse resume"):
         convert(source, tmp_path / "out", dtype="float16", output=Output("30kB"), listener=listen)
     assert not (tmp_path / "out").exists()
     first, written = written, []

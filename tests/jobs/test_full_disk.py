@@ -76,7 +76,7 @@ def test_a_disk_that_fills_up_under_the_run(source: Path, small_disk: Path, tmp_
         assert not list(small_disk.iterdir())
         prune(source, out, OPTIONS, settings=RunSettings(compute=FLOAT32, output=OUTPUT))
     else:
-        assert f"go on with: streamcollapse resume {small_disk / '.out.work'}" in str(raised.value)
+        assert f"resume with: streamcollapse resume {small_disk / '.out.work'}" in str(raised.value)
         resume(small_disk / ".out.work")
     assert files(out) == files(tmp_path / "expected")
     assert [p.name for p in small_disk.iterdir()] == ["out"]

@@ -74,7 +74,7 @@ def test_a_bench_that_fails_does_not_speak_of_going_on(
     with pytest.raises(OutputError, match=r"^no space on the disk$"):
         bench(llama, SearchOptions(3), conditions=BenchConditions(tmp_path), settings=RunSettings(compute=CPU))
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(OutputError, match="what was found out is kept; go on with"):
+    with pytest.raises(OutputError, match="progress saved; resume with"):
         prunes.prune(llama, tmp_path / "out", SearchOptions(3), settings=RunSettings(CPU))
 
 

@@ -380,7 +380,7 @@ def test_a_write_that_fails_keeps_the_search(llama: Path, tmp_path: Path, monkey
     expected = prune(llama, tmp_path / "expected", options, settings=RunSettings(compute=FLOAT32))
     monkeypatch.setattr(module, "write_weights", full)
     work = tmp_path / ".out.work"
-    with pytest.raises(OutputError, match=rf"no space; .* go on with: streamcollapse resume {work}$"):
+    with pytest.raises(OutputError, match=rf"no space; .* resume with: streamcollapse resume {work}$"):
         prune(llama, tmp_path / "out", options, settings=RunSettings(compute=FLOAT32))
     assert sorted(p.name for p in tmp_path.iterdir()) == [".out.partial", ".out.work", "expected"]
     monkeypatch.undo()
@@ -477,7 +477,7 @@ def test_an_older_output_survives_a_failed_overwrite(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "write_companions", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="go on with: streamcollapse resume"):
+    with pytest.raises(KeyboardInterrupt, match="resume with: streamcollapse resume"):
         prune(llama, tmp_path / "out", settings=RunSettings(compute=FLOAT32, output=Output(overwrite=True)))
     assert (tmp_path / "out" / "old").read_text() == "old"
 

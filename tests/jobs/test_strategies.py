@@ -251,7 +251,7 @@ def test_a_search_that_is_broken_off_goes_on(llama: Path, tmp_path: Path, strate
         if isinstance(event, DecisionMade):
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match="go on with: streamcollapse resume"):
+    with pytest.raises(KeyboardInterrupt, match="resume with: streamcollapse resume"):
         prune(llama, tmp_path / "out", options, settings=settings, listener=stop)
     again = resume(tmp_path / ".out.work")
     assert isinstance(again, type(expected))
@@ -313,10 +313,10 @@ def _stop_at_the_phase(event: Event, told: list[Event]) -> None:
     ("options", "message"),
     [
         (SearchOptions(9), r"9 layers \(C\) below layer 8 \(H\) would be into layer -1, below 1 \(L\)"),
-        (SearchOptions(2, lowest=7), r"into layer 6, below 7 \(L\); lower --layers-per-merge or --lowest"),
+        (SearchOptions(2, lowest=7), r"into layer 6, below 7 \(L\), counted from 1; lower --layers or --lowest"),
         (SearchOptions(2, lowest=3, highest=3, strategy="rule-based"), "into layer 2, below 3"),
         (SearchOptions(strategy="rule-based", target_ratio=0.01), "within the target"),
-        (SearchOptions(lowest=3, highest=3), r"layers 3 \(L\) to 3 \(H\) have no two neighbours to merge"),
+        (SearchOptions(lowest=3, highest=3), r"layers 3 \(L\) to 3 \(H\), counted from 1, have no two neighbours"),
     ],
 )
 def test_nothing_to_merge_is_said_before_anything_is_done(

@@ -19,7 +19,8 @@ from streamcollapse.jobs import prepare as jobs
 from streamcollapse.run import memory_plan
 from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.storage.placed import Overlay
-from streamcollapse.stream.needs import Allotment, least
+from streamcollapse.stream.allotment import least
+from streamcollapse.stream.needs import Allotment
 from tests.checkpoints import llama_config, save_model
 
 FLOAT32 = Compute("cpu", "float32")

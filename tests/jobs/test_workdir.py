@@ -110,7 +110,9 @@ def test_two_runs_do_not_share_a_directory(llama: Path, tmp_path: Path) -> None:
     _search(llama, work)
     with (work / "lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(OutputError, match="work: another run works here; wait for it or choose another --work-dir"):
+        with pytest.raises(
+            OutputError, match="work: in use by another run; wait for it to finish or choose another --work-dir"
+        ):
             _search(llama, work)
     _search(llama, work)
 
@@ -162,7 +164,7 @@ def test_a_search_that_is_broken_off_goes_on(llama: Path, tmp_path: Path) -> Non
             evaluated.append((work / "journal.jsonl").read_text().count("evaluated"))
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match=rf"kept in {work}; the same command goes on from there"):
+    with pytest.raises(KeyboardInterrupt, match=rf"progress saved in {work}; run the same command again to resume"):
         search(llama, OPTIONS, settings=RunSettings(compute=FLOAT32), listener=interrupt, save_as=plan)
     assert not plan.exists()
     events: list[Event] = []

@@ -20,7 +20,7 @@ from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.disk import check_space
 from streamcollapse.storage.source import TensorInfo
 from streamcollapse.storage.staging import check_output, staged_directory
-from streamcollapse.storage.writer import plan_shards, write_shards
+from streamcollapse.storage.writer import Writing, plan_shards, write_shards
 
 CPU = torch.device("cpu")
 
@@ -65,7 +65,7 @@ def test_what_is_written_is_read_back_by_the_reference(tmp_path: Path, max_shard
     source = Tensors(tensors)
     shards = plan_shards(source, max_shard_bytes)
     written: dict[str, int] = {}
-    write_shards(source, shards, tmp_path, CPU, written.__setitem__)
+    write_shards(source, shards, tmp_path, CPU, Writing(written.__setitem__))
     assert written == {name: t.nbytes for name, t in tensors.items()}
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) == len(shards)
@@ -89,7 +89,7 @@ def test_what_is_written_is_read_back_by_the_reference(tmp_path: Path, max_shard
 
 def test_tensors_are_aligned_to_their_own_size(tmp_path: Path) -> None:
     source = Tensors(_sample())
-    write_shards(source, plan_shards(source, 10**9), tmp_path, CPU, lambda name, size: None)
+    write_shards(source, plan_shards(source, 10**9), tmp_path, CPU)
     (header,) = Checkpoint(tmp_path).shards
     assert (8 + len(header.raw)) % 8 == 0
     assert all(t.start % t.info.dtype.itemsize == 0 for t in header.tensors.values())
@@ -102,7 +102,7 @@ def test_a_non_finite_weight_is_not_written(tmp_path: Path, value: float, dtype:
     bad[617] = value
     source = Tensors({"good": torch.ones(3), "bad": bad})
     with pytest.raises(NonFiniteError, match="tensor bad has 1 NaN or infinite values"):
-        write_shards(source, plan_shards(source, 10**9), tmp_path, CPU, lambda name, size: None)
+        write_shards(source, plan_shards(source, 10**9), tmp_path, CPU)
 
 
 def test_no_space_is_found_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_a_disk_that_fills_up_while_reserving(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "posix_fallocate", full)
     source = Tensors(_sample())
     with pytest.raises(OutputError, match="no space on the disk"):
-        write_shards(source, plan_shards(source, 10**9), tmp_path, CPU, lambda name, size: None)
+        write_shards(source, plan_shards(source, 10**9), tmp_path, CPU)
 
 
 def test_a_file_system_that_cannot_reserve_is_written_all_the_same(
@@ -131,7 +131,7 @@ def test_a_file_system_that_cannot_reserve_is_written_all_the_same(
 
     monkeypatch.setattr(os, "posix_fallocate", unable)
     source = Tensors(_sample())
-    write_shards(source, plan_shards(source, 10**9), tmp_path, CPU, lambda name, size: None)
+    write_shards(source, plan_shards(source, 10**9), tmp_path, CPU)
     assert torch.equal(load_file(tmp_path / "model.safetensors")["a"], source.tensors["a"])
 
 
@@ -146,7 +146,7 @@ def test_a_real_full_disk(tmp_path: Path) -> None:
     try:
         source = Tensors({"big": torch.ones(100_000)})
         with pytest.raises(OutputError, match=r"no space on the disk: 400 kB needed"):
-            write_shards(source, plan_shards(source, 10**9), mount, CPU, lambda name, size: None)
+            write_shards(source, plan_shards(source, 10**9), mount, CPU)
     finally:
         subprocess.run(["umount", str(mount)], check=True)
 
@@ -163,7 +163,7 @@ def test_memory_is_one_tensor_not_one_shard(tmp_path: Path) -> None:
             return tensor
 
     source = Watched({f"t{i}": torch.ones(10) for i in range(20)})
-    write_shards(source, plan_shards(source, 10**9), tmp_path, CPU, lambda name, size: None)
+    write_shards(source, plan_shards(source, 10**9), tmp_path, CPU)
     assert not alive
 
 

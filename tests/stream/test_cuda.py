@@ -17,7 +17,7 @@ from streamcollapse.stream.copies import CudaCopies
 from streamcollapse.stream.device import device_errors, free_vram, within_vram
 from streamcollapse.stream.loaders import DeviceLoader
 from streamcollapse.stream.meters import Meter
-from streamcollapse.stream.weights import WeightStream
+from streamcollapse.stream.weights import Limits, WeightStream
 
 pytestmark = pytest.mark.gpu
 OPTIONS = SearchOptions(layers_per_merge=3, interval=1, threshold=0.55, rule="mean")
@@ -29,7 +29,7 @@ def test_what_arrives_is_what_is_stored_while_the_device_is_busy(llama_bf16: Pat
     layers = [[n for n in checkpoint.names if f"layers.{i}." in n] for i in range(8)]
     loader = DeviceLoader(checkpoint, False, CudaCopies(device))
     size = max(sum(loader.size([n]) for n in names) for names in layers)
-    stream = WeightStream(checkpoint, device, loader, Meter(device), 2, size)
+    stream = WeightStream(checkpoint, device, loader, Meter(device), Limits(2, size))
     busy = torch.randn(4096, 4096, device=device)
     for _ in range(20):
         sums = []

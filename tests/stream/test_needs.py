@@ -15,8 +15,9 @@ from streamcollapse.settings.run import Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.stream import budget as budgets
 from streamcollapse.stream import needs
+from streamcollapse.stream.allotment import allot, least
 from streamcollapse.stream.budget import Budget, budget_for, free_ram
-from streamcollapse.stream.needs import Work, allot, least, measure_work, peak_bytes
+from streamcollapse.stream.needs import Work, Workload, measure_work, peak_bytes
 
 CPU = torch.device("cpu")
 
@@ -37,7 +38,7 @@ def test_work_follows_from_the_shapes(llama_bf16: Path) -> None:
     # q and o 32x32, k and v 16x32, three of 48x32, two norms of 32: all multiples of 64 bytes
     parameters = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32
     for dtype in (torch.float32, torch.bfloat16):
-        work = measure_work(checkpoint, layout, dtype, 32, tokens=100, call=(2, 30), boundaries=5)
+        work = measure_work(checkpoint, layout, dtype, 32, Workload(tokens=100, call=(2, 30), boundaries=5))
         assert (work.num_layers, work.layer, work.slot) == (8, 2 * parameters, dtype.itemsize * parameters)
         assert work.converted == (dtype == torch.float32)
         assert (work.state, work.boundaries, work.tensor) == (100 * 32 * dtype.itemsize, 5, 2 * 48 * 32)

@@ -15,7 +15,7 @@ from streamcollapse.errors import CheckpointError
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.stream.loaders import DeviceLoader, Loaded, Loader, MappedLoader, PlainLoader, ReadLoader
 from streamcollapse.stream.meters import Meter
-from streamcollapse.stream.weights import WeightStream
+from streamcollapse.stream.weights import Limits, WeightStream
 from tests.checkpoints import llama_config, save_llama, save_model
 from tests.streams import CPU, StandInCopies, StandInDevice
 
@@ -40,7 +40,8 @@ def _steps(checkpoint: Checkpoint) -> list[list[str]]:
 
 def _stream(checkpoint: Checkpoint, loader: Loader, prefetch: int, **options: Any) -> WeightStream:
     size = max(sum(loader.size([n]) for n in checkpoint.names if f"layers.{i}." in n) for i in range(8))
-    return WeightStream(checkpoint, CPU, loader, Meter(CPU), prefetch, size, **options)
+    limits = Limits(prefetch, size, options.pop("slot_budget", None))
+    return WeightStream(checkpoint, CPU, loader, Meter(CPU), limits, **options)
 
 
 def _read_all(stream: WeightStream, steps: list[list[str]]) -> list[dict[str, torch.Tensor]]:
@@ -141,7 +142,7 @@ def test_a_tensor_that_its_file_does_not_align(tmp_path: Path) -> None:
     write_raw(tmp_path / "m" / "model.safetensors", header, bytes(3) + values.numpy().tobytes())
     checkpoint = Checkpoint(tmp_path / "m")
     for kind in LOADERS:
-        stream = WeightStream(checkpoint, CPU, LOADERS[kind](checkpoint), Meter(CPU), 1, 1 << 20)
+        stream = WeightStream(checkpoint, CPU, LOADERS[kind](checkpoint), Meter(CPU), Limits(1, 1 << 20))
         assert torch.equal(_read_all(stream, [["a", "b"]])[0]["b"], values), kind
 
 
@@ -196,7 +197,7 @@ def test_weights_come_while_the_computation_runs(llama_bf16: Path) -> None:
 
     events: list[str] = []
     layers = [[n for n in checkpoint.names if f"layers.{i}." in n] for i in range(8)]
-    stream = WeightStream(checkpoint, CPU, Slow(checkpoint, CPU), Meter(CPU), 2)
+    stream = WeightStream(checkpoint, CPU, Slow(checkpoint, CPU), Meter(CPU), Limits(2))
     with stream.run(layers) as weights:
         for _ in layers:
             with weights.step():

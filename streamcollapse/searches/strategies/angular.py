@@ -17,7 +17,7 @@ class Angular(OnePass):
     source = "Gromov et al. 2024 (arXiv 2403.17887)"
 
     def layers_of(self, decision: Decision) -> str:
-        return f"layers {decision.l}-{decision.l + decision.merged - 1}"
+        return f"layers {decision.l - 1}-{decision.l + decision.merged - 2}"
 
     def choose(self, context: SearchContext) -> Found:
         from streamcollapse.forward.influence import angular_distances

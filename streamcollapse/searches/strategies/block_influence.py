@@ -17,7 +17,7 @@ class BlockInfluence(OnePass):
     source = "Men et al. 2024, ShortGPT (arXiv 2403.03853)"
 
     def layers_of(self, decision: Decision) -> str:
-        return f"layer {decision.l}"
+        return f"layer {decision.l - 1}"
 
     def choose(self, context: SearchContext) -> Found:
         from streamcollapse.forward.influence import block_influence

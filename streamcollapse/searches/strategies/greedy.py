@@ -60,7 +60,7 @@ class Greedy(Strategy):
             super().check(space)
 
     def layers_of(self, decision: Decision) -> str:
-        return f"positions {decision.l}-{decision.l + decision.merged}"  # of the stack as it was then
+        return f"positions {decision.l - 1}-{decision.l - 1 + decision.merged}"  # of the stack as it was then
 
     def verdict_of(self, decision: Decision, options: SearchOptions) -> str:
         return ", merged" if options.has_target else super().verdict_of(decision, options)
@@ -136,7 +136,7 @@ class GreedyState:
         """The most similar candidate, then with the next one that has no layer in common with those taken, and so on:
         at most ``most`` merges, as the target allows. Each merge comes with the stack that it and those before it make.
 
-        ``similarities`` of the candidates, in order; those without one are passed over.
+        ``similarities`` of the candidates, in order; those without one are skipped.
         """
         pairs = zip(self.candidates, similarities, strict=True)
         known = [(similarity, candidate) for candidate, similarity in pairs if similarity is not None]
