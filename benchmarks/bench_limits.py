@@ -127,22 +127,16 @@ WITH_USAGE = """
 import json, sys
 import transformers
 from transformers import AutoModelForCausalLM
-import streamcollapse
-from streamcollapse.jobs import prune as jobs
-from streamcollapse.settings.run import Calibration, Streaming
+from streamcollapse import Calibration, RunSettings, SearchOptions, Streaming
+from streamcollapse.jobs.prepare import prepare_search
+from streamcollapse.jobs.search import run_search
 from streamcollapse.stream.memory import sample_memory
 source, threshold, samples, budget, lookahead = sys.argv[1:]
-opened = []
-original = jobs.open_job
-jobs.open_job = lambda *a: opened.append(original(*a)) or opened[0]
-planned = []
-allotment = jobs.allotment
-jobs.allotment = lambda *a: planned.append(allotment(*a)) or planned[0]
 before = sample_memory().rss
-plan = jobs.search(source, streamcollapse.SearchOptions(strategy="laco", threshold=float(threshold)),
-calibration=Calibration(samples),
-                   streaming=Streaming(int(lookahead), ram_budget=budget))
-usage = {**opened[0].meter.summary(), "memory": planned[0].to_json()}
+settings = RunSettings(calibration=Calibration(samples), streaming=Streaming(int(lookahead), ram_budget=budget))
+prepared = prepare_search(source, SearchOptions(strategy="laco", threshold=float(threshold)), settings)
+plan = run_search(prepared)
+usage = {**prepared.job.meter.summary(), "memory": prepared.memory.to_json()}
 print(json.dumps({"usage": usage, "interpreter_rss": before, "layers_after": plan.num_layers,
                   "candidates": len(plan.search.decisions)}))
 """

@@ -15,8 +15,10 @@ from gpu_bench import Bench
 from gpu_devices import gigabytes
 from make_checkpoint import Shape
 
+from streamcollapse.jobs.apply import Pruned
 from streamcollapse.jobs.prepare import prepare_prune, prepare_search
-from streamcollapse.jobs.prune import Pruned, run_prune, run_search_alone
+from streamcollapse.jobs.prune import run_prune
+from streamcollapse.jobs.search import run_search
 from streamcollapse.merge.plan import Plan
 from streamcollapse.progress import DecisionMade, Event, Listener, PhaseStarted, silent
 from streamcollapse.settings.run import RunSettings, Streaming
@@ -48,7 +50,7 @@ def pruned(bench: Bench, shape: str, options: SearchOptions, kind: str | None, s
 def searched(source: Path, options: SearchOptions, settings: RunSettings, listener: Listener = silent) -> Searched:
     """``search``, with what it used."""
     prepared = prepare_search(source, options, settings, listener=listener)
-    plan = run_search_alone(prepared)
+    plan = run_search(prepared)
     return Searched(plan, {**prepared.job.meter.summary(), "memory": prepared.memory.to_json()})
 
 

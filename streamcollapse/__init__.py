@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streamcollapse.batches.run import batch as batch
     from streamcollapse.errors import StreamCollapseError as StreamCollapseError
+    from streamcollapse.jobs.apply import Pruned as Pruned
+    from streamcollapse.jobs.apply import apply as apply
     from streamcollapse.jobs.bench import bench as bench
     from streamcollapse.jobs.convert import Conversion as Conversion
     from streamcollapse.jobs.convert import convert as convert
@@ -23,11 +25,9 @@ if TYPE_CHECKING:
     from streamcollapse.jobs.planning import compose_plans as compose_plans
     from streamcollapse.jobs.planning import export_plan as export_plan
     from streamcollapse.jobs.planning import make_plan as make_plan
-    from streamcollapse.jobs.prune import Pruned as Pruned
-    from streamcollapse.jobs.prune import apply as apply
     from streamcollapse.jobs.prune import prune as prune
-    from streamcollapse.jobs.prune import search as search
     from streamcollapse.jobs.resume import resume as resume
+    from streamcollapse.jobs.search import search as search
     from streamcollapse.jobs.similarity import Similarities as Similarities
     from streamcollapse.jobs.similarity import similarity as similarity
     from streamcollapse.jobs.speed import speed as speed
@@ -55,14 +55,14 @@ _HOMES = {
     "EvaluationText": "settings.run",
     "Output": "settings.run",
     "Plan": "merge.plan",
-    "Pruned": "jobs.prune",
+    "Pruned": "jobs.apply",
     "RunSettings": "settings.run",
     "SearchOptions": "settings.search",
     "Similarities": "jobs.similarity",
     "StreamCollapseError": "errors",
     "Streaming": "settings.run",
     "Verification": "jobs.verify",
-    "apply": "jobs.prune",
+    "apply": "jobs.apply",
     "batch": "batches.run",
     "bench": "jobs.bench",
     "compose_plans": "jobs.planning",
@@ -73,7 +73,7 @@ _HOMES = {
     "perplexity": "jobs.perplexity",
     "prune": "jobs.prune",
     "resume": "jobs.resume",
-    "search": "jobs.prune",
+    "search": "jobs.search",
     "similarity": "jobs.similarity",
     "speed": "jobs.speed",
     "verify": "jobs.verify",

@@ -6,8 +6,10 @@ import ast
 from pathlib import Path
 
 import pytest
+import typer
 
 import streamcollapse
+from streamcollapse.cli.main import app
 
 ROOT = Path(streamcollapse.__file__).parent
 # Bottom first. A module may import from its own layer and from those before it.
@@ -126,3 +128,12 @@ def test_no_function_takes_more_than_seven_parameters(path: Path) -> None:
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             count = sum(argument.arg not in ("self", "cls") for argument in arguments)
             assert count <= 7, f"line {node.lineno}: {node.name} takes {count}"
+
+
+def test_each_verb_has_a_file_of_its_own() -> None:
+    verbs = {path.stem for path in (ROOT / "cli" / "verbs").glob("*.py")} - {"__init__"}
+    commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    assert verbs == commands
+    jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__", "prepare"}
+    # strategies and demo have no job of their own; plan's and batch's are called after what they make
+    assert jobs - {"planning"} == commands - {"strategies", "demo", "plan", "batch"}

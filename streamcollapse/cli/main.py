@@ -12,13 +12,21 @@ from typing import Annotated
 
 import typer
 
-from streamcollapse.cli.analysis import similarity
-from streamcollapse.cli.batch import batch
-from streamcollapse.cli.demo import demo
-from streamcollapse.cli.formats import convert, verify
-from streamcollapse.cli.measuring import bench, speed
-from streamcollapse.cli.planning import plan
-from streamcollapse.cli.verbs import apply, inspect, perplexity, prune, resume, search, strategies
+from streamcollapse.cli.verbs.apply import apply
+from streamcollapse.cli.verbs.batch import batch
+from streamcollapse.cli.verbs.bench import bench
+from streamcollapse.cli.verbs.convert import convert
+from streamcollapse.cli.verbs.demo import demo
+from streamcollapse.cli.verbs.inspect import inspect
+from streamcollapse.cli.verbs.perplexity import perplexity
+from streamcollapse.cli.verbs.plan import plan
+from streamcollapse.cli.verbs.prune import prune
+from streamcollapse.cli.verbs.resume import resume
+from streamcollapse.cli.verbs.search import search
+from streamcollapse.cli.verbs.similarity import similarity
+from streamcollapse.cli.verbs.speed import speed
+from streamcollapse.cli.verbs.strategies import strategies
+from streamcollapse.cli.verbs.verify import verify
 
 app = typer.Typer(
     name="streamcollapse",

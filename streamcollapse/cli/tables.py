@@ -17,11 +17,11 @@ from streamcollapse.errors import printable
 from streamcollapse.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:  # for their names alone: importing them takes seconds
+    from streamcollapse.jobs.apply import Pruned
     from streamcollapse.jobs.bench import Bench
     from streamcollapse.jobs.inspect import Inspection
     from streamcollapse.jobs.perplexity import Score
     from streamcollapse.jobs.prepare import Prepared
-    from streamcollapse.jobs.prune import Pruned
     from streamcollapse.jobs.speed import Speed
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from streamcollapse.jobs.apply import Pruned, apply
 from streamcollapse.jobs.convert import Conversion, convert
-from streamcollapse.jobs.prune import Pruned, apply, prune
+from streamcollapse.jobs.prune import prune
 from streamcollapse.progress import Listener, silent
 from streamcollapse.run.request import ConvertAgain, asked_before
 

@@ -60,7 +60,7 @@ def demand_of(space: SearchSpace) -> Demand:
     return Demand(len(strategy.boundaries(space)), window, space.options.metric, strategy.samples)
 
 
-def run_search(context: SearchContext) -> SearchResult:
+def find_layers(context: SearchContext) -> SearchResult:
     """Find the layers of the pruned model, and scales for them if they are wanted."""
     space, listener = context.space, context.job.listener
     listener(StackChanged(tuple(1 for _ in range(space.num_layers))))

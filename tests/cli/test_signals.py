@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are those of a 
 # The real program, which sends itself a signal at the third event of a phase.
 SIGNALLED = """
 import contextlib, os, sys
-import streamcollapse.cli.verbs as verbs, streamcollapse.cli.formats as formats
+from streamcollapse.cli.verbs import apply, convert, prune, resume, search
 from streamcollapse.__main__ import main
 from streamcollapse.progress import PhaseStarted
 phase, number, times = sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
@@ -33,7 +33,8 @@ def listen(event):
 @contextlib.contextmanager
 def live_progress(quiet):
     yield listen
-verbs.live_progress = formats.live_progress = live_progress
+for verb in (apply, convert, prune, resume, search):
+    verb.live_progress = live_progress
 main()
 """
 SEARCH = ["-C", "3", "-I", "1", "-T", "0.5", "--rule", "mean", "--compute-dtype", "float32"]

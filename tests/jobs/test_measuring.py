@@ -70,7 +70,7 @@ def test_a_bench_that_fails_does_not_speak_of_going_on(
     def full(*arguments: object) -> None:
         raise OutputError("no space on the disk")
 
-    monkeypatch.setattr(prunes, "_write", full)
+    monkeypatch.setattr(prunes, "write_pruned", full)
     with pytest.raises(OutputError, match=r"^no space on the disk$"):
         bench(llama, SearchOptions(3), conditions=BenchConditions(tmp_path), settings=RunSettings(compute=CPU))
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, GPT2
 
 from streamcollapse import Calibration, Compute, Output, Plan, SearchOptions, apply, prune, resume, search
 from streamcollapse.errors import ModelError, OutputError, PlanError
-from streamcollapse.jobs import prune as module
+from streamcollapse.jobs import apply as module
 from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.progress import DecisionMade, StackChanged, WarningRaised
 from streamcollapse.run.opened import calibration_samples, open_job

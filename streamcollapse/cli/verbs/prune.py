@@ -1,0 +1,46 @@
+"""The verb prune."""
+
+from __future__ import annotations
+
+from streamcollapse.cli import options as o
+from streamcollapse.cli.derived import grouped
+from streamcollapse.cli.screen import live_progress, print_json
+from streamcollapse.run.first_checks import check_out, check_source
+from streamcollapse.settings.run import (
+    Calibration,
+    Compute,
+    Output,
+    RunSettings,
+    Streaming,
+)
+from streamcollapse.settings.search import SearchOptions
+
+
+@grouped
+def prune(
+    source: o.Source,
+    out: o.Out,
+    method: SearchOptions,
+    samples: Calibration,
+    compute: Compute,
+    streaming: Streaming,
+    output: Output,
+    dry_run: o.DryRun = False,
+    as_json: o.Json = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Prune SOURCE by layer collapse into the new directory DIR: reference pass, search, write."""
+    check_source(source)
+    check_out(source, out, streaming, output)
+    from streamcollapse.cli import tables
+    from streamcollapse.jobs.prepare import prepare_prune
+    from streamcollapse.jobs.prune import run_prune
+
+    settings = RunSettings(compute, samples, streaming, output, trust_remote_code)
+    with live_progress(quiet=as_json or dry_run) as listener:
+        prepared = prepare_prune(source, out, method, settings, listener)
+        pruned = None if dry_run else run_prune(prepared)
+    if pruned is None:
+        print_json(prepared.to_json()) if as_json else tables.show_prepared(prepared)
+    else:
+        print_json({"out": str(pruned.out), **pruned.report}) if as_json else tables.show_pruned(pruned)

@@ -1,0 +1,46 @@
+"""The verb search."""
+
+from __future__ import annotations
+
+from streamcollapse.cli import options as o
+from streamcollapse.cli.derived import grouped
+from streamcollapse.cli.screen import live_progress, print_json
+from streamcollapse.run.first_checks import check_plan_path, check_source
+from streamcollapse.settings.run import (
+    Calibration,
+    Compute,
+    Output,
+    RunSettings,
+    Streaming,
+)
+from streamcollapse.settings.search import SearchOptions
+
+
+@grouped
+def search(
+    source: o.Source,
+    plan: o.PlanOut,
+    method: SearchOptions,
+    samples: Calibration,
+    compute: Compute,
+    streaming: Streaming,
+    overwrite: o.OverwriteFile = False,
+    dry_run: o.DryRun = False,
+    as_json: o.Json = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Search SOURCE for merges and write the plan; no weights are written."""
+    check_source(source)
+    check_plan_path(plan, overwrite)
+    from streamcollapse.cli import plans, tables
+    from streamcollapse.jobs.prepare import prepare_search
+    from streamcollapse.jobs.search import run_search
+
+    settings = RunSettings(compute, samples, streaming, Output(overwrite=overwrite), trust_remote_code)
+    with live_progress(quiet=as_json or dry_run) as listener:
+        prepared = prepare_search(source, method, settings, plan, listener)
+        found = None if dry_run else run_search(prepared)
+    if found is None:
+        print_json(prepared.to_json()) if as_json else tables.show_prepared(prepared)
+    else:
+        print_json(found.to_json()) if as_json else plans.show_plan(found, plan)

@@ -1,0 +1,94 @@
+"""Write the checkpoint that a plan describes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamcollapse.jobs.prepare import Prepared, prepare_apply
+from streamcollapse.merge.plan import Plan
+from streamcollapse.output.checkpoint import (
+    PLAN_FILE,
+    REPORT_FILE,
+    check_loadable,
+    write_companions,
+    write_config,
+    write_weights,
+)
+from streamcollapse.output.report import build_report, load_report, sizes
+from streamcollapse.progress import Listener, PhaseStarted, silent
+from streamcollapse.run.memory_plan import Means, means
+from streamcollapse.run.workplace import WorkPlace, kept_place
+from streamcollapse.settings.run import RunSettings
+from streamcollapse.storage.disk import check_space
+from streamcollapse.storage.staging import staged_directory, tidy_up
+from streamcollapse.storage.writer import plan_shards
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What ``prune`` and ``apply`` give back: where the checkpoint is, its plan, and the report as JSON types."""
+
+    out: Path
+    plan: Plan
+    report: dict[str, Any]
+
+
+def apply(
+    source: str | Path,
+    plan: Plan,
+    out: str | Path,
+    *,
+    settings: RunSettings = RunSettings(),  # noqa: B008 - frozen
+    listener: Listener = silent,
+) -> Pruned:
+    """The second half of ``prune``: write the checkpoint that ``plan`` describes. Raises StreamCollapseError."""
+    return run_apply(prepare_apply(source, plan, out, settings, listener))
+
+
+def run_apply(prepared: Prepared) -> Pruned:
+    """``apply`` as ``prepared``."""
+    assert prepared.plan is not None
+    assert prepared.out is not None
+    with kept_place(prepared.request, prepared.key) as place:
+        if place.has_finished(prepared.out):
+            return finished(prepared.out)
+        with means(prepared.job, prepared.memory, place.scratch) as given:
+            return write_pruned(prepared, prepared.plan, given, place)
+
+
+def write_pruned(prepared: Prepared, plan: Plan, given: Means, place: WorkPlace) -> Pruned:
+    """Stream the plan's tensors into a new checkpoint, which gets its name last of all."""
+    job, out, output = prepared.job, prepared.out, prepared.settings.output
+    assert out is not None
+    given.stored.set_stack(plan.layers)
+    view = job.view(plan.layers, plan.merge_norms, given.stored.names)
+    shards = plan_shards(view, output.max_shard_bytes)
+    with staged_directory(out, output.overwrite) as stage:
+        finished = place.take_up(stage)
+        check_space(out, sum(shard.file_bytes for shard in shards if shard.file_name not in finished))
+        write_config(stage, job.checkpoint.directory, job.architecture.config, plan, job.trust_remote_code)
+        check_loadable(stage, view, job.architecture, job.trust_remote_code)
+        with job.meter.phase("write"):
+            job.listener(PhaseStarted("write", sum(len(shard.names) for shard in shards)))
+            write_weights(view, given.stream, shards, stage, job.listener, finished, place.shard_done)
+        report = build_report(
+            job.checkpoint,
+            plan,
+            sizes(view, plan.num_layers),
+            job.compute(),
+            {"max_shard_bytes": output.max_shard_bytes, "search": plan.to_json().get("search")},
+            {**job.meter.summary(), "memory": given.choice.to_json()},
+            place.shards(),
+        )
+        write_companions(stage, job.checkpoint.directory, plan, report)
+        job.checkpoint.check_unchanged()
+        place.mark("renaming")
+    return Pruned(out, plan, report)
+
+
+def finished(out: Path) -> Pruned:
+    """What a run that was killed right after the renaming had made."""
+    tidy_up(out)
+    return Pruned(out, Plan.load(out / PLAN_FILE), load_report(out / REPORT_FILE))

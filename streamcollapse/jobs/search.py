@@ -1,0 +1,72 @@
+"""Find the plan of a pruned model, and write no weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from streamcollapse.jobs.prepare import Prepared, prepare_search
+from streamcollapse.merge.plan import Plan, SearchRecord
+from streamcollapse.progress import Listener, PhaseStarted, silent
+from streamcollapse.run.memory_plan import Means, means
+from streamcollapse.run.workplace import WorkPlace, search_place
+from streamcollapse.searches.evaluator import Evaluator
+from streamcollapse.searches.registry import strategy_of
+from streamcollapse.searches.space import find_layers
+from streamcollapse.searches.strategy import SearchContext, SearchResult
+from streamcollapse.settings.run import RunSettings
+from streamcollapse.settings.search import SearchOptions
+from streamcollapse.stream.allocator import heap_for
+
+
+def search(
+    source: str | Path,
+    options: SearchOptions = SearchOptions(),  # noqa: B008 - frozen
+    *,
+    settings: RunSettings = RunSettings(),  # noqa: B008
+    listener: Listener = silent,
+    save_as: str | Path | None = None,
+) -> Plan:
+    """The first half of ``prune``: find the plan, write no weights.
+
+    With ``save_as`` the plan is written there, and progress is saved beside it until it is: the same search resumes
+    after a crash. Raises StreamCollapseError.
+    """
+    return run_search(prepare_search(source, options, settings, save_as, listener))
+
+
+def run_search(prepared: Prepared) -> Plan:
+    """``search`` as ``prepared``."""
+    prepared.announce()
+    with (
+        search_place(
+            prepared.key, prepared.options, prepared.settings.streaming, prepared.memory.spill, prepared.out
+        ) as place,
+        means(prepared.job, prepared.memory, place.scratch) as given,
+    ):
+        plan = find_plan(prepared, given, place)
+        if prepared.out is not None:
+            plan.save(prepared.out)
+        return plan
+
+
+def find_plan(prepared: Prepared, given: Means, place: WorkPlace) -> Plan:
+    """The reference pass and the search."""
+    job, space, samples = prepared.job, prepared.space, prepared.samples
+    assert space is not None
+    assert samples is not None
+    model, boundaries = job.model(given.stream), strategy_of(space.options).boundaries(space)
+    with heap_for(given.choice.activations):
+        with job.meter.phase("reference"):
+            job.listener(PhaseStarted("reference", job.num_layers))
+            reference = place.reference(job, samples, model, boundaries)
+        lookahead = prepared.settings.streaming.lookahead
+        evaluator = Evaluator(job, model, given, reference, place.memory, space.options, lookahead)
+        with job.meter.phase("search"):
+            job.listener(PhaseStarted("search"))
+            found = find_layers(SearchContext(job, space, reference, evaluator, place))
+    fingerprint, record = job.checkpoint.fingerprint(), _record(prepared, found, samples.digest)
+    return Plan(job.name, job.num_layers, fingerprint, found.layers, space.options.merge_norms, record)
+
+
+def _record(prepared: Prepared, found: SearchResult, digest: str) -> SearchRecord:
+    return SearchRecord(found.options, digest, prepared.job.placement.dtype_name, tuple(found.decisions))
