@@ -39,7 +39,7 @@ from streamcollapse.errors import BudgetError
 from streamcollapse.forward.reference import reference_pass
 from streamcollapse.jobs import prepare
 from streamcollapse.merge.plan import Plan
-from streamcollapse.run.memory_plan import Demand, allotment, means
+from streamcollapse.run.memory_plan import Demand, allotment, open_run
 from streamcollapse.run.opened import calibration_samples, open_job
 from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
@@ -69,8 +69,8 @@ def streamed_pass(bench: Bench, shape: str, vram: int) -> Finding:
     reading, copying = read_alone(layers, device), device.copies().rate(bench.pick(1 << 30, 1 << 22))
     device.settle()
     choice = allotment(job, samples, bench.streaming(vram, io="pread"), Demand(job.num_layers))
-    with means(job, replace(choice, resident_layers=0), bench.place) as given, job.meter.phase("passes"):
-        model = job.model(given.stream)
+    with open_run(job, replace(choice, resident_layers=0), bench.place) as given, job.meter.phase("passes"):
+        model = given.model
 
         def once() -> None:
             reference_pass(model, samples.batches, range(0))

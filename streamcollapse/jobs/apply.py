@@ -18,7 +18,7 @@ from streamcollapse.output.checkpoint import (
 )
 from streamcollapse.output.report import build_report, load_report, sizes
 from streamcollapse.progress import Listener, PhaseStarted, silent
-from streamcollapse.run.memory_plan import Means, means
+from streamcollapse.run.memory_plan import Run, open_run
 from streamcollapse.run.workplace import WorkPlace, kept_place
 from streamcollapse.settings.run import RunSettings
 from streamcollapse.storage.disk import check_space
@@ -54,16 +54,16 @@ def run_apply(prepared: Prepared) -> Pruned:
     with kept_place(prepared.request, prepared.key) as place:
         if place.has_finished(prepared.out):
             return finished(prepared.out)
-        with means(prepared.job, prepared.memory, place.scratch) as given:
-            return write_pruned(prepared, prepared.plan, given, place)
+        with open_run(prepared.job, prepared.memory, place.scratch) as run:
+            return write_pruned(prepared, prepared.plan, run, place)
 
 
-def write_pruned(prepared: Prepared, plan: Plan, given: Means, place: WorkPlace) -> Pruned:
+def write_pruned(prepared: Prepared, plan: Plan, run: Run, place: WorkPlace) -> Pruned:
     """Stream the plan's tensors into a new checkpoint, which gets its name last of all."""
     job, out, output = prepared.job, prepared.out, prepared.settings.output
     assert out is not None
-    given.stored.set_stack(plan.layers)
-    view = job.view(plan.layers, plan.merge_norms, given.stored.names)
+    run.stored.set_stack(plan.layers)
+    view = job.view(plan.layers, plan.merge_norms, run.stored.names)
     shards = plan_shards(view, output.max_shard_bytes)
     with staged_directory(out, output.overwrite) as stage:
         finished = place.take_up(stage)
@@ -72,14 +72,14 @@ def write_pruned(prepared: Prepared, plan: Plan, given: Means, place: WorkPlace)
         check_loadable(stage, view, job.architecture, job.trust_remote_code)
         with job.meter.phase("write"):
             job.listener(PhaseStarted("write", sum(len(shard.names) for shard in shards)))
-            write_weights(view, given.stream, shards, stage, job.listener, finished, place.shard_done)
+            write_weights(view, run.stream, shards, stage, job.listener, finished, place.shard_done)
         report = build_report(
             job.checkpoint,
             plan,
             sizes(view, plan.num_layers),
             job.compute(),
             {"max_shard_bytes": output.max_shard_bytes, "search": plan.to_json().get("search")},
-            {**job.meter.summary(), "memory": given.choice.to_json()},
+            {**job.meter.summary(), "memory": run.memory.to_json()},
             place.shards(),
         )
         write_companions(stage, job.checkpoint.directory, plan, report)

@@ -14,7 +14,7 @@ from streamcollapse.jobs.apply import Pruned, finished, write_pruned
 from streamcollapse.jobs.prepare import Prepared, prepare_prune
 from streamcollapse.jobs.search import find_plan
 from streamcollapse.progress import Listener, silent
-from streamcollapse.run.memory_plan import means
+from streamcollapse.run.memory_plan import open_run
 from streamcollapse.run.workplace import kept_place
 from streamcollapse.settings.run import RunSettings
 from streamcollapse.settings.search import SearchOptions
@@ -44,6 +44,5 @@ def run_prune(prepared: Prepared, passing: bool = False) -> Pruned:
     with kept_place(prepared.request, prepared.key, passing) as place:
         if place.has_finished(prepared.out):
             return finished(prepared.out)
-        with means(prepared.job, prepared.memory, place.scratch) as given:
-            plan = find_plan(prepared, given, place)
-            return write_pruned(prepared, plan, given, place)
+        with open_run(prepared.job, prepared.memory, place.scratch) as run:
+            return write_pruned(prepared, find_plan(prepared, run, place), run, place)

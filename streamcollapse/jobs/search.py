@@ -7,7 +7,7 @@ from pathlib import Path
 from streamcollapse.jobs.prepare import Prepared, prepare_search
 from streamcollapse.merge.plan import Plan, SearchRecord
 from streamcollapse.progress import Listener, PhaseStarted, silent
-from streamcollapse.run.memory_plan import Means, means
+from streamcollapse.run.memory_plan import Run, open_run
 from streamcollapse.run.workplace import WorkPlace, search_place
 from streamcollapse.searches.evaluator import Evaluator
 from streamcollapse.searches.registry import strategy_of
@@ -41,29 +41,28 @@ def run_search(prepared: Prepared) -> Plan:
         search_place(
             prepared.key, prepared.options, prepared.settings.streaming, prepared.memory.spill, prepared.out
         ) as place,
-        means(prepared.job, prepared.memory, place.scratch) as given,
+        open_run(prepared.job, prepared.memory, place.scratch) as run,
     ):
-        plan = find_plan(prepared, given, place)
+        plan = find_plan(prepared, run, place)
         if prepared.out is not None:
             plan.save(prepared.out)
         return plan
 
 
-def find_plan(prepared: Prepared, given: Means, place: WorkPlace) -> Plan:
+def find_plan(prepared: Prepared, run: Run, place: WorkPlace) -> Plan:
     """The reference pass and the search."""
-    job, space, samples = prepared.job, prepared.space, prepared.samples
+    job, space, samples = run.job, prepared.space, prepared.samples
     assert space is not None
     assert samples is not None
-    model, boundaries = job.model(given.stream), strategy_of(space.options).boundaries(space)
-    with heap_for(given.choice.activations):
+    with heap_for(run.memory.activations):
         with job.meter.phase("reference"):
             job.listener(PhaseStarted("reference", job.num_layers))
-            reference = place.reference(job, samples, model, boundaries)
+            reference = place.reference(run, samples, strategy_of(space.options).boundaries(space))
         lookahead = prepared.settings.streaming.lookahead
-        evaluator = Evaluator(job, model, given, reference, place.memory, space.options, lookahead)
+        evaluator = Evaluator(run, reference, place.memory, space.options, lookahead)
         with job.meter.phase("search"):
             job.listener(PhaseStarted("search"))
-            found = find_layers(SearchContext(job, space, reference, evaluator, place))
+            found = find_layers(SearchContext(run, space, reference, evaluator, place))
     fingerprint, record = job.checkpoint.fingerprint(), _record(prepared, found, samples.digest)
     return Plan(job.name, job.num_layers, fingerprint, found.layers, space.options.merge_norms, record)
 

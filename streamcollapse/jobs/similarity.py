@@ -16,7 +16,7 @@ from streamcollapse.forward.reference import Branches, reference_sweep
 from streamcollapse.merge.plan import collapse, original_layers
 from streamcollapse.merge.view import mismatch
 from streamcollapse.progress import Listener, MemoryPlanned, PhaseStarted, silent
-from streamcollapse.run.memory_plan import Demand, allotment, means
+from streamcollapse.run.memory_plan import Demand, allotment, open_run
 from streamcollapse.run.opened import calibration_samples, open_job
 from streamcollapse.run.workplace import search_place, work_key
 from streamcollapse.searches.candidate import Candidate
@@ -87,23 +87,22 @@ def similarity(
     distances = NeighbourDistances()
     with (
         search_place(work_key(job, samples, options.merge_norms), options, streaming, choice.spill, None) as place,
-        means(job, choice, place.scratch) as given,
+        open_run(job, choice, place.scratch) as run,
         heap_for(choice.activations),
     ):
-        model = job.model(given.stream)
         first = [c for _, _, c in found if mismatch(job.source, job.architecture.layout, c.merged_layer) is None]
         first = first[: streaming.lookahead or choice.candidates]
         branches = Branches(
             [candidate.layers for candidate in first],
             options.merge_norms,
-            lambda reference: make_measure(options.metric, model, reference, job.vocabulary),
+            lambda reference: make_measure(options.metric, run.model, reference, job.vocabulary),
             distances.add,
         )
         with job.meter.phase("reference"):
             listener(PhaseStarted("reference", job.num_layers))
-            reference, known = reference_sweep(model, samples.batches, place.room, branches)
+            reference, known = reference_sweep(run.model, samples.batches, place.room, branches)
             place.made(job, reference)
-        evaluator = Evaluator(job, model, given, reference, place.memory, options, streaming.lookahead)
+        evaluator = Evaluator(run, reference, place.memory, options, streaming.lookahead)
         evaluator.learn(first, known)
         with job.meter.phase("search"):  # what there was no memory for in the first pass
             listener(PhaseStarted("search"))

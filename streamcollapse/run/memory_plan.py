@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
+from streamcollapse.arch.architecture import Architecture
 from streamcollapse.forward.batches import MAX_CALL_TOKENS
 from streamcollapse.forward.measure import KEPT_BYTES, LOGITS_BYTES, distributions_bytes
+from streamcollapse.forward.model import StreamedModel
 from streamcollapse.forward.stored import StoredLayers
+from streamcollapse.progress import Listener
 from streamcollapse.run.opened import Job, Samples
 from streamcollapse.settings.catalogue import METRICS
 from streamcollapse.settings.run import Streaming
+from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.probe import cached_share, read_rate
 from streamcollapse.storage.reader import check_direct_reads
 from streamcollapse.stream.allotment import allot, least
@@ -20,6 +25,7 @@ from streamcollapse.stream.budget import budget_for, free_ram
 from streamcollapse.stream.copies import CudaCopies
 from streamcollapse.stream.device import device_errors, within_vram
 from streamcollapse.stream.loaders import DeviceLoader, Loader, MappedLoader, PlainLoader, ReadLoader
+from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.needs import Allotment, Work, Workload, activation_bytes, measure_work
 from streamcollapse.stream.weights import Limits, WeightStream
 
@@ -116,23 +122,46 @@ def _stream(job: Job, choice: Allotment) -> WeightStream:
 
 
 @dataclass(frozen=True)
-class Means:
-    """What a run works with: how it spends memory, its weight stream, and the mixed layers that it stores."""
+class Run:
+    """A job while it runs: the open checkpoint, how memory is spent, the weight stream, the mixed layers that are
+    ``stored``, and the streamed ``model``."""
 
-    choice: Allotment
+    job: Job
+    memory: Allotment
     stream: WeightStream
     stored: StoredLayers
 
+    @cached_property
+    def model(self) -> StreamedModel:
+        """The streamed forward pass, whose layer slot is made when it is first needed."""
+        return self.job.model(self.stream)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.job.checkpoint
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.job.architecture
+
+    @property
+    def meter(self) -> Meter:
+        return self.job.meter
+
+    @property
+    def listener(self) -> Listener:
+        return self.job.listener
+
 
 @contextmanager
-def means(job: Job, choice: Allotment, scratch: Path) -> Iterator[Means]:
-    """The means of one run; what is stored in ``scratch`` is removed at its end."""
+def open_run(job: Job, memory: Allotment, scratch: Path) -> Iterator[Run]:
+    """The run of ``job`` while the body lasts; what is stored in ``scratch`` is removed at its end."""
     reserve = job.checkpoint.num_bytes
     with (
-        StoredLayers(job.overlay, scratch, choice.resident(job.num_layers), reserve) as stored,
-        open_stream(job, choice) as stream,
+        StoredLayers(job.overlay, scratch, memory.resident(job.num_layers), reserve) as stored,
+        open_stream(job, memory) as stream,
     ):
-        yield Means(choice, stream, stored)
+        yield Run(job, memory, stream, stored)
 
 
 def _loader(job: Job, choice: Allotment) -> Loader:

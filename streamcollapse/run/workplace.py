@@ -21,6 +21,7 @@ from streamcollapse.forward.reference import Reference, reference_pass
 from streamcollapse.merge.plan import Decision
 from streamcollapse.run.evaluations import Memory
 from streamcollapse.run.keeping import kept_directory
+from streamcollapse.run.memory_plan import Run
 from streamcollapse.run.opened import Job, Samples
 from streamcollapse.run.request import Asked
 from streamcollapse.run.workdir import (
@@ -48,19 +49,13 @@ class WorkPlace:
     scratch: Path
     directory: WorkDirectory | None
 
-    def reference(
-        self,
-        job: Job,
-        samples: Samples,
-        model: StreamedModel,
-        starts: range,
-    ) -> Reference:
+    def reference(self, run: Run, samples: Samples, starts: range) -> Reference:
         """The reference pass: of an earlier run, or now, with the boundaries in ``starts``."""
-        batches = samples.batches
+        job, model, batches = run.job, run.model, samples.batches
         if self.directory is not None and (found := _found(self.directory, model, batches)) is not None:
             return found
         kept = starts if self.directory is None else range(job.num_layers + 1)  # another search may start elsewhere
-        reference = model.stream.sparing(lambda: reference_pass(model, batches, kept, self.room))
+        reference = run.stream.sparing(lambda: reference_pass(model, batches, kept, self.room))
         self.made(job, reference)
         return reference
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 
 from streamcollapse.forward.measure import Measure, make_measure
-from streamcollapse.forward.model import StreamedModel
 from streamcollapse.forward.reference import Reference
 from streamcollapse.forward.schedule import Stack
 from streamcollapse.forward.sweep import sweep
@@ -15,8 +14,7 @@ from streamcollapse.merge.plan import PlanLayer, stack_key
 from streamcollapse.merge.view import mismatch
 from streamcollapse.progress import WarningRaised
 from streamcollapse.run.evaluations import Evaluation, EvaluationKey, Memory
-from streamcollapse.run.memory_plan import Means
-from streamcollapse.run.opened import Job
+from streamcollapse.run.memory_plan import Run
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.stream.device import give_back_memory
@@ -31,17 +29,14 @@ class Evaluator:
 
     def __init__(
         self,
-        job: Job,
-        model: StreamedModel,
-        given: Means,
+        run: Run,
         reference: Reference,
         memory: Memory,
         options: SearchOptions,
         lookahead: int | None,
     ) -> None:
-        self._job, self._model, self._given, self._reference = job, model, given, reference
-        self._memory = memory
-        self.room, self.is_fixed = lookahead or given.choice.candidates, lookahead is not None
+        self._run, self._reference, self._memory = run, reference, memory
+        self.room, self.is_fixed = lookahead or run.memory.candidates, lookahead is not None
         self._merge_norms, self._metric = options.merge_norms, options.metric
         self._measure: Measure | None = None  # made when there is something to measure
 
@@ -53,7 +48,7 @@ class Evaluator:
         key = self._key(candidate)
         found = self._memory.get(key)
         if found is None:
-            reason = mismatch(self._job.source, self._job.architecture.layout, candidate.merged_layer)
+            reason = mismatch(self._run.job.source, self._run.architecture.layout, candidate.merged_layer)
             if reason is not None:
                 found = Evaluation(None, reason)
                 self._memory.add({key: found})
@@ -70,27 +65,27 @@ class Evaluator:
 
     def evaluate(self, candidates: Sequence[Candidate], layers: Sequence[PlanLayer]) -> None:
         """Evaluate ``candidates`` in one sweep; where the device has not the memory for all, as many as it has."""
-        self._given.stored.set_stack(layers)
+        self._run.stored.set_stack(layers)
         while (similarities := self._try_sweep(candidates)) is None:
             candidates = candidates[: max(len(candidates) // 2, 1)]
             self.room = min(self.room, len(candidates))
-        self._job.checkpoint.check_unchanged()  # before anything is believed that was computed from it
+        self._run.checkpoint.check_unchanged()  # before anything is believed that was computed from it
         self.learn(candidates, similarities)
 
     def _try_sweep(self, candidates: Sequence[Candidate]) -> list[float | None] | None:
         """The similarities of ``candidates``; None where the device's memory ran out and less can be asked of it."""
+        run = self._run
         try:
             if self._measure is None:
-                self._measure = make_measure(self._metric, self._model, self._reference, self._job.vocabulary)
+                self._measure = make_measure(self._metric, run.model, self._reference, run.job.vocabulary)
             stacks = [Stack(candidate.layers, candidate.start) for candidate in candidates]
-            stored = self._given.stored
-            return sweep(self._model, stacks, self._merge_norms, self._reference, self._measure, stored)
+            return sweep(run.model, stacks, self._merge_norms, self._reference, self._measure, run.stored)
         except torch.OutOfMemoryError:
-            if len(candidates) == 1 and not self._given.stream.keep_none():
+            if len(candidates) == 1 and not run.stream.keep_none():
                 raise
         # Not before the error is gone, whose traceback holds what the sweep had made.
-        give_back_memory(self._model.placement.device)
-        self._job.listener(WarningRaised("GPU memory ran out; going on with fewer candidates in a pass"))
+        give_back_memory(run.job.placement.device)
+        run.listener(WarningRaised("GPU memory ran out; going on with fewer candidates in a pass"))
         return None
 
     def learn(self, candidates: Sequence[Candidate], similarities: Sequence[float | None]) -> None:

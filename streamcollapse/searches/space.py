@@ -62,7 +62,7 @@ def demand_of(space: SearchSpace) -> Demand:
 
 def find_layers(context: SearchContext) -> SearchResult:
     """Find the layers of the pruned model, and scales for them if they are wanted."""
-    space, listener = context.space, context.job.listener
+    space, listener = context.space, context.run.listener
     listener(StackChanged(tuple(1 for _ in range(space.num_layers))))
     found = strategy_of(space.options).run(context)
     if len(found.layers) == space.num_layers:

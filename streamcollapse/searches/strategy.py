@@ -20,7 +20,7 @@ from streamcollapse.settings.search import SearchOptions
 
 if TYPE_CHECKING:  # what follows needs torch; listing strategies does not
     from streamcollapse.forward.reference import Reference
-    from streamcollapse.run.opened import Job
+    from streamcollapse.run.memory_plan import Run
     from streamcollapse.run.workplace import WorkPlace
     from streamcollapse.searches.evaluator import Evaluator
 
@@ -63,7 +63,7 @@ class SearchResult:
 class SearchContext:
     """What a strategy has to work with: its space, what the reference pass kept, and the evaluator."""
 
-    job: Job
+    run: Run
     space: SearchSpace
     reference: Reference
     evaluator: Evaluator
@@ -76,7 +76,7 @@ class SearchContext:
 
     def tell(self, decision: Decision, layers: tuple[PlanLayer, ...]) -> None:
         """Say what was decided, and what the stack is after it."""
-        listener = self.job.listener
+        listener = self.run.listener
         listener(DecisionMade(decision.l, decision.merged, decision.similarity, decision.accepted, decision.reason))
         listener(StackChanged(cells(layers, self.space.num_layers)))
 

@@ -70,7 +70,7 @@ class Greedy(Strategy):
         state = GreedyState.start(context.space)
         threshold = -math.inf if target.is_set else options.threshold
         while state.candidates:
-            context.job.listener(CandidateStarted(state.candidates[0].pointer, 1, None if target.is_set else threshold))
+            context.run.listener(CandidateStarted(state.candidates[0].pointer, 1, None if target.is_set else threshold))
             evaluations = context.evaluator.scores(state.candidates, state.layers)
             together = state.best_disjoint([one.similarity for one in evaluations], options.merges_per_round)
             if not together:

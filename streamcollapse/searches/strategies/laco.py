@@ -85,7 +85,7 @@ def _walk(context: SearchContext, options: SearchOptions, record: bool) -> Searc
     """Algorithm 1; decisions go into the journal if they are to be recorded."""
     state, model = SearchState.start(context.space.num_layers, options), AcceptModel(options.threshold)
     while candidate := state.candidate():
-        context.job.listener(CandidateStarted(candidate.pointer, candidate.merged, model.threshold))
+        context.run.listener(CandidateStarted(candidate.pointer, candidate.merged, model.threshold))
         decision, accepted = _decide(state, _evaluations(context, state, model), model.threshold)
         if record:
             context.place.decided(len(model.decisions), decision)
@@ -109,7 +109,7 @@ def _evaluations(context: SearchContext, state: SearchState, model: AcceptModel)
         return (other.candidates[best] if _accepts(evaluation, threshold) else None,)
 
     while None in (found := [evaluator.known(candidate) for candidate in state.candidates]):
-        depth = Depth(evaluator.room) if evaluator.is_fixed else Depth(evaluator.room, context.job.meter.pace.ratio())
+        depth = Depth(evaluator.room) if evaluator.is_fixed else Depth(evaluator.room, context.run.meter.pace.ratio())
         states = likely_states(state, model, depth, known)
         new = {stack_key(c.layers): c for s in states for c in s.candidates if evaluator.known(c) is None}
         evaluator.evaluate(list(new.values()), state.layers)
@@ -171,7 +171,7 @@ def _to_target(context: SearchContext) -> SearchResult:
             fewer = tried
     wanted = target.layers if target.layers is not None else target.fewest()
     if len(more.layers) != wanted:
-        context.job.listener(
+        context.run.listener(
             WarningRaised(
                 f"no threshold gives exactly {wanted} layers: using {len(more.layers)} "
                 f"(T = {more.options.threshold:.6g}); the next lower is {len(fewer.layers)} "
