@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 
 import streamcollapse
 from streamcollapse import Plan
-from streamcollapse.cli import demo
 from streamcollapse.cli.main import app
 from streamcollapse.cli.screen import _View, strip
+from streamcollapse.cli.verbs import demo
 from streamcollapse.progress import CandidateStarted, DecisionMade, LayerDone, PhaseStarted, StackChanged
 
 RUN = ["--device", "cpu", "--compute-dtype", "float32"]

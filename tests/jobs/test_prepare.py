@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
 from streamcollapse.cli.main import app
@@ -16,13 +15,13 @@ from streamcollapse.cli.main import app
 METHOD = ["--strategy", "laco", "-C", "3", "-I", "1", "-T", "0.3", "--rule", "mean", "--device", "cpu"]
 
 
-def _prune(source: Path, out: Path, *more: str) -> Result:
+def _prune(source: Path, out: Path, *more: str) -> Any:
     return CliRunner().invoke(
         app, ["prune", str(source), "--out", str(out), *METHOD, "--max-shard-size", "30kB", *more]
     )
 
 
-def _same(source: Path, out: Path, *more: str) -> Result:
+def _same(source: Path, out: Path, *more: str) -> Any:
     """The dry run, which must end as the run after it does, in the same words if they are an error's."""
     dry = _prune(source, out, *more, "--dry-run")
     real = _prune(source, out, *more)

@@ -28,7 +28,7 @@ def _search(source: Path, work: Path, **options: object) -> object:
 
 def test_a_search_is_gone_on_with_by_the_same_command(llama: Path, tmp_path: Path) -> None:
     _search(llama, tmp_path / "work")
-    with pytest.raises(OutputError, match="work: is a search's; give the same search command again"):
+    with pytest.raises(OutputError, match="work: belongs to a search; run the same search command again"):
         resume(tmp_path / "work")
 
 
