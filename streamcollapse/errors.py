@@ -20,7 +20,14 @@ from __future__ import annotations
 
 
 class StreamCollapseError(Exception):
-    """Base class of every error that a user's input or machine can cause."""
+    """Base class of every error that a user's input or machine can cause.
+
+    Messages quote file names, config entries and tensor names, which anyone may have written: the text is escaped here,
+    once (see ``printable``), so whoever raises an error quotes them as they are.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text))
 
 
 class CheckpointError(StreamCollapseError):

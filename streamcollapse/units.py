@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from streamcollapse.errors import OptionError, printable
+from streamcollapse.errors import OptionError
 
 _MOST = 2.0**63  # bytes; offsets in files end there
 _FACTORS = {
@@ -31,7 +31,7 @@ def parse_bytes(text: str | int) -> int:
         raise OptionError(f"{text!r} is not a size; write a number and a unit, for example 5GB or 512MiB")
     exact = float(match[1]) * _FACTORS[match[2].upper()]
     if exact >= _MOST:
-        raise OptionError(f"{printable(text)[:40]} is no size that a file or a memory has; write for example 5GB")
+        raise OptionError(f"{str(text)[:40]} is no size that a file or a memory has; write for example 5GB")
     size = int(exact)
     if size < 1:
         raise OptionError(f"a size must be at least one byte, not {text!r}")

@@ -69,7 +69,7 @@ def test_without_the_flag_nothing_runs(packed: Path, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     for file in packed.glob("*.py"):
         file.write_text(f"{file.read_text()}\n\nopen({str(canary)!r}, 'w').close()\n")
-    with pytest.raises(ModelError, match=r"runs code of its own .* pass --trust-remote-code"):
+    with pytest.raises(ModelError, match=r"runs code of its own .* pass `trust_remote_code`"):
         prune(packed, tmp_path / "out", settings=RunSettings(compute=FLOAT32))
     assert not canary.exists()
     assert not (tmp_path / "out").exists()
@@ -102,7 +102,7 @@ def test_with_the_flag_it_is_pruned_like_any_other(packed: Path, rule: str, tmp_
     with torch.inference_mode():
         torch.testing.assert_close(pruned(ids).logits, expected.model(ids).logits, atol=1e-4, rtol=1e-4)
     assert pruned.eval().generate(ids, max_new_tokens=3, do_sample=False).shape[1] > 4
-    with pytest.raises(ModelError, match="trust-remote-code"):
+    with pytest.raises(ModelError, match="trust_remote_code"):
         inspect(out)
 
 

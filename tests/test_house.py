@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -94,27 +96,33 @@ RETIRED = (
     "makes no difference",
     "all of them numbers",
 )
+DECLARED_FLAGS = ("--keep-norms", "--no-rescale")  # what a declaration calls the other half of a switch
 RETIRED_NAMES = {"CollapseOptions", "CollapseState", "KeptLayers", "Odds", "Belief", "Nearness", "Passage", "Preview"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_retired_words_are_not_said_any_more(path: Path) -> None:
     tree = ast.parse(path.read_text())
-    help_texts = _layer(path) == "cli"  # a verb's docstring is its help
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    docstrings = {
-        id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and _documented(node)
-    }
+    for line, said in _said(tree, docstrings=_layer(path) == "cli"):  # a verb's docstring is its help
+        assert not [word for word in RETIRED if word in said], f"line {line}: {said[:80]}"
     for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and (help_texts or id(node) not in docstrings)
-        ):
-            said = " ".join(node.value.split())
-            assert not [word for word in RETIRED if word in said], f"line {node.lineno}: {said[:80]}"
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             assert node.name not in RETIRED_NAMES
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if _layer(p) != "cli"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_library_names_settings_not_options_of_the_command_line(path: Path) -> None:
+    for line, said in _said(ast.parse(path.read_text())):
+        assert said in DECLARED_FLAGS or not re.search(r"--([a-z]|$)", said), f"line {line}: {said[:80]}"
+
+
+def _said(tree: ast.Module, docstrings: bool = False) -> Iterator[tuple[int, str]]:
+    """The strings of a file with their lines, on one line each; ``docstrings`` among them or not."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    left_out = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and _documented(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and (docstrings or id(node) not in left_out):
+            yield node.lineno, " ".join(node.value.split())
 
 
 def _documented(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> bool:

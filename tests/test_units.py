@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
-from streamcollapse.errors import OptionError, printable
+from streamcollapse.cli.text import said
+from streamcollapse.errors import CheckpointError, OptionError, printable
 from streamcollapse.units import format_bytes, format_seconds, parse_bytes
 
 
@@ -40,3 +43,19 @@ def test_durations_are_written(seconds: float, text: str) -> None:
 def test_terminal_control_sequences_are_escaped() -> None:
     assert printable("a\x1b[31mb\nc") == "a\\x1b[31mb\\nc"
     assert printable("Ångström €") == "Ångström €"
+
+
+def test_an_error_escapes_its_text_once_whoever_raises_it() -> None:
+    error = CheckpointError("a\x1b[2J\nb: tensor \u202ex")
+    assert str(error) == "a\\x1b[2J\\nb: tensor \\u202ex"
+    assert str(CheckpointError(str(error))) == str(error)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # from a worker's process
+
+
+def test_the_command_line_names_its_options_where_the_library_names_settings() -> None:
+    assert (
+        said("in use; choose another `work_dir` or pass `io=mmap`")
+        == "in use; choose another --work-dir or pass --io mmap"
+    )
+    assert said("raise `highest`, or pass `overwrite`; \x1b") == "raise --highest, or pass --overwrite; \\x1b"
+    assert said("`rope_scaling` is missing `factor=2`") == "`rope_scaling` is missing `factor=2`"

@@ -10,7 +10,7 @@ from streamcollapse.arch.config import ModelConfig, load_config
 from streamcollapse.arch.layout import Layout, build_layout
 from streamcollapse.arch.skeleton import Skeleton, build_skeleton
 from streamcollapse.arch.stored import CONFIG_FILE
-from streamcollapse.errors import ModelError, printable
+from streamcollapse.errors import ModelError
 from streamcollapse.storage.checkpoint import Checkpoint
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -44,7 +44,7 @@ def _check_counts(config: ModelConfig, checkpoint: Checkpoint) -> None:
     for key, (most, why) in limits.items():
         count = getattr(text, key, None)
         if isinstance(count, int) and count > most:
-            where = printable(checkpoint.directory / CONFIG_FILE)
+            where = checkpoint.directory / CONFIG_FILE
             raise ModelError(f"{where}: {key} is {count}, but {why}; restore the checkpoint's config.json")
 
 

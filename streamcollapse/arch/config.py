@@ -65,33 +65,29 @@ def load_config(directory: Path, trust_remote_code: bool) -> ModelConfig:
     Raises ModelError when the model is quantised, needs code that is not trusted, or is no decoder.
     """
     raw = read_json(directory / CONFIG_FILE)
-    where = printable(directory / CONFIG_FILE)
+    where = str(directory / CONFIG_FILE)
     if not isinstance(raw, dict):
         raise ModelError(f"{where}: not a JSON object; restore the checkpoint's config.json")
     refuse_quantised(where, raw)
     if not trust_remote_code and "auto_map" in raw and raw.get("model_type") not in _known_model_types():
         raise ModelError(
-            f"{where}: model type {printable(raw.get('model_type'))} runs code of its own from the checkpoint; "
-            "read that code, then pass --trust-remote-code"
+            f"{where}: model type {raw.get('model_type')} runs code of its own from the checkpoint; "
+            "read that code, then pass `trust_remote_code`"
         )
     try:
         loaded = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
     except THEIR_ERRORS as error:
         raise ModelError(f"{where}: transformers cannot read it: {first_line(error)}") from error
     if getattr(loaded, "is_encoder_decoder", False):
-        raise ModelError(
-            f"{where}: {printable(raw.get('model_type'))} is an encoder-decoder model; give a decoder-only one"
-        )
+        raise ModelError(f"{where}: {raw.get('model_type')} is an encoder-decoder model; give a decoder-only one")
     if loaded.model_type in _encoder_types() and not getattr(loaded, "is_decoder", False):
         raise ModelError(
-            f"{where}: {printable(loaded.model_type)} is an encoder, whose attention sees both ways; "
+            f"{where}: {loaded.model_type} is an encoder, whose attention sees both ways; "
             "give a decoder, which predicts the next token"
         )
     num_layers = getattr(loaded.get_text_config(decoder=True), "num_hidden_layers", None)
     if type(num_layers) is not int or num_layers < 1:
-        raise ModelError(
-            f"{where}: no usable number of decoder layers (num_hidden_layers is {printable(repr(num_layers))})"
-        )
+        raise ModelError(f"{where}: no usable number of decoder layers (num_hidden_layers is {num_layers!r})")
     for key in _BY_NUMBER:
         if getattr(loaded.get_text_config(decoder=True), key, False):
             raise ModelError(f"{where}: {key} is set: what a layer computes depends on its number; not supported")
@@ -115,8 +111,8 @@ def first_line(error: BaseException) -> str:
     """What ``error`` says, on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].endswith(":"):  # what it leads up to follows
-        return printable(" ".join(lines))
-    return printable(lines[0] if lines else type(error).__name__)
+        return " ".join(lines)
+    return lines[0] if lines else type(error).__name__
 
 
 def pruned_config(config: ModelConfig, bases: Sequence[int]) -> dict[str, Any]:

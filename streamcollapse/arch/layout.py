@@ -13,7 +13,7 @@ from streamcollapse.arch.assembly import Assembly, assemblies_of
 from streamcollapse.arch.naming import Naming, Target
 from streamcollapse.arch.refusals import refuse_different_twins, refuse_integers, refuse_packed, refuse_shape
 from streamcollapse.arch.skeleton import Skeleton
-from streamcollapse.errors import ModelError, printable
+from streamcollapse.errors import ModelError
 from streamcollapse.storage.source import TensorSource
 
 
@@ -108,10 +108,7 @@ def _disk_stack(skeleton: Skeleton, targets: Mapping[str, Target | None]) -> str
         )
     if len(stacks) > 1:
         first, second, *_ = stacks.values()
-        raise ModelError(
-            f"the decoder layers are stored under several names ({printable(first)}, {printable(second)}); "
-            "not supported"
-        )
+        raise ModelError(f"the decoder layers are stored under several names ({first}, {second}); not supported")
     return next(iter(stacks))
 
 
@@ -131,9 +128,7 @@ def _sorted_out(stack: str, num_layers: int, naming: Naming, names: Sequence[str
         elif int(match[1]) < num_layers:
             suffixes[int(match[1])].append(match[2])
         elif not naming.ignores(name):
-            raise ModelError(
-                f"tensor {printable(name)} belongs to a layer beyond the {num_layers} that the config gives"
-            )
+            raise ModelError(f"tensor {name} belongs to a layer beyond the {num_layers} that the config gives")
     return suffixes, outside
 
 
@@ -172,7 +167,7 @@ def _outside_names(
     on_disk: dict[str, str] = {}
     for name, target in targets.items():
         if target is not None and target.rule is not None:
-            raise ModelError(f"tensor {printable(name)}, outside the decoder layers, needs a conversion; not supported")
+            raise ModelError(f"tensor {name}, outside the decoder layers, needs a conversion; not supported")
         if target is not None:
             on_disk[target.name] = name
     stored: dict[str, str] = {}

@@ -14,7 +14,7 @@ from torch import nn
 from streamcollapse.arch.architecture import Architecture
 from streamcollapse.arch.config import as_pruned
 from streamcollapse.arch.skeleton import Skeleton, build_skeleton
-from streamcollapse.errors import ModelError, printable
+from streamcollapse.errors import ModelError
 
 _Traits = dict[str, Any]
 
@@ -31,7 +31,7 @@ def check_likeness(source: Skeleton, pruned: Skeleton, bases: Sequence[int]) -> 
             if found != wanted and (found, wanted) != (position, base):
                 raise ModelError(
                     f"layer {position} of the pruned model would not be like layer {base} of the source: "
-                    f"{name} is {printable(found)}, not {printable(wanted)}; the kind of a layer follows from its "
+                    f"{name} is {found}, not {wanted}; the kind of a layer follows from its "
                     "position in this architecture, and its config cannot say otherwise: not supported"
                 )
 

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from streamcollapse.arch.config import THEIR_ERRORS, first_line
-from streamcollapse.errors import ModelError, printable
+from streamcollapse.errors import ModelError
 
 try:
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -84,7 +84,7 @@ class Naming:
         try:
             made = rule.convert(target, model=self._model, config=self._model.config)
         except THEIR_ERRORS as error:
-            raise ModelError(f"{printable(target)} cannot be put together: {first_line(error)}") from error
+            raise ModelError(f"{target} cannot be put together: {first_line(error)}") from error
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
 

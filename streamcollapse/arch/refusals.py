@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from streamcollapse.arch.stored import use_instead
-from streamcollapse.errors import ModelError, printable
+from streamcollapse.errors import ModelError
 from streamcollapse.storage.source import TensorSource
 
 _ROWS_COMPARED = 64  # of two matrices that should be one
@@ -18,7 +18,7 @@ _PACKED = re.compile(r"\.(qweight|qzeros|g_idx|SCB|weight_packed|weight_scale|we
 def refuse_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """Raise ModelError for tensor ``name``, whose shape is not the one that the config gives."""
     raise ModelError(
-        f"tensor {printable(name)} has shape {list(found)}, the config gives {list(expected)}; "
+        f"tensor {name} has shape {list(found)}, the config gives {list(expected)}; "
         "config.json and weights do not belong together"
     )
 
@@ -47,11 +47,11 @@ def refuse_different_twins(names: Sequence[str], source: TensorSource) -> None:
         pair = [source.read_rows(name, rows).view(torch.uint8) for name in (first, other)]
         if not torch.equal(*pair):
             raise ModelError(
-                f"the config says that head and embedding are tied, but {printable(first)} and {printable(other)} "
+                f"the config says that head and embedding are tied, but {first} and {other} "
                 "differ; set tie_word_embeddings in config.json to false if the model has a head of its own"
             )
 
 
 def _packed(name: str, dtype: torch.dtype) -> str:
     kind = str(dtype).removeprefix("torch.")
-    return f"tensor {printable(name)} is packed or quantised ({kind}); {use_instead(kind)}"
+    return f"tensor {name} is packed or quantised ({kind}); {use_instead(kind)}"

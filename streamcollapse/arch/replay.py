@@ -18,7 +18,7 @@ import torch
 from torch.func import functional_call
 
 from streamcollapse.arch.skeleton import Skeleton
-from streamcollapse.errors import ModelError, is_of_device, printable
+from streamcollapse.errors import ModelError, is_of_device
 
 Tensors = Mapping[str, torch.Tensor]
 _Forward = Callable[..., Any]
@@ -82,7 +82,7 @@ class DecoderStack:
                 self._kind = wrap
                 return result
         name = type(self._skeleton.decoder).__name__
-        why = f": {printable(str(problem).splitlines()[0])}" if str(problem or "") else ""
+        why = f": {str(problem).splitlines()[0]}" if str(problem or "") else ""
         raise ModelError(f"{name}: its layers cannot be run one by one{why}; not supported") from problem
 
     def _try_record(self, wrap: _Wrap, tensors: Tensors, input_ids_NT: torch.Tensor) -> Recording | None:
@@ -174,4 +174,4 @@ def _why_not(layer_index: int, layer: torch.nn.Module, tensors: Tensors, error: 
                 f"layer {layer_index}: {suffix} has shape {list(tensors[suffix].shape)}, the config gives "
                 f"{list(expected.shape)}; config.json and weights do not belong together"
             )
-    return f"layer {layer_index} cannot be run: {printable(str(error).splitlines()[0])}"
+    return f"layer {layer_index} cannot be run: {str(error).splitlines()[0]}"

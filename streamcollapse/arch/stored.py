@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from streamcollapse.errors import ModelError, printable
+from streamcollapse.errors import ModelError
 
 CONFIG_FILE = "config.json"
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
@@ -32,9 +32,7 @@ def refuse_quantised(where: str, raw: dict[str, Any]) -> None:
         for key in ("quantization_config", "compression_config"):
             if section.get(key):
                 method = section[key].get("quant_method", "unknown") if isinstance(section[key], dict) else "unknown"
-                raise ModelError(
-                    f"{where}: the checkpoint is quantised ({key}: {printable(method)}); {use_instead(str(method))}"
-                )
+                raise ModelError(f"{where}: the checkpoint is quantised ({key}: {method}); {use_instead(str(method))}")
 
 
 def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

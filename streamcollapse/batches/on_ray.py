@@ -76,19 +76,19 @@ class RayEngine:
             ray.init(address=address, logging_level="error", log_to_driver=False, **quiet)
         except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError) as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise DeviceError(f"no Ray cluster at {printable(address)}: {printable(first)}") from error
+            raise DeviceError(f"no Ray cluster at {address}: {first}") from error
         total = ray.cluster_resources()
         on_gpu = machine.device.startswith("cuda") or (machine.device == "auto" and total.get("GPU", 0) >= 1)
         if on_gpu and not total.get("GPU"):
             self.close()
-            raise DeviceError("the Ray cluster has no GPU; pass --device cpu")
+            raise DeviceError("the Ray cluster has no GPU; pass `device=cpu`")
         self._machine = replace(machine, device="cuda" if on_gpu else "cpu")  # Ray says which one
         cpus = max(int(total.get("CPU", 1)) // workers, 1) if workers else 1
         options = {"num_cpus": cpus, "num_gpus": 1 if on_gpu else 0, "memory": ram_bytes, "max_retries": 0}
         if ram_bytes > total.get("memory", ram_bytes):
             self.close()
             raise OptionError(
-                f"a task needs {ram_bytes} bytes, the Ray cluster has {int(total['memory'])}; lower --ram-budget"
+                f"a task needs {ram_bytes} bytes, the Ray cluster has {int(total['memory'])}; lower `ram_budget`"
             )
         self._task = ray.remote(_run).options(**options)
         self._mailbox = ray.remote(_Mailbox).options(num_cpus=0).remote()
@@ -127,12 +127,12 @@ def _check_reachable(address: str | None) -> None:
     try:
         socket.create_connection((match["host"], int(match["port"])), _CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise DeviceError(f"no Ray cluster at {printable(address)}: {printable(error)}") from error
+        raise DeviceError(f"no Ray cluster at {address}: {error}") from error
 
 
 def _import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise OptionError("--engine ray needs Ray: pip install 'streamcollapse[ray]'") from error
+        raise OptionError("`engine=ray` needs Ray: pip install 'streamcollapse[ray]'") from error
     return ray

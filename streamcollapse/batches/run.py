@@ -22,7 +22,7 @@ from streamcollapse.batches.local import LocalEngine, machines
 from streamcollapse.batches.spec import read_jobs
 from streamcollapse.batches.tasks import Chain, Prune, Task, chains_of
 from streamcollapse.batches.worker import STATE, Ended, Machine, Message, Outcome, Place
-from streamcollapse.errors import JobsError, OutputError, StreamCollapseError, printable
+from streamcollapse.errors import JobsError, OutputError, StreamCollapseError
 from streamcollapse.jobs.inspect import inspect
 from streamcollapse.output.report import versions
 from streamcollapse.settings.run import Cluster, Compute, RunSettings, Streaming
@@ -81,11 +81,11 @@ def planned(jobs: str | Path, out: str | Path | None, streaming: Streaming) -> t
     read = read_jobs(Path(jobs))
     chosen = read.out if out is None else Path(out)
     if chosen is None:
-        raise JobsError(f"{printable(jobs)}: does not say where results go; add out: DIR, or pass --out")
+        raise JobsError(f"{jobs}: does not say where results go; add out: DIR, or pass `out`")
     target = chosen.resolve()
     for task in read.tasks:
         if Path(task.source) == target:
-            raise JobsError(f"{printable(chosen)}: is a source as well; choose another directory for the results")
+            raise JobsError(f"{chosen}: is a source as well; choose another directory for the results")
     work = target / STATE / "work" if streaming.work_dir is None else Path(streaming.work_dir).resolve()
     return read.tasks, Place(target, work)
 
@@ -98,9 +98,7 @@ def _alone(place: Place) -> Iterator[None]:
     path = place.out / STATE / "lock"
     with disk_errors(path), path.open("w") as file:
         if not lock(file):
-            raise OutputError(
-                f"{printable(place.out)}: in use by another batch; wait for it to finish or choose another --out"
-            )
+            raise OutputError(f"{place.out}: in use by another batch; wait for it to finish or choose another `out`")
         yield
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from streamcollapse.batches.tasks import Convert, Prune, Task
-from streamcollapse.errors import JobsError, OptionError, printable
+from streamcollapse.errors import JobsError, OptionError
 from streamcollapse.searches.registry import OWNED, complete, strategy_of
 from streamcollapse.settings.declared import Declared, declared, make, unknown
 from streamcollapse.settings.run import COMPUTE_DTYPES, SAMPLES, Calibration, Compute, Output
@@ -59,12 +59,11 @@ def read_jobs(path: Path) -> Jobs:
     Raises JobsError for anything that is not as it must be, naming the job.
     """
     document, base = _load(path), path.resolve().parent
-    where = printable(path)
     if not isinstance(document, dict) or not isinstance(document.get("jobs"), list) or not document["jobs"]:
-        raise JobsError(f"{where}: needs a list of jobs under the key jobs, each with a source")
+        raise JobsError(f"{path}: needs a list of jobs under the key jobs, each with a source")
     out = document.get("out")
     if out is not None and not isinstance(out, str):
-        raise JobsError(f"{where}: out is {printable(out)}, not a directory's name")
+        raise JobsError(f"{path}: out is {out}, not a directory's name")
     common = {key: value for key, value in document.items() if key not in ("jobs", "out")}
     wanted: dict[tuple[str, Prune | Convert, str], None] = {}
     for number, job in enumerate(document["jobs"], 1):
@@ -74,8 +73,8 @@ def read_jobs(path: Path) -> Jobs:
                 if len(wanted) > MOST_TASKS:
                     raise JobsError(f"more than {MOST_TASKS} results; split the file")
         except (JobsError, OptionError) as error:
-            raise JobsError(f"{where}: job {number}: {error}") from error
-    return Jobs(_named(list(wanted), where), None if out is None else base / out)
+            raise JobsError(f"{path}: job {number}: {error}") from error
+    return Jobs(_named(list(wanted), path), None if out is None else base / out)
 
 
 class _Loader(yaml.SafeLoader):
@@ -94,15 +93,15 @@ class _Loader(yaml.SafeLoader):
 def _load(path: Path) -> Any:
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise JobsError(f"{printable(path)}: is larger than {_MOST_BYTES} bytes, no file of jobs")
+            raise JobsError(f"{path}: is larger than {_MOST_BYTES} bytes, no file of jobs")
         return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise JobsError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
+        raise JobsError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f" at line {mark.line + 1}"
         said = getattr(error, "problem", None) or type(error).__name__
-        raise JobsError(f"{printable(path)}: not YAML{line}: {printable(said)}") from error
+        raise JobsError(f"{path}: not YAML{line}: {said}") from error
 
 
 def _expand(job: Any, common: Mapping[str, Any], base: Path) -> Iterator[tuple[str, Prune | Convert, str]]:
@@ -111,7 +110,7 @@ def _expand(job: Any, common: Mapping[str, Any], base: Path) -> Iterator[tuple[s
         raise JobsError("needs a source")
     verb = job.get("verb", "prune")
     if verb not in ("prune", "convert"):
-        raise JobsError(f"verb is {printable(verb)}; choose prune or convert")
+        raise JobsError(f"verb is {verb}; choose prune or convert")
     known = _OF_PRUNE if verb == "prune" else _OF_CONVERT
     own = _settings({key: value for key, value in job.items() if key not in ("source", "verb")}, known)
     shared = {k: v for k, v in _settings(common, _OF_PRUNE | _OF_CONVERT).items() if k in known}
@@ -138,7 +137,7 @@ def _settings(given: Mapping[Any, Any], known: Collection[str]) -> dict[str, lis
         if name not in known:
             raise JobsError(f"setting {unknown(key, sorted(known))}")
         if name in settings:
-            raise JobsError(f"setting {printable(key)} is given twice")
+            raise JobsError(f"setting {key} is given twice")
         settings[name] = _listed(value)
         if not settings[name]:
             raise JobsError(f"{name} is an empty list; give it a value")
@@ -163,7 +162,7 @@ def _work(verb: str, chosen: Mapping[str, Any], base: Path) -> tuple[Prune | Con
     if file not in SAMPLES:
         file = str(base / file)
         if not Path(file).is_file():
-            raise JobsError(f"{printable(file)}: there is no such calibration file")
+            raise JobsError(f"{file}: there is no such calibration file")
     compute = make(Compute, chosen)
     return Prune(method, Calibration(file, calibration.max_tokens), compute.dtype), str(output.max_shard_size)
 
@@ -171,7 +170,7 @@ def _work(verb: str, chosen: Mapping[str, Any], base: Path) -> tuple[Prune | Con
 def _sources(given: Any, base: Path) -> list[str]:
     """The checkpoints that ``given`` means: a directory, a pattern, or an id on the Hub."""
     if not isinstance(given, str) or not given:
-        raise JobsError(f"source is {printable(given)}, not a path, a pattern or an id on the Hub")
+        raise JobsError(f"source is {given}, not a path, a pattern or an id on the Hub")
     path = os.path.join(base, os.path.expanduser(given))  # noqa: PTH111, PTH118 - patterns are no paths
     if os.path.lexists(path):
         return [os.path.normpath(path)]
@@ -179,20 +178,20 @@ def _sources(given: Any, base: Path) -> list[str]:
         matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - the pattern may be absolute
         found = [os.path.normpath(match) for match in matches if (Path(match) / "config.json").is_file()]
         if not found:
-            raise JobsError(f"{printable(given)}: no directory with a config.json matches")
+            raise JobsError(f"{given}: no directory with a config.json matches")
         return found
     if is_hub_id(given):
         return [given]
-    raise JobsError(f"{printable(path)}: does not exist, and is no id on the Hub")
+    raise JobsError(f"{path}: does not exist, and is no id on the Hub")
 
 
-def _named(wanted: Sequence[tuple[str, Prune | Convert, str]], where: str) -> tuple[Task, ...]:
+def _named(wanted: Sequence[tuple[str, Prune | Convert, str]], path: Path) -> tuple[Task, ...]:
     short = _short_names([source for source, _, _ in wanted])
     tasks: dict[str, Task] = {}
     for source, work, shard_size in wanted:
         name = f"{short[source]}-{_label(work)}"
         if name in tasks:
-            raise JobsError(f"{where}: two jobs would write {printable(name)}; give them different settings or files")
+            raise JobsError(f"{path}: two jobs would write {name}; give them different settings or files")
         tasks[name] = Task(name, source, work, shard_size)
     return tuple(tasks.values())
 

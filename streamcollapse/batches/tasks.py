@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.errors import CalibrationError, printable
+from streamcollapse.errors import CalibrationError
 from streamcollapse.settings.run import SAMPLES, Calibration
 from streamcollapse.settings.search import SearchOptions
 
@@ -90,7 +90,7 @@ def _samples_digest(work: Prune | Convert) -> str | None:
     try:
         return hashlib.sha256(Path(work.calibration.file).read_bytes()).hexdigest()
     except OSError as error:
-        raise CalibrationError(f"{printable(work.calibration.file)}: cannot be read: {error.strerror}") from error
+        raise CalibrationError(f"{work.calibration.file}: cannot be read: {error.strerror}") from error
 
 
 def _digest(document: object) -> str:

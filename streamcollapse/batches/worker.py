@@ -149,9 +149,7 @@ def is_ours(out: Path) -> bool:
     if not out.exists():
         return False
     if not any((out / name).is_file() for name in (REPORT_FILE, CONVERSION_FILE)):
-        raise OutputError(
-            f"{printable(out)}: exists and is no result of this program; move it, or choose another --out"
-        )
+        raise OutputError(f"{out}: exists and is no result of this program; move it, or choose another `out`")
     return True
 
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.errors import OptionError, OutputError, printable
+from streamcollapse.errors import OptionError, OutputError
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ASCII = " .:-=+*#@"
@@ -32,9 +32,9 @@ def check_plot(path: Path) -> None:
     """Raise OptionError, before anything is measured, where a picture could not be drawn or written."""
     _matplotlib()
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise OptionError(f"{printable(path)}: a picture is .png, .svg or .pdf")
+        raise OptionError(f"{path}: a picture is .png, .svg or .pdf")
     if not path.resolve().parent.is_dir():
-        raise OutputError(f"{printable(path.parent)}: does not exist; create it first")
+        raise OutputError(f"{path.parent}: does not exist; create it first")
 
 
 def plot_memory(
@@ -88,7 +88,7 @@ def _save(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
-        raise OutputError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def has_matplotlib() -> bool:

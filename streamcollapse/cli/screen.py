@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamcollapse.cli.signals import end_in_order, exit_code_of
+from streamcollapse.cli.text import said
 from streamcollapse.errors import StreamCollapseError, printable
 from streamcollapse.progress import (
     CandidateStarted,
@@ -52,7 +53,7 @@ def one_line_errors() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except StreamCollapseError as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
+        print(f"error: {said(error)}", file=sys.stderr)
         raise typer.Exit(1) from None
     except OSError as error:  # a path or a stream that nothing below could make sense of
         where = "" if error.filename is None else f"{printable(error.filename)}: "
@@ -114,7 +115,7 @@ def live_progress(quiet: bool) -> Iterator[Listener]:
 
 def _warn(event: Event) -> None:
     if isinstance(event, WarningRaised):
-        print(f"warning: {event.text}", file=sys.stderr)
+        print(f"warning: {said(event.text)}", file=sys.stderr)
 
 
 class _View:
@@ -163,7 +164,7 @@ class _View:
             case MemoryPlanned(needs, budgets, _):
                 self._finished.append(needs_table(needs, budgets))
             case WarningRaised(text):
-                self._finished.append(Text(f"warning: {printable(text)}", "yellow"))
+                self._finished.append(Text(f"warning: {said(text)}", "yellow"))
 
     def _finish_phase(self) -> None:
         if self._phase is not None:

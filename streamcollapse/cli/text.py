@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from functools import cache
 
 from rich.console import Console
 from rich.text import Text
 
 from streamcollapse.errors import printable
+from streamcollapse.settings import run
+from streamcollapse.settings.declared import declared
+from streamcollapse.settings.search import SearchOptions
 
+_GROUPS = (
+    SearchOptions,
+    run.Compute,
+    run.Calibration,
+    run.Streaming,
+    run.Output,
+    run.EvaluationText,
+    run.BenchConditions,
+    run.Cluster,
+)
+_OF_VERBS = {"out", "plan"}  # options that are no settings
+_SETTING = re.compile(r"`([a-z_]+)(?:=(\w+))?`")
 _WIDE = 10_000  # columns
 
 
@@ -19,6 +36,26 @@ def plain_console() -> Console:
     """
     width = None if sys.stdout.isatty() else _WIDE
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
+
+
+@cache
+def _options() -> set[str]:
+    return {name for group in _GROUPS for name in declared(group)} | _OF_VERBS
+
+
+def said(text: object) -> str:
+    """A message of the library as the command line says it: `work_dir` is --work-dir, and nothing acts on a terminal.
+
+    The library names settings as Python and files of jobs do.
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        if name not in _options():  # a library below quotes a name of its own
+            return match[0]
+        return f"--{name.replace('_', '-')}{'' if value is None else f' {value}'}"
+
+    return _SETTING.sub(option, printable(text))
 
 
 def unicode() -> bool:

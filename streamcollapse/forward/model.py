@@ -162,4 +162,4 @@ class StreamedModel:
 
 def overflow(what: str, dtype: str) -> str:
     """The line for values that are finite in the checkpoint and not in the compute ``dtype``."""
-    return f"{what} overflow {dtype}; pass --compute-dtype float32 or bfloat16"
+    return f"{what} overflow {dtype}; pass `compute_dtype=float32` or bfloat16"

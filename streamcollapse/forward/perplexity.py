@@ -54,7 +54,7 @@ def make_windows(
     """
     room = window - len(prefix)
     if room < 1:
-        raise CalibrationError(f"a window of {window} tokens leaves no room for text; pass a larger --window")
+        raise CalibrationError(f"a window of {window} tokens leaves no room for text; pass a larger `window`")
     step = room if stride is None else stride
     if not 1 <= step <= room:
         raise CalibrationError(f"stride is {step}; with windows of {window} tokens it must be from 1 to {room}")

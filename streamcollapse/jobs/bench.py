@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.errors import OutputError, printable
+from streamcollapse.errors import OutputError
 from streamcollapse.jobs.prepare import prepare_open
 from streamcollapse.jobs.prune import run_prune
 from streamcollapse.progress import Listener, PhaseStarted, silent
@@ -66,7 +66,7 @@ def bench(
     """Prune ``source`` into a directory that is removed again. Raises StreamCollapseError."""
     place = Path(tempfile.gettempdir() if conditions.scratch is None else conditions.scratch)
     if not place.is_dir():
-        raise OutputError(f"{printable(place)}: is not a directory; choose another --scratch")
+        raise OutputError(f"{place}: is not a directory; choose another `scratch`")
     job = open_job(source, settings, listener)
     listener(PhaseStarted("probe"))
     if conditions.cold:  # for the probe too: it reads what is not in the page cache

@@ -12,7 +12,7 @@ import torch
 
 from streamcollapse.arch.refusals import refuse_packed
 from streamcollapse.arch.stored import CONFIG_FILE, config_text, refuse_quantised, with_dtype
-from streamcollapse.errors import ModelError, OptionError, printable
+from streamcollapse.errors import ModelError, OptionError
 from streamcollapse.output.files import copy_files, every_file_beside
 from streamcollapse.output.report import save_report, versions
 from streamcollapse.progress import Listener, PhaseStarted, TensorWritten, silent
@@ -185,8 +185,8 @@ def _config(checkpoint: Checkpoint, dtype: str | None) -> dict[str, Any] | None:
         return None
     raw = read_json(path)
     if not isinstance(raw, dict):
-        raise ModelError(f"{printable(path)}: not a JSON object; restore the checkpoint's config.json")
-    refuse_quantised(printable(path), raw)
+        raise ModelError(f"{path}: not a JSON object; restore the checkpoint's config.json")
+    refuse_quantised(str(path), raw)
     return with_dtype(raw, dtype)
 
 

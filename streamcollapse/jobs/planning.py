@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from streamcollapse.arch import likeness
-from streamcollapse.errors import OptionError, printable
+from streamcollapse.errors import OptionError
 from streamcollapse.merge.composing import compose, hand_made, parse_group, parse_layers
 from streamcollapse.merge.exporting import to_mergekit
 from streamcollapse.merge.plan import Plan
@@ -52,7 +52,7 @@ def export_plan(source: str | Path, plan: Plan, to: str, *, trust_remote_code: b
     Raises StreamCollapseError.
     """
     if to not in EXPORTS:
-        raise OptionError(f"tool {printable(repr(to))} is unknown; choose one of {', '.join(EXPORTS)}")
+        raise OptionError(f"tool {to!r} is unknown; choose one of {', '.join(EXPORTS)}")
     job = open_job(source, RunSettings(Compute("cpu"), trust_remote_code=trust_remote_code))
     layout = job.architecture.layout
     check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, layout)

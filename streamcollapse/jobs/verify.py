@@ -11,7 +11,7 @@ import torch
 
 from streamcollapse.arch.config import pruned_config
 from streamcollapse.arch.stored import CONFIG_FILE
-from streamcollapse.errors import CheckpointError, printable
+from streamcollapse.errors import CheckpointError
 from streamcollapse.jobs.convert import CONVERSION_FILE
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
@@ -88,7 +88,7 @@ def _check_contents(job: Job, listener: Listener) -> int:
     checkpoint, recorded = job.checkpoint, _recorded_digests(job.checkpoint.directory)
     for name in recorded:
         if name not in {shard.path.name for shard in checkpoint.shards}:
-            raise CheckpointError(f"{printable(checkpoint.directory / name)}: the report has it, the index has not")
+            raise CheckpointError(f"{checkpoint.directory / name}: the report has it, the index has not")
     with job.meter.phase("verify"):
         listener(PhaseStarted("verify", len(checkpoint.names)))
         for shard in checkpoint.shards:
@@ -96,7 +96,7 @@ def _check_contents(job: Job, listener: Listener) -> int:
             expected = recorded.get(shard.path.name, found)
             if found != expected:
                 raise CheckpointError(
-                    f"{printable(shard.path)}: sha256 is {found[:12]}…, its report says {expected[:12]}…; "
+                    f"{shard.path}: sha256 is {found[:12]}…, its report says {expected[:12]}…; "
                     "the file was changed or damaged after it was written"
                 )
     return len(recorded)
@@ -108,7 +108,7 @@ def _recorded_digests(directory: Path) -> dict[str, str]:
         return {}
     recorded = load_report(path).get("shards", {})
     if not isinstance(recorded, dict) or not all(isinstance(value, str) for value in recorded.values()):
-        raise CheckpointError(f"{printable(path)}: its shards are not names and digests")
+        raise CheckpointError(f"{path}: its shards are not names and digests")
     return recorded
 
 
@@ -138,13 +138,13 @@ def _check_against(job: Job, origin: Job, listener: Listener) -> int:
     config = pruned_config(origin.architecture.config, [layer.base for layer in plan.layers])
     if read_json(checkpoint.directory / CONFIG_FILE) != config:
         raise CheckpointError(
-            f"{printable(checkpoint.directory / CONFIG_FILE)}: is not what the plan makes of the source's config"
+            f"{checkpoint.directory / CONFIG_FILE}: is not what the plan makes of the source's config"
         )
     view = origin.view(plan.layers, plan.merge_norms)
     if different := {*view.names} ^ {*checkpoint.names}:
         name = min(different)
         where = "not in the plan's result" if name in checkpoint.names else "missing"
-        raise CheckpointError(f"{printable(checkpoint.directory)}: tensor {printable(name)} is {where}")
+        raise CheckpointError(f"{checkpoint.directory}: tensor {name} is {where}")
     names = list(view.names)
     with (
         open_stream(origin, plain_allotment(origin, Streaming())) as stream,
@@ -158,7 +158,7 @@ def _check_against(job: Job, origin: Job, listener: Listener) -> int:
                 same = _same_bits(over.read(name, _CPU), checkpoint.read(name, _CPU))
             if not same:
                 raise CheckpointError(
-                    f"{printable(checkpoint.directory)}: tensor {printable(name)} is not what the plan makes of the "
+                    f"{checkpoint.directory}: tensor {name} is not what the plan makes of the "
                     "source; write it again with apply"
                 )
             listener(TensorChecked(name, view.info(name).num_bytes))

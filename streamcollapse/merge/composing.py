@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from streamcollapse.errors import PlanError, printable
+from streamcollapse.errors import PlanError
 from streamcollapse.merge.plan import LARGEST_COEFFICIENT, Plan, PlanLayer, original_layers
 from streamcollapse.merge.rules import RULES, Mix
 
@@ -29,10 +29,10 @@ def parse_layers(text: str) -> list[int]:
     for part in text.split(","):
         match = _RANGE.fullmatch(part.strip())
         if match is None:
-            raise PlanError(f"layers {printable(repr(text))} are not numbers or ranges such as 21-29, from 0")
+            raise PlanError(f"layers {text!r} are not numbers or ranges such as 21-29, from 0")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last - first > 100_000:
-            raise PlanError(f"layers {printable(part.strip())} are no range; give the lower one first")
+            raise PlanError(f"layers {part.strip()} are no range; give the lower one first")
         found += range(first, last + 1)
     return found
 
@@ -43,17 +43,15 @@ def parse_group(text: str) -> Group:
     rule, _, scale = rule.partition(":")
     found = parse_layers(layers)
     if rule not in RULES:
-        raise PlanError(
-            f"merge {printable(repr(text))} names no rule; give one of {', '.join(RULES)}, as in 12-15:mean"
-        )
+        raise PlanError(f"merge {text!r} names no rule; give one of {', '.join(RULES)}, as in 12-15:mean")
     if "," in layers or len(found) < 2:
-        raise PlanError(f"merge {printable(repr(text))} takes a range of two layers or more, as in 12-15:{rule}")
+        raise PlanError(f"merge {text!r} takes a range of two layers or more, as in 12-15:{rule}")
     try:
         factor = float(scale or 1)
     except ValueError:
         factor = 0.0
     if not 0 < abs(factor) <= LARGEST_COEFFICIENT or (scale and rule != "rdsc"):
-        raise PlanError(f"merge {printable(repr(text))}: only rdsc takes a scale, a number other than 0")
+        raise PlanError(f"merge {text!r}: only rdsc takes a scale, a number other than 0")
     return Group(found[0], found[-1], rule, factor)
 
 

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.errors import OptionError, PlanError, printable
+from streamcollapse.errors import OptionError, PlanError
 from streamcollapse.merge.rules import RULES, Mix
 from streamcollapse.settings.declared import declared
 from streamcollapse.settings.search import SearchOptions
@@ -161,13 +161,13 @@ class Plan:
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise PlanError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
+            raise PlanError(f"{path}: cannot be read: {error.strerror or error}") from error
         except (ValueError, RecursionError) as error:
-            raise PlanError(f"{printable(path)}: not JSON: {printable(error)}") from error
+            raise PlanError(f"{path}: not JSON: {error}") from error
         try:
             return cls.from_json(document)
         except PlanError as error:
-            raise PlanError(f"{printable(path)}: {error}") from error
+            raise PlanError(f"{path}: {error}") from error
 
 
 def original_layers(num_layers: int) -> tuple[PlanLayer, ...]:
@@ -216,7 +216,7 @@ def _said(decision: dict[str, Any]) -> dict[str, Any]:
 def _parse_plan(document: Any) -> Plan:
     _keys(document, "the plan", {"format", "source", "layers"}, {"merge_norms", "search"})
     if document["format"] != FORMAT:
-        raise PlanError(f"format is {printable(document['format'])}, this version reads {FORMAT}")
+        raise PlanError(f"format is {document['format']}, this version reads {FORMAT}")
     source = document["source"]
     _keys(source, "source", {"name", "num_hidden_layers", "fingerprint"}, set())
     name = _typed(source, "name", str, "source")
@@ -243,11 +243,9 @@ def _parse_layer(entry: Any, where: str, num_layers: int) -> PlanLayer:
     mix: dict[int, float] = {}
     for key, value in _typed(entry, "mix", dict, where).items():
         if not re.fullmatch(r"0|[1-9][0-9]{0,8}", key):
-            raise PlanError(f"{where}: mix names {printable(key)}, not a source layer")
+            raise PlanError(f"{where}: mix names {key}, not a source layer")
         if type(value) not in (int, float) or not 0 < abs(value) <= LARGEST_COEFFICIENT:
-            raise PlanError(
-                f"{where}: the coefficient of layer {key} is {printable(value)}, not a number other than 0 up to 1e6"
-            )
+            raise PlanError(f"{where}: the coefficient of layer {key} is {value}, not a number other than 0 up to 1e6")
         mix[int(key)] = float(value)
     if not mix:
         raise PlanError(f"{where}: mix is empty")
@@ -298,7 +296,7 @@ def _keys(value: Any, where: str, required: set[str], optional: set[str]) -> Non
     if missing := sorted(required - set(value)):
         raise PlanError(f"{where}: {missing[0]} is missing")
     if unknown := sorted(set(value) - required - optional):
-        raise PlanError(f"{where}: {printable(unknown[0])} is not known to this version")
+        raise PlanError(f"{where}: {unknown[0]} is not known to this version")
 
 
 def _typed(value: dict[str, Any], key: str, kind: type, where: str) -> Any:
@@ -306,5 +304,5 @@ def _typed(value: dict[str, Any], key: str, kind: type, where: str) -> Any:
     if kind is float and type(found) is int and abs(found) < 2**53:
         found = float(found)
     if type(found) is not kind or (isinstance(found, float) and not math.isfinite(found)):
-        raise PlanError(f"{where}: {key} is {printable(found)}, expected {kind.__name__}")
+        raise PlanError(f"{where}: {key} is {found}, expected {kind.__name__}")
     return found

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.errors import CheckpointError, printable
+from streamcollapse.errors import CheckpointError
 from streamcollapse.merge.plan import Plan
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.disk import disk_errors
@@ -79,7 +79,7 @@ def load_report(path: Path) -> dict[str, Any]:
     """The report at ``path``. Raises CheckpointError."""
     report = read_json(path)
     if not isinstance(report, dict):
-        raise CheckpointError(f"{printable(path)}: is no report")
+        raise CheckpointError(f"{path}: is no report")
     return report
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from streamcollapse.errors import OutputError, printable
+from streamcollapse.errors import OutputError
 from streamcollapse.settings.run import Output, Streaming
 from streamcollapse.storage.index import find_shards, is_file, local_path
 from streamcollapse.storage.journal import Journal
@@ -43,12 +43,12 @@ def was_renamed(out: Path, streaming: Streaming) -> bool:
     return bool(records) and records[-1].get("kind") == "renaming" and not partial_of(out).exists()
 
 
-def check_plan_path(path: Path, overwrite: bool, option: str = "--plan") -> None:
+def check_plan_path(path: Path, overwrite: bool, option: str = "plan") -> None:
     """Raise OutputError unless a plan may be written to ``path``, which ``option`` gave."""
     if path.is_dir() or (path.exists() and not overwrite):
-        what = "is a directory" if path.is_dir() else f"exists; choose another {option} or pass --overwrite"
-        raise OutputError(f"{printable(path)}: {what}")
+        what = "is a directory" if path.is_dir() else f"exists; choose another `{option}` or pass `overwrite`"
+        raise OutputError(f"{path}: {what}")
     if not path.resolve().parent.is_dir():
-        raise OutputError(f"{printable(path.parent)}: does not exist; create it first")
+        raise OutputError(f"{path.parent}: does not exist; create it first")
     if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{printable(path.parent)}: is not writable; choose another {option}")
+        raise OutputError(f"{path.parent}: is not writable; choose another `{option}`")

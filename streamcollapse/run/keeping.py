@@ -53,7 +53,7 @@ def kept_directory(asked: Request, key: Mapping[str, Any], passing: bool = False
     directory = WorkDirectory(asked.work_dir, key)
     with closing(directory):
         try:
-            with claimed(lock_of(asked.out), printable(asked.out)):
+            with claimed(lock_of(asked.out), str(asked.out)):
                 directory.begin(asked.run(), asked.document())
                 try:
                     yield directory

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.errors import OptionError, OutputError, PlanError, printable
+from streamcollapse.errors import OptionError, OutputError, PlanError
 from streamcollapse.merge.plan import Plan
 from streamcollapse.run.opened import Job
 from streamcollapse.run.workdir import JOB, read_document
@@ -86,10 +86,10 @@ class ConvertAgain:
 def asked_before(work_dir: Path, trust_remote_code: bool) -> Again | ConvertAgain:
     """The job of the directory ``work_dir``. Raises OutputError where it is none, or says what no job can."""
     if not (work_dir / JOB).is_file():
-        raise OutputError(f"{printable(work_dir)}: is no work directory of a run; give the one that its error named")
+        raise OutputError(f"{work_dir}: is no work directory of a run; give the one that its error named")
     found = read_document(work_dir / JOB)
     if found == {}:
-        raise OutputError(f"{printable(work_dir)}: belongs to a search; run the same search command again to resume")
+        raise OutputError(f"{work_dir}: belongs to a search; run the same search command again to resume")
     try:
         output = Output(found["max_shard_bytes"], bool(found["overwrite"]))
         if found["verb"] == "convert":
@@ -109,6 +109,4 @@ def asked_before(work_dir: Path, trust_remote_code: bool) -> Again | ConvertAgai
             ),
         )
     except (KeyError, TypeError, AttributeError, OptionError, PlanError) as error:
-        raise OutputError(
-            f"{printable(work_dir / JOB)}: is not what a run wrote ({printable(error)}); start the run again"
-        ) from error
+        raise OutputError(f"{work_dir / JOB}: is not what a run wrote ({error}); start the run again") from error

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from streamcollapse.arch.config import THEIR_ERRORS, first_line
-from streamcollapse.errors import CalibrationError, printable
+from streamcollapse.errors import CalibrationError
 from streamcollapse.settings.run import SAMPLES, Calibration
 
 _SHIPPED = {"sentences": "sentences.txt", "passages": "passages.jsonl"}
@@ -33,10 +33,10 @@ def load_samples(calibration: Calibration, default: str = "sentences") -> list[s
 def _load(path: Path) -> list[str]:
     text = read_text(path)
     if path.suffix.lower() == ".json":
-        raise CalibrationError(f"{printable(path)}: give .txt with a sample a line, or .jsonl with a field text")
+        raise CalibrationError(f"{path}: give .txt with a sample a line, or .jsonl with a field text")
     samples = _records(path, text) if path.suffix.lower() == ".jsonl" else _lines(text)
     if not samples:
-        raise CalibrationError(f"{printable(path)}: no samples in it; write one sample a line")
+        raise CalibrationError(f"{path}: no samples in it; write one sample a line")
     return samples
 
 
@@ -45,9 +45,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise CalibrationError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
+        raise CalibrationError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise CalibrationError(f"{printable(path)}: not UTF-8 text (byte {error.start})") from error
+        raise CalibrationError(f"{path}: not UTF-8 text (byte {error.start})") from error
 
 
 def _lines(text: str) -> list[str]:
@@ -62,14 +62,12 @@ def _records(path: Path, text: str) -> list[str]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise CalibrationError(f"{printable(path)}, line {number}: not JSON: {printable(error)}") from error
+            raise CalibrationError(f"{path}, line {number}: not JSON: {error}") from error
         sample = record.get("text") if isinstance(record, dict) else None
         if not isinstance(sample, str) or not sample.strip():
-            raise CalibrationError(
-                f'{printable(path)}, line {number}: no text in it; each line needs a non-empty "text"'
-            )
+            raise CalibrationError(f'{path}, line {number}: no text in it; each line needs a non-empty "text"')
         if not sample.isprintable() and any("\ud800" <= c <= "\udfff" for c in sample):
-            raise CalibrationError(f"{printable(path)}, line {number}: the text has half a surrogate pair; repair it")
+            raise CalibrationError(f"{path}, line {number}: the text has half a surrogate pair; repair it")
         samples.append(sample)
     return samples
 
@@ -79,9 +77,7 @@ def load_tokenizer(directory: Path, trust_remote_code: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
     except THEIR_ERRORS as error:
-        raise CalibrationError(
-            f"{printable(directory)}: its tokenizer cannot be loaded: {first_line(error)}"
-        ) from error
+        raise CalibrationError(f"{directory}: its tokenizer cannot be loaded: {first_line(error)}") from error
 
 
 def tokenize(tokenizer: Any, samples: Sequence[str], max_tokens: int, vocabulary: int) -> list[list[int]]:

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.errors import OutputError, printable
+from streamcollapse.errors import OutputError
 from streamcollapse.merge.plan import Decision
 from streamcollapse.run.evaluations import JournalMemory
 from streamcollapse.run.first_checks import JOURNAL
@@ -52,9 +52,7 @@ class WorkDirectory:
             self._lock = (path / _LOCK).open("w")
         if not lock(self._lock):
             self._lock.close()
-            raise OutputError(
-                f"{printable(path)}: in use by another run; wait for it to finish or choose another --work-dir"
-            )
+            raise OutputError(f"{path}: in use by another run; wait for it to finish or choose another `work_dir`")
         for left in path.glob(f"{_SCRATCH}*"):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         if not (path / RUN).exists():
@@ -137,28 +135,28 @@ class WorkDirectory:
 def check_directory(path: Path, key: Mapping[str, Any]) -> None:
     """Raise OutputError unless a run of ``key`` may work in the directory ``path``; changes nothing."""
     if path.exists() and not path.is_dir():
-        raise OutputError(f"{printable(path)}: is not a directory; choose another --work-dir")
+        raise OutputError(f"{path}: is not a directory; choose another `work_dir`")
     if not path.resolve().parent.is_dir():
-        raise OutputError(f"{printable(path.parent)}: does not exist; create it first")
+        raise OutputError(f"{path.parent}: does not exist; create it first")
     if not os.access(path if path.exists() else path.resolve().parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{printable(path)}: cannot be written to; choose another --work-dir")
+        raise OutputError(f"{path}: cannot be written to; choose another `work_dir`")
     if not path.exists() or not any(path.iterdir()):
         return
     if not (path / RUN).exists():
         if {entry.name for entry in path.iterdir()} - {_LOCK, f"{RUN}.partial"}:
-            raise OutputError(f"{printable(path)}: holds other files; choose another --work-dir")
+            raise OutputError(f"{path}: holds other files; choose another `work_dir`")
         return
     found = read_document(path / RUN)
     for name, value in key.items():
         if found.get(name) != value:
             raise OutputError(
-                f"{printable(path)}: belongs to another run: its {name.replace('_', ' ')} is "
-                f"{_short(found.get(name))}, this one's is {_short(value)}; remove it, or choose another --work-dir"
+                f"{path}: belongs to another run: its {name.replace('_', ' ')} is "
+                f"{_short(found.get(name))}, this one's is {_short(value)}; remove it, or choose another `work_dir`"
             )
 
 
 def _short(value: object) -> str:
-    text = printable(value)
+    text = str(value)
     return text if len(text) <= 20 else f"{text[:12]}…"
 
 
@@ -167,9 +165,9 @@ def read_document(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise OutputError(f"{printable(path)}: cannot be read; choose another --work-dir") from error
+        raise OutputError(f"{path}: cannot be read; choose another `work_dir`") from error
     if not isinstance(found, dict):
-        raise OutputError(f"{printable(path)}: is not what a work directory holds; choose another --work-dir")
+        raise OutputError(f"{path}: is not what a work directory holds; choose another `work_dir`")
     return found
 
 

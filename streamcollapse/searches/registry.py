@@ -65,7 +65,7 @@ def complete(options: SearchOptions) -> SearchOptions:
     strategy = strategy_of(options)
     filled = options.but(**{**OWNED, **strategy.defaults, **options.given, "strategy": strategy.name})
     if strategy.needs_target and not filled.has_target:
-        raise OptionError(f"strategy {strategy.name} goes on until a target; give --target-layers or --target-ratio")
+        raise OptionError(f"strategy {strategy.name} goes on until a target; give `target_layers` or `target_ratio`")
     if strategy.one_rule and ("," in filled.rule or filled.rule == BEST):
         raise OptionError(f"rule is {filled.rule}, but strategy {strategy.name} takes one rule: it compares none")
     highest = METRICS[filled.metric].highest

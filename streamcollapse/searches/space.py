@@ -40,7 +40,7 @@ def check_space(job: Job, space: SearchSpace) -> None:
     for step in strategy.must_fit(space):
         if reason := mismatch(job.checkpoint, job.architecture.layout, step.merged_layer):
             layers = f"layers {step.position}-{step.position + step.merged}"
-            raise ModelError(f"{layers} cannot be merged: {reason}; raise --lowest, or lower --highest")
+            raise ModelError(f"{layers} cannot be merged: {reason}; raise `lowest`, or lower `highest`")
     for candidate in strategy.first_candidates(space)[:1]:
         check_prunable(job, candidate)
 

@@ -135,7 +135,7 @@ class Strategy(ABC):
             return "the model has one layer: none can go"
         return (
             f"layers {space.lowest} (L) to {space.highest} (H), counted from 1, have no two neighbours to merge; lower "
-            "--lowest, or raise --highest"
+            "`lowest`, or raise `highest`"
         )
 
     def must_fit(self, space: SearchSpace) -> Sequence[Candidate]:

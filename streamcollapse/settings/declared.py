@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
-from streamcollapse.errors import OptionError, printable
+from streamcollapse.errors import OptionError
 from streamcollapse.units import parse_bytes
 
 Made = TypeVar("Made")
@@ -170,14 +170,14 @@ def _said(cls: type, error: ValidationError) -> str:
     label = known[name].label if name in known else name
     what = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     what = what.replace("Input should be", "it must be", 1)
-    value = printable(repr(first["input"]))
+    value = repr(first["input"])
     value = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}…"
     return f"{label} is {value}; {what}"
 
 
 def unknown(name: object, known: Iterable[str], quoted: bool = False) -> str:
     """The line for ``name``, which is none of ``known``: the likeliest that was meant, and all that there are."""
-    text = printable(name)
+    text = str(name)
     return f"{repr(text) if quoted else text} is unknown; {meant(name, known)}"
 
 

@@ -211,7 +211,7 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if self.ray_address is not None and self.engine != "ray":
-            raise OptionError(f"a Ray address is given, but the engine is {self.engine}; pass --engine ray")
+            raise OptionError(f"a Ray address is given, but the engine is {self.engine}; pass `engine=ray`")
 
 
 @settings

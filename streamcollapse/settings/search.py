@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from streamcollapse.errors import OptionError, printable
+from streamcollapse.errors import OptionError
 from streamcollapse.settings.catalogue import BEST, METRICS, RULES
 from streamcollapse.settings.declared import FROM_STRATEGY, Setting, Whole, settings, unknown
 
@@ -40,11 +40,11 @@ def _scales(value: Any) -> Any:
         try:
             value = tuple(float(part) for part in value.split(","))
         except ValueError:
-            raise OptionError(f"rdsc scale is {printable(repr(value))}, not a number, or several with commas") from None
+            raise OptionError(f"rdsc scale is {value!r}, not a number, or several with commas") from None
     several = isinstance(value, tuple | list)
     for scale in value if several else (value,):
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale) or scale == 0:
-            raise OptionError(f"rdsc scale is {printable(scale)}; it must be a finite number other than 0")
+            raise OptionError(f"rdsc scale is {scale}; it must be a finite number other than 0")
     scales = tuple(float(scale) for scale in value) if several else (float(value),)
     return scales[0] if len(scales) == 1 else scales
 

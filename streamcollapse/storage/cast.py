@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from streamcollapse.errors import NonFiniteError, printable
+from streamcollapse.errors import NonFiniteError
 from streamcollapse.storage.finite import is_finite
 from streamcollapse.storage.source import TensorInfo, TensorSource
 
@@ -31,9 +31,7 @@ class CastSource:
         cast = stored.to(self.info(name).dtype)
         if cast.dtype != stored.dtype and not is_finite(cast) and is_finite(stored):
             kind = str(cast.dtype).removeprefix("torch.")
-            raise NonFiniteError(
-                f"tensor {printable(name)} has numbers that are too large for {kind}; choose bfloat16 or float32"
-            )
+            raise NonFiniteError(f"tensor {name} has numbers that are too large for {kind}; choose bfloat16 or float32")
         return cast
 
     def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:

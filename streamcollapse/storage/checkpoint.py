@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from streamcollapse.errors import CheckpointError, printable
+from streamcollapse.errors import CheckpointError
 from streamcollapse.storage.extents import Location
 from streamcollapse.storage.fingerprint import fingerprint, state
 from streamcollapse.storage.header import ShardHeader, StoredTensor, read_header
@@ -38,19 +38,19 @@ class Checkpoint(PlacedTensors):
         for name, shard in (weight_map or {}).items():
             if self._tensors.get(name, (None,))[0] != shard:
                 raise CheckpointError(
-                    f"{printable(self.directory)}: the index says that tensor {printable(name)} is in "
-                    f"{printable(shard)}, which has none of this name; index and shard do not belong together"
+                    f"{self.directory}: the index says that tensor {name} is in "
+                    f"{shard}, which has none of this name; index and shard do not belong together"
                 )
 
     def _add(self, shard: str) -> None:
         path = self.directory / shard
         if not is_file(path):
-            raise CheckpointError(f"{printable(path)}: the shard is missing; download it again")
+            raise CheckpointError(f"{path}: the shard is missing; download it again")
         header = read_header(path) if path.suffix == SUFFIX else read_torch_header(path)
         for name, tensor in header.tensors.items():
             if name in self._tensors:
                 other = self._tensors[name][0]
-                raise CheckpointError(f"{printable(path)}: tensor {printable(name)} is also in {printable(other)}")
+                raise CheckpointError(f"{path}: tensor {name} is also in {other}")
             self._tensors[name] = (shard, tensor)
         self._headers[shard] = header
 
@@ -104,9 +104,9 @@ class Checkpoint(PlacedTensors):
             try:
                 about = header.path.stat()
             except OSError as error:
-                raise CheckpointError(f"{printable(header.path)}: is gone; start again once it is back") from error
+                raise CheckpointError(f"{header.path}: is gone; start again once it is back") from error
             if (about.st_size, about.st_mtime_ns) != (header.file_bytes, header.mtime_ns):
-                raise CheckpointError(f"{printable(header.path)}: was changed while it was in use; start again")
+                raise CheckpointError(f"{header.path}: was changed while it was in use; start again")
 
     def state(self, *beside: str) -> str:
         """What changes when the weights' files do, or the files ``beside`` them, in hexadecimal."""

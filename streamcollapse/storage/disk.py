@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from streamcollapse.errors import OutputError, printable
+from streamcollapse.errors import OutputError
 from streamcollapse.units import format_bytes
 
 
@@ -21,14 +21,14 @@ def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(no_space(path.parent, needed)) from error
-        raise OutputError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def no_space(directory: Path, needed: int | None) -> str:
     """The one line for a disk that is too full for ``needed`` bytes in ``directory``."""
     free = format_bytes(shutil.disk_usage(directory).free)
     need = "" if needed is None else f"{format_bytes(needed)} needed, "
-    return f"{printable(directory)}: no space on the disk: {need}{free} free; free some or choose another place"
+    return f"{directory}: no space on the disk: {need}{free} free; free some or choose another place"
 
 
 def check_space(out: Path, needed: int) -> int:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from streamcollapse.errors import CheckpointError, printable
+from streamcollapse.errors import CheckpointError
 from streamcollapse.storage.header import ShardHeader
 from streamcollapse.storage.index import is_file
 
@@ -33,7 +33,7 @@ def fingerprint(shards: Sequence[ShardHeader]) -> str:
             finally:
                 os.close(handle)
         except OSError as error:
-            raise CheckpointError(f"{printable(header.path)}: cannot be read: {error.strerror or error}") from error
+            raise CheckpointError(f"{header.path}: cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from streamcollapse.errors import NonFiniteError, printable
+from streamcollapse.errors import NonFiniteError
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -20,5 +20,5 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
     if not is_finite(tensor):
         count = int((~torch.isfinite(tensor)).sum())
         raise NonFiniteError(
-            f"tensor {printable(name)} has {count} NaN or infinite values; download the checkpoint again or repair it"
+            f"tensor {name} has {count} NaN or infinite values; download the checkpoint again or repair it"
         )

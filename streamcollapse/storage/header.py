@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from streamcollapse.errors import CheckpointError, printable
+from streamcollapse.errors import CheckpointError
 from streamcollapse.storage.source import TensorInfo
 
 POINTER = b"version https://git-lfs"  # what stands in a repository for a file that was not fetched
@@ -92,7 +92,7 @@ def read_header(path: Path) -> ShardHeader:
                 raise _bad(path, f"the header is longer than the file: {header_bytes} of {file_bytes - 8} bytes")
             raw = file.read(header_bytes)
     except OSError as error:
-        raise CheckpointError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     tensors = _parse(path, raw, data_start=8 + header_bytes, file_bytes=file_bytes)
     return ShardHeader(path, tensors, raw, file_bytes, about.st_mtime_ns)
 
@@ -101,7 +101,7 @@ def _parse(path: Path, raw: bytes, data_start: int, file_bytes: int) -> dict[str
     try:
         document = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys)  # bytes could be UTF-16 as well
     except (ValueError, RecursionError) as error:
-        raise _bad(path, f"the header is not JSON: {printable(error)}") from error
+        raise _bad(path, f"the header is not JSON: {error}") from error
     if not isinstance(document, dict):
         raise _bad(path, "the header is not a JSON object")
     tensors: dict[str, StoredTensor] = {}
@@ -126,11 +126,11 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
         raise _bad(path, "the entry needs dtype, shape and data_offsets", name)
     dtype_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype_name, str) or dtype_name not in DTYPES:
-        raise _bad(path, f"dtype {printable(dtype_name)} is not supported", name)
+        raise _bad(path, f"dtype {dtype_name} is not supported", name)
     if not _natural_numbers(shape):
-        raise _bad(path, f"shape {printable(shape)} is not a list of sizes", name)
+        raise _bad(path, f"shape {shape} is not a list of sizes", name)
     if not _natural_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _bad(path, f"data_offsets {printable(offsets)} are not [begin, end]", name)
+        raise _bad(path, f"data_offsets {offsets} are not [begin, end]", name)
     if math.prod(size for size in shape if size) >= 2**63:
         raise _bad(path, f"shape {shape} has more elements than can be counted", name)
     info = TensorInfo(DTYPES[dtype_name], tuple(shape))
@@ -162,5 +162,5 @@ def _check_cover(path: Path, tensors: dict[str, StoredTensor], data_start: int, 
 
 
 def _bad(path: Path, problem: str, tensor: str | None = None) -> CheckpointError:
-    where = printable(path) if tensor is None else f"{printable(path)}: tensor {printable(tensor)}"
+    where = path if tensor is None else f"{path}: tensor {tensor}"
     return CheckpointError(f"{where}: {problem}")

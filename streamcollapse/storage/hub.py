@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 # That of the library which connects: a class of its own, and of another library in each version.
 from huggingface_hub.errors import HTTPError as HubHTTPError  # type: ignore[attr-defined]
 
-from streamcollapse.errors import CheckpointError, printable
+from streamcollapse.errors import CheckpointError
 from streamcollapse.progress import FileFetched, Listener, PhaseStarted
 from streamcollapse.storage.beside import is_beside
 from streamcollapse.storage.index import (
@@ -49,7 +49,7 @@ def local_directory(source: str | Path, listener: Listener) -> Path:
     match = HUB_ID.fullmatch(str(source))
     if match is None or not is_hub_id(source):
         return Path(source)
-    repo, revision, name = match["repo"], match["revision"], printable(source)
+    repo, revision, name = match["repo"], match["revision"], str(source)
     try:
         info = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT_SECONDS)
         found = [sibling.rfilename for sibling in info.siblings or []]
@@ -59,7 +59,7 @@ def local_directory(source: str | Path, listener: Listener) -> Path:
     except GatedRepoError as error:
         raise CheckpointError(f"{name}: accept the model's terms on the Hub, then log in (hf auth login)") from error
     except RevisionNotFoundError as error:
-        raise CheckpointError(f"{name}: the Hub has no such revision of {printable(repo)}") from error
+        raise CheckpointError(f"{name}: the Hub has no such revision of {repo}") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise CheckpointError(
             f"{name}: neither a directory here nor a model on the Hub; for a private one, log in (hf auth login)"
@@ -101,12 +101,12 @@ def _shards(repo: str, found: Sequence[str], fetch: Callable[[str], Path]) -> li
             return [single]
         if index in found:
             return [index, *sorted(set(shards_of_index(fetch(index)).values()))]
-    raise CheckpointError(f"{printable(repo)}: {what_is_there(found)}")
+    raise CheckpointError(f"{repo}: {what_is_there(found)}")
 
 
 def _cached(repo: str, revision: str | None, name: str, error: Exception) -> Path:
     offline = isinstance(error, OfflineModeIsEnabled)
-    said = printable(next(iter(str(error).splitlines()), type(error).__name__))[:_MOST_SAID]
+    said = next(iter(str(error).splitlines()), type(error).__name__)[:_MOST_SAID]
     reason = "offline mode is on (HF_HUB_OFFLINE)" if offline else f"the Hub cannot be reached ({said})"
     config = try_to_load_from_cache(repo, CONFIG_FILE, revision=revision)
     if not isinstance(config, str):
@@ -119,6 +119,6 @@ def _cached(repo: str, revision: str | None, name: str, error: Exception) -> Pat
     missing = [shard for shard in shards if not is_file(directory / shard)]
     if missing:
         raise CheckpointError(
-            f"{name}: the Hub's cache lacks {printable(missing[0])}, and {reason}; connect and run it again"
+            f"{name}: the Hub's cache lacks {missing[0]}, and {reason}; connect and run it again"
         ) from error
     return directory

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from streamcollapse.errors import CheckpointError, printable
+from streamcollapse.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -43,14 +43,14 @@ def find_shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
         what = "is a file; give the directory of the checkpoint" if directory.exists() else "does not exist"
         if directory.is_file() and directory.suffix in (".gguf", ".pth"):
             what = what_is_there([directory.name])
-        raise CheckpointError(f"{printable(directory)}: {what}")
+        raise CheckpointError(f"{directory}: {what}")
     for single, index in FORMATS:
         if (directory / single).is_file():
             return [single], None
         if (directory / index).is_file():
             weight_map = shards_of_index(directory / index)
             return sorted(set(weight_map.values())), weight_map
-    raise CheckpointError(f"{printable(directory)}: {what_is_there([entry.name for entry in directory.iterdir()])}")
+    raise CheckpointError(f"{directory}: {what_is_there([entry.name for entry in directory.iterdir()])}")
 
 
 def is_file(path: Path) -> bool:
@@ -65,16 +65,14 @@ def read_json(path: Path) -> Any:
     """The JSON document at ``path``. Raises CheckpointError when it cannot be read or parsed."""
     try:
         if path.exists() and not path.is_file():
-            raise CheckpointError(f"{printable(path)}: is not a file")
+            raise CheckpointError(f"{path}: is not a file")
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(
-                f"{printable(path)}: has {path.stat().st_size} bytes, over the limit of {MAX_JSON_BYTES}"
-            )
+            raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, over the limit of {MAX_JSON_BYTES}")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{printable(path)}: not JSON: {printable(error)}") from error
+        raise CheckpointError(f"{path}: not JSON: {error}") from error
 
 
 def shards_of_index(path: Path) -> dict[str, str]:
@@ -82,16 +80,14 @@ def shards_of_index(path: Path) -> dict[str, str]:
     document = read_json(path)
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{printable(path)}: no weight_map from tensor names to shards")
+        raise CheckpointError(f"{path}: no weight_map from tensor names to shards")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not shard:
-            raise CheckpointError(
-                f"{printable(path)}: tensor {printable(name)} is mapped to {printable(shard)}, not to a file"
-            )
+            raise CheckpointError(f"{path}: tensor {name} is mapped to {shard}, not to a file")
         parts = PurePosixPath(shard.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or ":" in shard:
             raise CheckpointError(
-                f"{printable(path)}: tensor {printable(name)} is mapped to {printable(shard)}, "
+                f"{path}: tensor {name} is mapped to {shard}, "
                 "outside the checkpoint's directory; download the index again"
             )
     return weight_map

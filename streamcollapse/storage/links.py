@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from streamcollapse.errors import CheckpointError, printable
+from streamcollapse.errors import CheckpointError
 
 
 def refuse_links_that_leave(directory: Path) -> None:
@@ -21,9 +21,8 @@ def refuse_links_that_leave(directory: Path) -> None:
             target = entry.resolve()
             if target.exists() and inside not in target.parents and blobs not in target.parents:
                 raise CheckpointError(
-                    f"{printable(entry)}: is a link to {printable(target)}, outside the checkpoint's directory; "
-                    "put the file itself there"
+                    f"{entry}: is a link to {target}, outside the checkpoint's directory; put the file itself there"
                 )
     except (OSError, RuntimeError) as error:  # a loop of links, a directory closed to us
         reason = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointError(f"{printable(directory)}: cannot be read: {printable(reason)}") from error
+        raise CheckpointError(f"{directory}: cannot be read: {reason}") from error

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from streamcollapse.errors import OutputError, printable
+from streamcollapse.errors import OutputError
 
 try:
     import fcntl
@@ -38,7 +38,7 @@ def claimed(path: Path, whose: str) -> Iterator[None]:
         try:
             file = path.open("a")
         except OSError as error:
-            raise OutputError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
+            raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
         with file:
             if not lock(file):
                 raise OutputError(f"{whose}: in use by another run; wait for it to finish, or choose another place")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy
 import torch
 
-from streamcollapse.errors import CheckpointError, printable
+from streamcollapse.errors import CheckpointError
 from streamcollapse.storage.extents import Location
 
 _MADV_DONTNEED = 4
@@ -38,7 +38,7 @@ class MappedFile:
             with path.open("rb") as file:
                 self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except OSError as error:
-            raise CheckpointError(f"{printable(path)}: cannot be mapped: {error.strerror or error}") from error
+            raise CheckpointError(f"{path}: cannot be mapped: {error.strerror or error}") from error
         if len(self._mapped) != file_bytes:
             raise changed_size(path)
         self._address = torch.frombuffer(self._mapped, dtype=torch.uint8).data_ptr()
@@ -102,8 +102,7 @@ class MappedFile:
             failed = 0 if failure == 0 else failed + 1
             if failure not in (0, errno.EAGAIN, errno.EINTR) and failed == _ATTEMPTS:
                 raise CheckpointError(
-                    f"{printable(self.path)}: byte {position}: cannot be read, {_ATTEMPTS} times over: "
-                    f"{os.strerror(failure)}"
+                    f"{self.path}: byte {position}: cannot be read, {_ATTEMPTS} times over: {os.strerror(failure)}"
                 )
             position += step if failure == 0 else 0
 
@@ -139,12 +138,12 @@ def drop_from_cache(path: Path, start: int, end: int) -> None:
 
 def changed_size(path: Path) -> CheckpointError:
     """The error for a file that is not as long as it was when it was opened."""
-    return CheckpointError(f"{printable(path)}: the file changed size while it was in use; start again")
+    return CheckpointError(f"{path}: the file changed size while it was in use; start again")
 
 
 def about_to_change(path: Path) -> CheckpointError:
     """The error for a file that another program waits to write to."""
-    return CheckpointError(f"{printable(path)}: another program is about to change it; start again once it has")
+    return CheckpointError(f"{path}: another program is about to change it; start again once it has")
 
 
 def _madvise(address: int, length: int, advice: int) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from streamcollapse.errors import CheckpointError, printable
+from streamcollapse.errors import CheckpointError
 from streamcollapse.storage.extents import PAGE_BYTES, Extent
 from streamcollapse.storage.mapping import changed_size
 
@@ -94,7 +94,7 @@ class FileReader:
                     raise _no_direct_reads(path) from error
                 often = f", {ATTEMPTS} times over" if error.errno in MAY_PASS else ""
                 raise CheckpointError(
-                    f"{printable(path)}: byte {offset + done}: cannot be read{often}: {error.strerror or error}"
+                    f"{path}: byte {offset + done}: cannot be read{often}: {error.strerror or error}"
                 ) from error
             reached = done + count
             if self._direct and reached < needed:  # past the page cache only whole pages are read
@@ -112,7 +112,7 @@ class FileReader:
                 except OSError as error:
                     if self._direct and error.errno == errno.EINVAL:
                         raise _no_direct_reads(path) from error
-                    raise CheckpointError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
+                    raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
             return self._files[path]
 
     def stop(self) -> None:
@@ -160,6 +160,4 @@ def private_memory(num_bytes: int) -> mmap.mmap:
 
 
 def _no_direct_reads(path: Path) -> CheckpointError:
-    return CheckpointError(
-        f"{printable(path)}: its file system cannot read past the page cache; pass --io pread, mmap or auto"
-    )
+    return CheckpointError(f"{path}: its file system cannot read past the page cache; pass `io=pread`, mmap or auto")

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from streamcollapse.errors import OutputError, printable
+from streamcollapse.errors import OutputError
 from streamcollapse.storage.disk import disk_errors
 from streamcollapse.storage.mapping import forget_pages
 
@@ -54,7 +54,7 @@ class OnDisk:
         count = math.prod(shape)
         path = self._directory / name
         if not path.is_file() or path.stat().st_size < count * dtype.itemsize:
-            raise OutputError(f"{printable(path)}: is not there, or not whole; choose another --work-dir")
+            raise OutputError(f"{path}: is not there, or not whole; choose another `work_dir`")
         return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
 
     def settle(self, tensor: torch.Tensor) -> None:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import torch
 
-from streamcollapse.errors import CheckpointError, printable
+from streamcollapse.errors import CheckpointError
 from streamcollapse.storage.extents import Location
 from streamcollapse.storage.mapping import changed_size
 from streamcollapse.storage.reader import read_into
@@ -30,7 +30,7 @@ def read_rows(place: Location, rows: torch.Tensor) -> torch.Tensor:
             for first, end in pairwise([*starts, len(wanted)]):
                 _fill(file.fileno(), read[first:end], place, int(wanted[first]) * row_bytes)
     except OSError as error:
-        raise CheckpointError(f"{printable(place.path)}: cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(f"{place.path}: cannot be read: {error.strerror or error}") from error
     return read.view(-1).view(place.info.dtype).view(len(wanted), *shape)[where]
 
 
@@ -41,7 +41,7 @@ def _whole(place: Location) -> torch.Tensor:
         with place.path.open("rb", buffering=0) as file:
             _fill(file.fileno(), read, place, 0)
     except OSError as error:
-        raise CheckpointError(f"{printable(place.path)}: cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(f"{place.path}: cannot be read: {error.strerror or error}") from error
     return place.shaped(read.view(place.info.dtype))
 
 

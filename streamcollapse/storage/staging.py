@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from streamcollapse.errors import OutputError, printable
+from streamcollapse.errors import OutputError
 from streamcollapse.storage.disk import disk_errors
 
 _LONGEST_NAME = 200  # bytes; file systems take 255, and the staging directory's name adds to it
@@ -25,21 +25,19 @@ def check_output(out: Path, source: Path | None, overwrite: bool) -> None:
         out.exists()
     except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long, a directory closed to us
         reason = error.strerror if isinstance(error, OSError) else error
-        raise OutputError(f"{printable(out)}: cannot be used: {printable(reason)}; choose another --out") from error
+        raise OutputError(f"{out}: cannot be used: {reason}; choose another `out`") from error
     if len(target.name.encode(errors="replace")) > _LONGEST_NAME:
-        raise OutputError(f"{printable(target.name[:40])}…: the name is too long; choose another --out")
+        raise OutputError(f"{target.name[:40]}…: the name is too long; choose another `out`")
     if origin is not None and (target == origin or origin in target.parents or target in origin.parents):
-        raise OutputError(
-            f"{printable(out)}: is, contains or lies inside the source {printable(source)}; choose another --out"
-        )
+        raise OutputError(f"{out}: is, contains or lies inside the source {source}; choose another `out`")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise OutputError(f"{printable(out)}: exists and is not a directory; choose another --out")
+        raise OutputError(f"{out}: exists and is not a directory; choose another `out`")
     if out.exists() and not overwrite:
-        raise OutputError(f"{printable(out)}: exists; choose another --out or pass --overwrite")
+        raise OutputError(f"{out}: exists; choose another `out` or pass `overwrite`")
     if not target.parent.is_dir():
-        raise OutputError(f"{printable(target.parent)}: does not exist; create it first")
+        raise OutputError(f"{target.parent}: does not exist; create it first")
     if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{printable(target.parent)}: is not writable; choose another --out")
+        raise OutputError(f"{target.parent}: is not writable; choose another `out`")
 
 
 def lock_of(out: Path) -> Path:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from streamcollapse.errors import CheckpointError, printable
+from streamcollapse.errors import CheckpointError
 from streamcollapse.storage.header import DTYPES, POINTER, ShardHeader, StoredTensor
 from streamcollapse.storage.pickles import Call, Global, PickleError, Reference, read_pickle
 from streamcollapse.storage.source import TensorInfo, span_elements
@@ -72,9 +72,9 @@ def read_torch_header(path: Path) -> ShardHeader:
             raw, contents, storages = read(file, file_bytes)
         return ShardHeader(path, _tensors(contents, storages), raw, file_bytes, about.st_mtime_ns)
     except PickleError as error:
-        raise CheckpointError(f"{printable(path)}: {printable(error)}") from error
+        raise CheckpointError(f"{path}: {error}") from error
     except OSError as error:
-        raise CheckpointError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _may_name(name: str) -> bool:

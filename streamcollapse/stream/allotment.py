@@ -83,7 +83,7 @@ def _refuse(needs: Sequence[Need], budget: Budget) -> None:
             allowed, needed = f"{limit} bytes", f"{peak} bytes"
         raise BudgetError(
             f"{words}: {allowed} may be used, {phase} needs {needed} ({listed}); "
-            f"the smallest that would do is --{memory}-budget {smallest}MiB"
+            f"the smallest that would do is `{memory}_budget={smallest}MiB`"
         )
 
 

@@ -77,7 +77,7 @@ class CudaCopies:
                 self._forget_error()
                 raise DeviceError(
                     f"{num_bytes} bytes of host memory cannot be pinned (CUDA error {status}); pass a smaller "
-                    "--ram-budget, raise the limit of locked memory, or pass --io mmap, which pins none"
+                    "`ram_budget`, raise the limit of locked memory, or pass `io=mmap`, which pins none"
                 )
         self._registered.append((memory, block.data_ptr()))
         return block

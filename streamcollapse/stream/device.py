@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from streamcollapse.errors import BudgetError, DeviceError, DeviceFailedError, is_of_device, printable
+from streamcollapse.errors import BudgetError, DeviceError, DeviceFailedError, is_of_device
 from streamcollapse.settings.run import Compute
 from streamcollapse.units import format_bytes
 
@@ -34,7 +34,7 @@ def _device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device(name)
     if count == 0:
-        raise DeviceError(f"device {name}: no CUDA device is available; pass --device cpu")
+        raise DeviceError(f"device {name}: no CUDA device is available; pass `device=cpu`")
     index = int(name.partition(":")[2] or 0)
     if index >= count:
         raise DeviceError(f"device {name}: this machine has {count} CUDA devices, numbered from 0")
@@ -114,14 +114,14 @@ def device_errors(device: torch.device) -> Iterator[None]:
             raise
         if isinstance(error, torch.OutOfMemoryError):
             raise BudgetError(f"{device}: GPU memory ran out{_who_has_it(device)}") from error
-        what = printable((str(error).splitlines() or ["no reason given"])[0])
+        what = (str(error).splitlines() or ["no reason given"])[0]
         raise DeviceFailedError(
             f"{device}: the device failed: {what}; this process cannot use it any more, begin again in a new one"
         ) from error
 
 
 def _who_has_it(device: torch.device) -> str:
-    advice = "; pass a smaller --vram-budget, or end what else uses the device"
+    advice = "; pass a smaller `vram_budget`, or end what else uses the device"
     if device.type != "cuda":
         return advice
     free, total = torch.cuda.mem_get_info(device)

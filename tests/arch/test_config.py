@@ -82,7 +82,7 @@ def test_lists_that_only_happen_to_be_as_long_stay(tmp_path: Path) -> None:
         (lambda d: d.update(model_type="nonsense"), "transformers cannot read it"),
         (
             lambda d: d.update(model_type="own", auto_map={"AutoConfig": "own.Config"}),
-            "runs code of its own .* pass --trust-remote-code",
+            "runs code of its own .* pass `trust_remote_code`",
         ),
         (lambda d: d.update(model_type="t5"), "encoder-decoder model"),
         (lambda d: d.update(model_type="bert"), "bert is an encoder, whose attention sees both ways"),
@@ -103,7 +103,7 @@ def test_no_code_of_the_checkpoint_runs_without_the_flag(tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.M"}})
     )
-    with pytest.raises(ModelError, match="trust-remote-code"):
+    with pytest.raises(ModelError, match="trust_remote_code"):
         load_config(tmp_path, trust_remote_code=False)
     assert not canary.exists()
 

@@ -301,7 +301,7 @@ def test_bad_input_writes_nothing(base: Path) -> None:
         assert complaint in result.stderr
         assert result.stderr.count("\n") == 1
     assert sorted(p.name for p in base.iterdir()) == ["jobs.yaml", "models", "samples.txt"]
-    with pytest.raises(JobsError, match="add out: DIR, or pass --out"):
+    with pytest.raises(JobsError, match="add out: DIR, or pass `out`"):
         batch(write_jobs(base, [GRID], out=None))
 
 

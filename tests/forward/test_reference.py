@@ -158,7 +158,7 @@ def test_overflow_of_the_compute_dtype_is_told_apart_from_damage(tmp_path: Path)
         tensors["model.layers.1.mlp.up_proj.weight"][5, 5] = 1e5
 
     edit_tensors(directory, enlarge)
-    with pytest.raises(NonFiniteError, match=r"up_proj.weight overflow float16; pass --compute-dtype float32"):
+    with pytest.raises(NonFiniteError, match=r"up_proj.weight overflow float16; pass `compute_dtype=float32`"):
         reference_of(directory, random_samples(), "float16")
 
     def enlarge_states(tensors: dict[str, torch.Tensor]) -> None:

@@ -142,7 +142,7 @@ def test_bad_input(tmp_path: Path, source: Path) -> None:
         convert(source, tmp_path / "out", dtype="int8")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("")
-    with pytest.raises(OutputError, match="--overwrite"):
+    with pytest.raises(OutputError, match="`overwrite`"):
         convert(source, tmp_path / "out")
     convert(source, tmp_path / "out", output=Output(overwrite=True))
     assert not (tmp_path / "out" / "precious").exists()

@@ -160,7 +160,7 @@ def test_where_memory_runs_out_no_layer_stays(llama_bf16: Path, use: Use, allott
 
 def test_where_nothing_helps_it_is_one_line(llama_bf16: Path, tmp_path: Path, use: Use) -> None:
     use(capacity=1000)
-    with pytest.raises(BudgetError, match=r"^cpu: GPU memory ran out; pass a smaller --vram-budget, or end what else"):
+    with pytest.raises(BudgetError, match=r"^cpu: GPU memory ran out; pass a smaller `vram_budget`, or end what else"):
         prune(llama_bf16, tmp_path / "out", _options("mean"), settings=RunSettings(compute=FLOAT32))
     assert not list(tmp_path.iterdir())
 

@@ -46,7 +46,7 @@ def test_bench_runs_the_real_job_and_leaves_nothing(llama: Path, tmp_path: Path)
     document = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert document["format"] == "streamcollapse.bench/1"
     assert document["copy_rate"] is None, "no device"
-    with pytest.raises(OutputError, match="nowhere: is not a directory; choose another --scratch"):
+    with pytest.raises(OutputError, match="nowhere: is not a directory; choose another `scratch`"):
         bench(llama, conditions=BenchConditions(tmp_path / "nowhere"), settings=RunSettings(compute=CPU))
 
 

@@ -172,7 +172,7 @@ def test_rule_based_merges_the_papers_groups(tmp_path: Path, llama: Path) -> Non
 def test_layers_that_are_unlike_are_not_merged_by_the_rule(tmp_path: Path) -> None:
     source = save_model(FAMILIES["qwen 3 moe, dense and sparse"](), tmp_path / "source", gain=1.5)
     options = SearchOptions(layers_per_merge=2, interval=1, strategy="rule-based", rule="mean")
-    with pytest.raises(ModelError, match=r"layers \d+-\d+ cannot be merged: .*; raise --lowest, or lower --highest"):
+    with pytest.raises(ModelError, match=r"layers \d+-\d+ cannot be merged: .*; raise `lowest`, or lower `highest`"):
         prune(source, tmp_path / "out", options, settings=RunSettings(compute=FLOAT32))
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 

@@ -159,7 +159,7 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_read(tmp_path:
         SearchOptions(strategy="laco"),
     )
     with pytest.raises(
-        BudgetError, match=r"1 B may be used, .* needs .*weights in flight.*--ram-budget (\d+)MiB"
+        BudgetError, match=r"1 B may be used, .* needs .*weights in flight.*`ram_budget=(\d+)MiB`"
     ) as error:
         prune(
             source, tmp_path / "out", options, settings=RunSettings(compute=FLOAT32, streaming=Streaming(ram_budget=1))

@@ -38,7 +38,7 @@ def test_another_run_s_directory_is_refused_and_left_alone(llama: Path, llama_bf
     before = {path.name: path.read_bytes() for path in work.iterdir()}
     samples = tmp_path / "samples.txt"
     samples.write_text("one sample\n")
-    with pytest.raises(OutputError, match=r"work: belongs to another run: its source is .*choose another --work-dir"):
+    with pytest.raises(OutputError, match=r"work: belongs to another run: its source is .*choose another `work_dir`"):
         _search(llama_bf16, work)
     with pytest.raises(OutputError, match="its compute dtype is float32, this one's is bfloat16"):
         _search(llama, work, compute=Compute("cpu", "bfloat16"))
@@ -53,7 +53,7 @@ def test_what_is_no_work_directory_is_refused(llama: Path, tmp_path: Path) -> No
         _search(llama, tmp_path / "file")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
-    with pytest.raises(OutputError, match="mine: holds other files; choose another --work-dir"):
+    with pytest.raises(OutputError, match="mine: holds other files; choose another `work_dir`"):
         _search(llama, tmp_path / "mine")
     with pytest.raises(OutputError, match="nowhere"):
         _search(llama, tmp_path / "nowhere" / "deep")
@@ -111,7 +111,7 @@ def test_two_runs_do_not_share_a_directory(llama: Path, tmp_path: Path) -> None:
     with (work / "lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(
-            OutputError, match="work: in use by another run; wait for it to finish or choose another --work-dir"
+            OutputError, match="work: in use by another run; wait for it to finish or choose another `work_dir`"
         ):
             _search(llama, work)
     _search(llama, work)

@@ -134,7 +134,7 @@ def test_a_file_system_that_refuses_direct_reads(tmp_path: Path, monkeypatch: py
         return original(name, flags, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "open", refusing)
-    with pytest.raises(CheckpointError, match="cannot read past the page cache; pass --io pread, mmap or auto"):
+    with pytest.raises(CheckpointError, match="cannot read past the page cache; pass `io=pread`, mmap or auto"):
         check_direct_reads(path)
 
 

@@ -233,7 +233,7 @@ def test_places_where_no_output_may_go(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="does not exist; create it first"):
         check_output(tmp_path / "no" / "where", source, overwrite=False)
     (tmp_path / "there").mkdir()
-    with pytest.raises(OutputError, match="exists; choose another --out or pass --overwrite"):
+    with pytest.raises(OutputError, match="exists; choose another `out` or pass `overwrite`"):
         check_output(tmp_path / "there", source, overwrite=False)
     check_output(tmp_path / "there", source, overwrite=True)
     check_output(tmp_path / "new", source, overwrite=False)

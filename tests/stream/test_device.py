@@ -41,7 +41,7 @@ def test_auto_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cuda_asked_for_and_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve(Compute(), torch.float32).device == torch.device("cpu")
-    with pytest.raises(DeviceError, match="device cuda: no CUDA device is available; pass --device cpu"):
+    with pytest.raises(DeviceError, match="device cuda: no CUDA device is available; pass `device=cpu`"):
         resolve(Compute("cuda"), torch.float32)
 
 

@@ -90,9 +90,9 @@ def test_a_device_has_a_budget_of_its_own() -> None:
     choice = allot(WORK, Budget(3000 + 760, vram=3000 + 2000 + 50 + 50), Streaming(lookahead=1))
     assert (choice.spill, choice.resident_layers) == (True, 0)
     assert peak_bytes(choice.needs, "vram") == 5100
-    with pytest.raises(BudgetError, match=r"GPU memory: 5099 bytes may be used.* --vram-budget 1MiB"):
+    with pytest.raises(BudgetError, match=r"GPU memory: 5099 bytes may be used.* `vram_budget=1MiB`"):
         allot(WORK, Budget(10_000, vram=5099), Streaming(lookahead=1))
-    with pytest.raises(BudgetError, match=r"^memory: .*pinned slots 3 kB.*--ram-budget 1MiB"):
+    with pytest.raises(BudgetError, match=r"^memory: .*pinned slots 3 kB.*`ram_budget=1MiB`"):
         allot(WORK, Budget(3019, vram=10_000), Streaming(lookahead=1))
     choice = allot(WORK, Budget(10_000, vram=25_100), Streaming(lookahead=1))
     assert (choice.resident_layers, choice.spill) == (20, False)

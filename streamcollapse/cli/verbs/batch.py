@@ -17,7 +17,7 @@ from rich.text import Text
 from streamcollapse.cli import options as o
 from streamcollapse.cli.derived import Only, grouped
 from streamcollapse.cli.screen import print_json
-from streamcollapse.cli.text import plain_console
+from streamcollapse.cli.text import plain_console, said
 from streamcollapse.errors import printable
 from streamcollapse.progress import DecisionMade, LayerDone, PhaseStarted, TensorWritten
 from streamcollapse.settings.run import Cluster, Compute, RunSettings, Streaming
@@ -89,7 +89,7 @@ def _figures(outcome: Outcome) -> str:
 
 def _line(outcome: Outcome) -> Text:
     line = Text(f"{outcome.status:<7}", _STYLES.get(outcome.status, ""))
-    line.append(printable(outcome.name), "bold").append(f"  {printable(_figures(outcome))}")
+    line.append(printable(outcome.name), "bold").append(f"  {said(_figures(outcome))}")
     if outcome.seconds:
         line.append(f"  {format_seconds(outcome.seconds)}", "dim")
     if outcome.attempts > 1:
@@ -124,7 +124,7 @@ def _show(found: Batch) -> None:
     console.print(table)
     for error, names in failed.items():  # a source that cannot be used fails with each of its settings
         which = printable(names[0]) if len(names) == 1 else f"{printable(names[0])} and {len(names) - 1} more"
-        console.print(Text(f"\n{which}: ", "bold").append(printable(error), "not bold red"))
+        console.print(Text(f"\n{which}: ", "bold").append(said(error), "not bold red"))
     counts = ", ".join(f"{count} {status}" for status, count in sorted(found.report["counts"].items()))
     console.print(f"\n{counts}; results in {printable(found.out)}")
 

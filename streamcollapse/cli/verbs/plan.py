@@ -96,6 +96,6 @@ def export(
         from streamcollapse.run.first_checks import check_plan_path
         from streamcollapse.storage.disk import write_whole
 
-        check_plan_path(out, overwrite, "--out")
+        check_plan_path(out, overwrite, "out")
         write_whole(out, export_plan(source, Plan.load(made), to, trust_remote_code=trust_remote_code))
         print_json({"out": str(out)}) if as_json else print(f"{out}: mergekit-yaml {out} DIR builds the model")

@@ -13,7 +13,7 @@ from streamcollapse.cli import options as o
 from streamcollapse.cli.derived import Only, grouped
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.cli.text import lines_of, plain_console
-from streamcollapse.errors import OutputError, printable
+from streamcollapse.errors import OutputError
 from streamcollapse.run.first_checks import check_source
 from streamcollapse.settings.catalogue import BEST
 from streamcollapse.settings.run import Calibration, Compute, RunSettings, Streaming
@@ -59,7 +59,7 @@ def similarity(
 
     check_output(out, local_path(source), overwrite)
     if overwrite and out.exists() and not (out / SIMILARITY_FILE).is_file():
-        raise OutputError(f"{printable(out)}: holds no {SIMILARITY_FILE}; choose another --out")
+        raise OutputError(f"{out}: holds no {SIMILARITY_FILE}; choose another --out")
     method = method.but(layers_per_merge=layers_per_merge, rule=rule, metric=metric)
     settings = RunSettings(compute, samples, streaming, trust_remote_code=trust_remote_code)
     with live_progress(quiet=as_json) as listener:
@@ -69,7 +69,7 @@ def similarity(
         for older in out.glob("merges-*.png"):
             older.unlink()
     except OSError as error:
-        raise OutputError(f"{printable(out)}: cannot be created: {error.strerror or error}") from error
+        raise OutputError(f"{out}: cannot be created: {error.strerror or error}") from error
     found.save(out)
     pictures = _draw(found, out)
     print_json({"out": str(out), "pictures": pictures, **found.to_json()}) if as_json else _show(found, out, pictures)

@@ -77,7 +77,7 @@ def no_group(space: SearchSpace, together: int, first: int) -> str:
     """The line that says that the ``first`` merge of C = ``together`` layers would lie below L."""
     return (
         f"the first merge of {together} layers (C) below layer {space.highest} (H) would be into layer {first}, below "
-        f"{space.lowest} (L), counted from 1; lower --layers-per-merge or --lowest, or raise --highest"
+        f"{space.lowest} (L), counted from 1; lower `layers_per_merge` or `lowest`, or raise `highest`"
     )
 
 

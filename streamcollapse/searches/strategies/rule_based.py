@@ -47,7 +47,7 @@ class RuleBased(Strategy):
             return super().nothing_to_try(space)
         if first < space.lowest:
             return no_group(space, together, first)
-        return "no group of layers can be merged within the target; lower --layers-per-merge, or let more go"
+        return "no group of layers can be merged within the target; lower `layers_per_merge`, or let more go"
 
     def verdict_of(self, decision: Decision, options: SearchOptions) -> str:
         return ", merged"
