@@ -6,14 +6,16 @@ Imports nothing heavy, so that a mistake in a path is told within a second. Ever
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from pathlib import Path
 
 from streamcollapse.errors import OutputError
 from streamcollapse.settings.run import Output, Streaming
 from streamcollapse.storage.index import find_shards, is_file, local_path
 from streamcollapse.storage.journal import Journal
-from streamcollapse.storage.staging import check_output, partial_of, work_of
+from streamcollapse.storage.staging import check_output, gone_of, partial_of, work_of
 
 JOURNAL = "journal.jsonl"
 
@@ -27,8 +29,19 @@ def check_source(source: str | Path) -> None:
 
 def check_out(source: str | Path, out: str | Path, streaming: Streaming, output: Output) -> None:
     """Raise OutputError unless a directory may be made at ``out``, or an earlier run was killed when it had made it."""
+    _clear_leftovers(Path(out))
     finished = was_renamed(Path(out), streaming)
     check_output(Path(out), local_path(source), finished or output.overwrite)
+
+
+def _clear_leftovers(out: Path) -> None:
+    """Remove what a run that was killed while it tidied up has left beside ``out``, which nothing can use any more.
+
+    Only under the name of our own beside an output: a work directory that the user named is never removed, so what has
+    its name and an ending is the user's.
+    """
+    with contextlib.suppress(OSError, RuntimeError):  # no place for an output, as will be said
+        shutil.rmtree(gone_of(work_of(out)), ignore_errors=True)
 
 
 def was_renamed(out: Path, streaming: Streaming) -> bool:
@@ -45,6 +58,8 @@ def was_renamed(out: Path, streaming: Streaming) -> bool:
 
 def check_plan_path(path: Path, overwrite: bool, option: str = "plan") -> None:
     """Raise OutputError unless a plan may be written to ``path``, which ``option`` gave."""
+    if not path.is_dir():
+        _clear_leftovers(path)
     if path.is_dir() or (path.exists() and not overwrite):
         what = "is a directory" if path.is_dir() else f"exists; choose another `{option}` or pass `overwrite`"
         raise OutputError(f"{path}: {what}")

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from streamcollapse.errors import StreamCollapseError, printable
 from streamcollapse.run.workdir import WorkDirectory
 from streamcollapse.storage.locks import claimed
-from streamcollapse.storage.staging import gone_of, lock_of, partial_of
+from streamcollapse.storage.staging import lock_of, partial_of
 
 
 class Request(Protocol):
@@ -49,7 +49,6 @@ def kept_directory(asked: Request, key: Mapping[str, Any], passing: bool = False
     was found out, and its error says how to go on; not so one that is ``passing``, since its caller removes all of it.
     Raises OutputError.
     """
-    shutil.rmtree(gone_of(asked.work_dir), ignore_errors=True)  # a run was killed while it tidied up
     directory = WorkDirectory(asked.work_dir, key)
     with closing(directory):
         try:

@@ -68,6 +68,8 @@ def gone_of(work: Path) -> Path:
 
 def _beside(out: Path, kind: str) -> Path:
     target = out.resolve()
+    if not target.name:
+        raise OutputError(f"{out}: is the root of the file system; choose another `out`")
     return target.with_name(f".{target.name}.{kind}")
 
 

@@ -251,6 +251,7 @@ def test_places_for_the_output(source: Path) -> None:
         (source / "out", "is, contains or lies inside the source"),
         (source.parent / "no" / "out", "does not exist; create it first"),
         (source.parent / ("a" * 250), "the name is too long"),
+        (Path("/"), "/: is the root of the file system"),
         (source.parent / ("a" * 5000), "cannot be used: File name too long"),
     ):
         _refused(["prune", str(source), "--out", str(out)], message, source.parent)
@@ -269,6 +270,7 @@ def test_plans(source: Path, llama: Path) -> None:
     _refused(["apply", str(source), str(plan) + "x", "--out", out], "cannot be read", source.parent)
     _refused(["search", str(source), "--plan", str(plan)], "plan.json: exists; choose another --plan", source.parent)
     _refused(["search", str(source), "--plan", str(source)], "source: is a directory", source.parent)
+    _refused(["search", str(source), "--plan", "/"], "/: is a directory", source.parent)
 
 
 def test_no_space(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,18 @@ def test_a_search_that_is_broken_off_goes_on(llama: Path, tmp_path: Path) -> Non
     assert not any(isinstance(event, LayerDone) for event in events[:layers]), "the first decision was known"
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
     assert Plan.load(plan) == expected
+
+
+def test_what_a_killed_run_left_while_it_tidied_up_goes_and_nothing_of_the_user_s(llama: Path, tmp_path: Path) -> None:
+    out, ours, users = tmp_path / "out", tmp_path / ".out.work.gone", tmp_path / "work.gone"
+    settings = RunSettings(compute=FLOAT32)
+    prune(llama, out, OPTIONS, settings=settings)
+    for directory in (ours, users):
+        directory.mkdir()
+        (directory / "thesis.txt").write_text("all of it")
+    with pytest.raises(OutputError, match="out: exists"):
+        prune(llama, out, OPTIONS, settings=settings)
+    assert not ours.exists()
+    shutil.rmtree(out)
+    prune(llama, out, OPTIONS, settings=replace(settings, streaming=Streaming(work_dir=tmp_path / "work")))
+    assert (users / "thesis.txt").read_text() == "all of it"
