@@ -121,7 +121,7 @@ def refused(bench: Bench, shape: str, vram: int, options: dict[str, Any], fewer:
         else:
             return Finding(f"{format_bytes(vram)} was not refused", {}, holds=False)
     read = opened[0].meter.bytes_read + opened[0].meter.summary()["bytes_read"]
-    named = re.search(r"--v?ram-budget (\d+)MiB", told)
+    named = re.search(r"`v?ram_budget=(\d+)MiB", told)
     assert named is not None, told
     least = int(named[1]) << 20
     before = bench.before()

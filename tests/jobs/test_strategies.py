@@ -263,7 +263,7 @@ def test_a_search_that_is_broken_off_goes_on(llama: Path, tmp_path: Path, strate
     ("changes", "message"),
     [
         ({"strategy": "gready"}, "strategy 'gready' is unknown; did you mean greedy"),
-        ({"strategy": "angular"}, "strategy angular goes on until a target; give --target-layers or --target-ratio"),
+        ({"strategy": "angular"}, "strategy angular goes on until a target; give `target_layers` or `target_ratio`"),
         ({"target_layers": 4, "target_ratio": 0.2}, "are both given"),
         ({"target_ratio": 1.0}, "target ratio is 1.0; it must be less than 1"),
         ({"target_ratio": "half"}, "target ratio is 'half'; it must be a valid number"),
@@ -313,7 +313,7 @@ def _stop_at_the_phase(event: Event, told: list[Event]) -> None:
     ("options", "message"),
     [
         (SearchOptions(9), r"9 layers \(C\) below layer 8 \(H\) would be into layer -1, below 1 \(L\)"),
-        (SearchOptions(2, lowest=7), r"into layer 6, below 7 \(L\), counted from 1; lower --layers-per-merge"),
+        (SearchOptions(2, lowest=7), r"into layer 6, below 7 \(L\), counted from 1; lower `layers_per_merge`"),
         (SearchOptions(2, lowest=3, highest=3, strategy="rule-based"), "into layer 2, below 3"),
         (SearchOptions(strategy="rule-based", target_ratio=0.01), "within the target"),
         (SearchOptions(lowest=3, highest=3), r"layers 3 \(L\) to 3 \(H\), counted from 1, have no two neighbours"),

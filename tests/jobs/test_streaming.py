@@ -165,7 +165,7 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_read(tmp_path:
             source, tmp_path / "out", options, settings=RunSettings(compute=FLOAT32, streaming=Streaming(ram_budget=1))
         )
     assert not (tmp_path / "out").exists()
-    smallest = int(str(error.value).rsplit(" ", 1)[1].removesuffix("MiB"))
+    smallest = int(str(error.value).rsplit("=", 1)[1].removesuffix("MiB`"))
     assert smallest > 20
     with pytest.raises(BudgetError):
         search(
