@@ -4,8 +4,12 @@ import pickle
 
 import pytest
 
+from streamcollapse.batches.worker import Outcome
+from streamcollapse.cli.screen import live_progress
 from streamcollapse.cli.text import said
+from streamcollapse.cli.verbs.batch import _line
 from streamcollapse.errors import CheckpointError, OptionError, printable
+from streamcollapse.progress import WarningRaised
 from streamcollapse.units import format_bytes, format_seconds, parse_bytes
 
 
@@ -59,3 +63,11 @@ def test_the_command_line_names_its_options_where_the_library_names_settings() -
     )
     assert said("raise `highest`, or pass `overwrite`; \x1b") == "raise --highest, or pass --overwrite; \\x1b"
     assert said("`rope_scaling` is missing `factor=2`") == "`rope_scaling` is missing `factor=2`"
+
+
+def test_warnings_and_failed_jobs_name_options_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with live_progress(quiet=True) as listener:
+        listener(WarningRaised("raise `highest`; \x1b"))
+    assert capsys.readouterr().err == "warning: raise --highest; \\x1b\n"
+    failed = Outcome("job", "failed", "there", "exists; choose another `out`")
+    assert _line(failed).plain == "failed job  exists; choose another --out"
