@@ -3,7 +3,7 @@
 Question   How many tokens' time does one more call take (CALL_COST in forward/batches.py)? How long does a pass over
 the
            passages take, and how many pages does it fault in, with the smallest thresholds of the heap and with those
-           for the job (stream/allocator.py)?
+           for the job (resources/heap.py)?
 Ceiling    A pass without page faults.
 Method     All weights in memory, so that nothing is read. Passes over one call each of several shapes, in turn; a line
            through the medians of those of at most 512 tokens: where it meets no tokens, in tokens. Then passes over the
@@ -33,11 +33,12 @@ from make_checkpoint import SHAPES, make_checkpoint
 
 from streamcollapse.forward.batches import Batch, call_tokens
 from streamcollapse.forward.reference import reference_pass
-from streamcollapse.run.memory_plan import open_stream, plain_allotment
-from streamcollapse.run.opened import Job, calibration_samples, open_job
+from streamcollapse.resources.heap import heap_for
+from streamcollapse.run.memory_plan import plan_one_layer
+from streamcollapse.run.needs import MemoryPlan
+from streamcollapse.run.opened import Job, open_job, open_stream
+from streamcollapse.run.samples import calibration_samples
 from streamcollapse.settings.run import Calibration, Compute, RunSettings, Streaming
-from streamcollapse.stream.allocator import heap_for
-from streamcollapse.stream.needs import Allotment
 from streamcollapse.stream.weights import WeightStream
 
 CALLS = [(1, 8), (1, 18), (2, 26), (7, 36), (3, 100), (10, 36), (2, 250)]  # rows, tokens
@@ -53,13 +54,13 @@ def one_pass(job: Job, stream: WeightStream, batches: list[Batch]) -> tuple[floa
 
 def measured(source: Path, repeat: int) -> dict[str, Any]:
     job = open_job(source, RunSettings(Compute("cpu")))
-    choice = Allotment(2, resident_layers=job.num_layers, from_cache=False, io="pread")
+    choice = MemoryPlan(2, resident_layers=job.num_layers, drop_after_use=False, io="pread")
     with open_stream(job, choice) as stream:
         return measured_on(job, stream, source, repeat)
 
 
 def measured_on(job: Job, stream: WeightStream, source: Path, repeat: int) -> dict[str, Any]:
-    heap = plain_allotment(job, Streaming(), call_tokens(job.width)).activations
+    heap = plan_one_layer(job, Streaming(), call_tokens(job.width)).activations
     calls: dict[tuple[int, int], list[float]] = {shape: [] for shape in CALLS}
     with heap_for(heap):
         for _ in range(repeat + 1):

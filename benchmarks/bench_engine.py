@@ -37,11 +37,12 @@ from make_checkpoint import SHAPES, make_checkpoint
 
 from streamcollapse.forward.batches import Batch, make_batches
 from streamcollapse.forward.reference import reference_pass
-from streamcollapse.run.memory_plan import choose_io, open_stream
-from streamcollapse.run.opened import Job, calibration_samples, open_job
+from streamcollapse.run.memory_plan import choose_io
+from streamcollapse.run.needs import MemoryPlan
+from streamcollapse.run.opened import Job, open_job, open_stream
+from streamcollapse.run.samples import calibration_samples
 from streamcollapse.settings.run import Calibration, Compute, RunSettings
 from streamcollapse.storage.probe import forget
-from streamcollapse.stream.needs import Allotment
 from streamcollapse.stream.weights import WeightStream
 from streamcollapse.units import format_bytes
 
@@ -59,7 +60,7 @@ class Subject:
     def stream(self, io: str, resident: bool = False) -> AbstractContextManager[WeightStream]:
         """A stream for one measurement; ``resident``: the weights stay once they are read."""
         layers = self.job.num_layers if resident else 0
-        return open_stream(self.job, Allotment(2, resident_layers=layers, from_cache=False, io=io))
+        return open_stream(self.job, MemoryPlan(2, resident_layers=layers, drop_after_use=False, io=io))
 
     def run(self, stream: WeightStream) -> tuple[float, float]:
         """Seconds of a pass, and of its layers' computation alone."""
@@ -117,7 +118,7 @@ def automatic(subject: Subject, cold: bool) -> str:
     else:
         with subject.stream("mmap") as stream:
             subject.run(stream)
-    return choose_io(job, "auto", Allotment(2, from_cache=cold))
+    return choose_io(job, "auto", MemoryPlan(2, drop_after_use=cold))
 
 
 def main() -> None:

@@ -55,8 +55,8 @@ from peers import APPLY, OURS, PASSES, PEERS, SETTINGS, Bench, PeerError, comman
 from verdict import COPY, Runs, compared_decisions, judged, medians
 
 from streamcollapse.errors import OptionError
+from streamcollapse.resources.device import resolve
 from streamcollapse.settings.run import Compute
-from streamcollapse.stream.device import resolve
 from streamcollapse.units import format_bytes, parse_bytes
 
 HEATED_BYTES = 2 << 30  # before every run; more would have been given back by the time it is wanted

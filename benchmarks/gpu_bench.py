@@ -18,8 +18,8 @@ from gpu_runner import note
 from make_checkpoint import SHAPES, Shape
 from measure import write_sentences
 
+from streamcollapse.resources.sampler import MemorySample, sample_memory
 from streamcollapse.settings.run import Calibration, Compute, Streaming
-from streamcollapse.stream.memory import MemorySample, sample_memory
 from streamcollapse.units import format_bytes
 
 VERSIONS = ("torch", "transformers", "safetensors", "numpy", "psutil")
@@ -38,7 +38,7 @@ class Bench:
     def device(self) -> Device:
         """The device, settled."""
         device: Device = HostDevice() if self.rehearsal else CudaDevice()
-        device.settle()
+        device.page_out()
         return device
 
     def pick(self, real: int, rehearsed: int) -> int:

@@ -13,12 +13,12 @@ from gpu_bench import Bench
 from gpu_devices import Device, best_of, gigabytes, median_of, timed
 from gpu_rows import RING_WANTED, Finding
 
+from streamcollapse.resources.sampler import SAMPLE_SECONDS, sample_memory
 from streamcollapse.run.opened import Job, open_job
 from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.storage.extents import Extent, coalesce, needed_bytes
 from streamcollapse.storage.reader import IN_FLIGHT, FileReader
 from streamcollapse.stream import loaders
-from streamcollapse.stream.memory import SAMPLE_SECONDS, sample_memory
 from streamcollapse.stream.weights import Limits, WeightStream
 from streamcollapse.units import format_bytes, format_seconds
 

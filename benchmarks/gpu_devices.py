@@ -27,7 +27,7 @@ class Device(Protocol):
     name: str
     place: torch.device
 
-    def settle(self) -> None:
+    def page_out(self) -> None:
         """Bring in the context and the kernels of a first product, which no job is to account for, and let go of
         what the allocator has kept."""
         ...
@@ -51,7 +51,7 @@ class CudaDevice:
     name = "cuda"
     place = torch.device("cuda", 0)
 
-    def settle(self) -> None:
+    def page_out(self) -> None:
         ones = torch.ones(256, 256, dtype=torch.bfloat16, device=self.place)
         torch.mm(ones, ones)
         del ones
@@ -74,7 +74,7 @@ class HostDevice:
     name = "cpu"
     place = torch.device("cpu")
 
-    def settle(self) -> None: ...
+    def page_out(self) -> None: ...
 
     def copies(self) -> RatedCopies:
         return HostCopies()

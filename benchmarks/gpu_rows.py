@@ -58,14 +58,7 @@ ABOUT = Row("about", (), "What machine is this?", "gpu_bench:about", 150)  # the
 _ONE = (
     Row("tests", (1,), "Do the tests that need a GPU pass?", "gpu_checks:tests", 150, "none fails, none is skipped"),
     Row("bus", (1,), "How fast is memory copied to the device, and pinned?", "gpu_bus:bus", 60),
-    Row(
-        "mixing",
-        (1,),
-        "Do both devices mix tensors to the same bits?",
-        "gpu_checks:mixing",
-        60,
-        "0 elements differ",
-    ),
+    Row("mixing", (1,), "Do both devices mix tensors to the same bits?", "gpu_checks:mixing", 60, "0 elements differ"),
     Row("make-7b", (1, 2), "The 7B, dense", "gpu_jobs:make", 120, given={"shape": "llama2-7b"}),
     Row(
         "laco-7b",

@@ -33,7 +33,7 @@ _GONE_SECONDS = 20.0  # a killed process may still have to let go of the device
 LEAST_SECONDS = 5.0  # with less left a row is not begun
 _FINDING, _ERROR, _NOTES, _LOG = "finding.json", "error.txt", "notes.json", "log.txt"
 
-Ended = Literal["measured", "failed", "died", "killed", "no time", "not run"]
+JobEnded = Literal["measured", "failed", "died", "killed", "no time", "not run"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Outcome:
     """How ``row`` ended: with a finding, or with an ``error``. ``notes``: figures that it had told before."""
 
     row: Row
-    ended: Ended
+    ended: JobEnded
     seconds: float = 0.0
     finding: Finding | None = None
     error: str = ""

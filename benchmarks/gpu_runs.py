@@ -21,9 +21,9 @@ from streamcollapse.jobs.prune import run_prune
 from streamcollapse.jobs.search import run_search
 from streamcollapse.merge.plan import Plan
 from streamcollapse.progress import DecisionMade, Event, Listener, PhaseStarted, silent
+from streamcollapse.resources.sampler import MemorySample
 from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
-from streamcollapse.stream.memory import MemorySample
 from streamcollapse.units import format_bytes, format_seconds
 
 Peaks = dict[str, int | None]
@@ -42,7 +42,7 @@ def pruned(bench: Bench, shape: str, options: SearchOptions, kind: str | None, s
     """Prune the checkpoint ``shape`` into a directory that is removed again."""
     settings, out = RunSettings(bench.compute(), bench.calibration(kind), streaming), bench.place / "out"
     try:
-        return run_prune(prepare_prune(bench.source(shape), out, options, settings, telling(bench)), passing=True)
+        return run_prune(prepare_prune(bench.source(shape), out, options, settings, telling(bench)), resumable=False)
     finally:
         shutil.rmtree(out, ignore_errors=True)
 

@@ -39,11 +39,12 @@ from streamcollapse.errors import BudgetError
 from streamcollapse.forward.reference import reference_pass
 from streamcollapse.jobs import prepare
 from streamcollapse.merge.plan import Plan
-from streamcollapse.run.memory_plan import Demand, allotment, open_run
-from streamcollapse.run.opened import calibration_samples, open_job
+from streamcollapse.resources.sampler import MemorySample
+from streamcollapse.run.memory_plan import Demand, plan_memory
+from streamcollapse.run.opened import open_job, open_run
+from streamcollapse.run.samples import calibration_samples
 from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
-from streamcollapse.stream.memory import MemorySample
 from streamcollapse.units import format_bytes
 
 LACO = SearchOptions(strategy="laco")
@@ -67,8 +68,8 @@ def streamed_pass(bench: Bench, shape: str, vram: int) -> Finding:
     job = open_job(bench.source(shape), RunSettings(bench.compute()))
     layers, samples = Layers.of(job), calibration_samples(job, bench.calibration("sentences"), "sentences")
     reading, copying = read_alone(layers, device), device.copies().rate(bench.pick(1 << 30, 1 << 22))
-    device.settle()
-    choice = allotment(job, samples, bench.streaming(vram, io="pread"), Demand(job.num_layers))
+    device.page_out()
+    choice = plan_memory(job, samples, bench.streaming(vram, io="pread"), Demand(job.num_layers))
     with open_run(job, replace(choice, resident_layers=0), bench.place) as given, job.meter.phase("passes"):
         model = given.model
 

@@ -17,11 +17,12 @@ import torch
 
 from streamcollapse.forward.batches import call_tokens
 from streamcollapse.forward.reference import reference_pass
-from streamcollapse.run.memory_plan import open_stream, plain_allotment
-from streamcollapse.run.opened import calibration_samples, open_job
+from streamcollapse.resources.heap import heap_for
+from streamcollapse.run.memory_plan import plan_one_layer
+from streamcollapse.run.opened import open_job, open_stream
+from streamcollapse.run.samples import calibration_samples
 from streamcollapse.settings.run import Calibration, Compute, RunSettings, Streaming
 from streamcollapse.storage.probe import forget
-from streamcollapse.stream.allocator import heap_for
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     start = time.perf_counter()
     job = open_job(given.source, RunSettings(Compute("cpu", given.dtype)))
     samples = calibration_samples(job, Calibration(given.calibration), "sentences")
-    choice = plain_allotment(job, Streaming(), call_tokens(job.width))
+    choice = plan_one_layer(job, Streaming(), call_tokens(job.width))
     passes = []
     with open_stream(job, choice) as stream, heap_for(choice.activations):
         model = job.model(stream)

@@ -45,10 +45,10 @@ from quality_settings import AT, DATA, RECOMMENDED, SEED, SHARES, Setting, sampl
 from streamcollapse import Plan, Streaming, inspect, perplexity, search, similarity
 from streamcollapse.errors import OptionError
 from streamcollapse.progress import Event, LayerDone
+from streamcollapse.run.needs import MemoryPlan
 from streamcollapse.settings.catalogue import METRICS
 from streamcollapse.settings.run import EvaluationText, RunSettings
 from streamcollapse.settings.search import SearchOptions
-from streamcollapse.stream.needs import Allotment
 
 WINDOW = 256
 WANTED = 0.7  # of what the paper's procedure loses
@@ -220,7 +220,7 @@ def main() -> None:
     if given.tokens > HELD_OUT:
         parser.error(f"--tokens is {given.tokens}; {HELD_OUT} are held out")
     print(__doc__.split("\n\n")[1])
-    Allotment.resident = lambda self, num_layers: range(0)  # type: ignore[method-assign]  # it would all stay, being small
+    MemoryPlan.resident = lambda self, num_layers: range(0)  # type: ignore[method-assign]  # it would all stay, being small
     with tempfile.TemporaryDirectory() as temporary:
         source = given.source or DATA / "wiki-llama-24l"
         if given.model == "grown" and given.source is None:

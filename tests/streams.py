@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from streamcollapse.run.opened import Job
-from streamcollapse.storage.leases import FileLease
+from streamcollapse.storage.locks import FileLease
 from streamcollapse.storage.reader import page_aligned
 from streamcollapse.storage.source import TensorSource
 from streamcollapse.stream.loaders import PlainLoader

@@ -20,6 +20,7 @@ LAYERS = [
     ["storage"],
     ["arch"],
     ["merge"],
+    ["resources"],
     ["stream"],
     ["forward"],
     ["run"],

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from streamcollapse.arch.assembly import Assembly, assemblies_of
-from streamcollapse.arch.naming import Naming, Target
-from streamcollapse.arch.refusals import refuse_different_twins, refuse_integers, refuse_packed, refuse_shape
+from streamcollapse.arch.naming import Assembly, Naming, Target, assemblies_of
 from streamcollapse.arch.skeleton import Skeleton
+from streamcollapse.arch.stored import refuse_different_twins, refuse_integers, refuse_packed, refuse_shape
 from streamcollapse.errors import ModelError
 from streamcollapse.storage.source import TensorSource
 

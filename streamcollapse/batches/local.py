@@ -22,9 +22,9 @@ from streamcollapse.batches.engine import ChainEnded, FromChain, Report, WorkerL
 from streamcollapse.batches.tasks import Chain
 from streamcollapse.batches.worker import Machine, Message, Place, run_chain
 from streamcollapse.errors import DeviceFailedError, OptionError
+from streamcollapse.resources.budget import MARGIN, free_ram
+from streamcollapse.resources.device import free_vram, resolve
 from streamcollapse.settings.run import Compute, Streaming
-from streamcollapse.stream.budget import MARGIN, free_ram
-from streamcollapse.stream.device import free_vram, resolve
 
 _INTERPRETER_BYTES = 500_000_000  # of a worker before it does anything: Python, torch and transformers
 _POLL_SECONDS = 0.5

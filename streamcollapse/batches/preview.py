@@ -44,7 +44,7 @@ def _checked(task: Task, place: Place, machine: Machine) -> Outcome:
         # Where results go does not exist yet; what is asked of a place is asked of the nearest one that does.
         stand_in = out if place.out.is_dir() else _nearest(place.out) / f".{task.name}"
         if isinstance(task.work, Convert):
-            prepare_convert(directory, stand_in, dtype=task.work.dtype, output=output)
+            prepare_convert(directory, stand_in, task.work.dtype, output)
         else:
             compute = Compute(machine.device, task.work.compute_dtype)
             trusted, samples = machine.trust_remote_code, task.work.calibration

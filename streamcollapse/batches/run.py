@@ -21,12 +21,12 @@ from streamcollapse.batches.engine import ChainEnded, Engine, FromChain, WorkerL
 from streamcollapse.batches.local import LocalEngine, machines
 from streamcollapse.batches.spec import read_jobs
 from streamcollapse.batches.tasks import Chain, Prune, Task, chains_of
-from streamcollapse.batches.worker import STATE, Ended, Machine, Message, Outcome, Place
+from streamcollapse.batches.worker import STATE, JobEnded, Machine, Message, Outcome, Place
 from streamcollapse.errors import JobsError, OutputError, StreamCollapseError
 from streamcollapse.jobs.inspect import inspect
 from streamcollapse.output.report import versions
 from streamcollapse.settings.run import Cluster, Compute, RunSettings, Streaming
-from streamcollapse.storage.disk import disk_errors
+from streamcollapse.storage.disk import disk_errors, write_whole
 from streamcollapse.storage.locks import lock
 from streamcollapse.units import parse_bytes
 
@@ -68,7 +68,7 @@ def batch(
     chains, record = chains_of(tasks), _Record(place, tasks)
     with closing(_engine(chains, place, cluster, device, streaming, trust_remote_code)) as engine, _alone(place):
         for message in _run(engine, chains, cluster.retries):
-            if isinstance(message, Ended):
+            if isinstance(message, JobEnded):
                 record.add(message.outcome)
             listener(message)
         if streaming.work_dir is None and not record.batch().num_failed:
@@ -127,7 +127,7 @@ def _least_bytes(source: str, compute_dtype: str, trust_remote_code: bool) -> in
 
 
 def _run(engine: Engine, chains: Sequence[Chain], retries: int) -> Iterator[Message]:
-    """Every message of every task; an Ended for each in the end."""
+    """Every message of every task; an JobEnded for each in the end."""
     waiting = deque(enumerate(chains))
     running: dict[int, list[Task]] = {}
     lost: Counter[str] = Counter()
@@ -139,10 +139,10 @@ def _run(engine: Engine, chains: Sequence[Chain], retries: int) -> Iterator[Mess
         for report in engine.reports():
             match report:
                 case FromChain(number, message):
-                    if isinstance(message, Ended):
+                    if isinstance(message, JobEnded):
                         running[number] = [t for t in running[number] if t.name != message.outcome.name]
                         attempts = lost[message.outcome.name] + 1
-                        message = Ended(replace(message.outcome, attempts=attempts))
+                        message = JobEnded(replace(message.outcome, attempts=attempts))
                     yield message
                 case ChainEnded(number):
                     del running[number]
@@ -151,7 +151,7 @@ def _run(engine: Engine, chains: Sequence[Chain], retries: int) -> Iterator[Mess
                     task = left[0]  # the one that it was at
                     lost[task.name] += 1
                     if lost[task.name] > retries:
-                        yield Ended(Outcome(task.name, "failed", "", reason, attempts=lost[task.name]))
+                        yield JobEnded(Outcome(task.name, "failed", "", reason, attempts=lost[task.name]))
                         left = left[1:]
                     if left:
                         waiting.appendleft((number, tuple(left)))
@@ -167,11 +167,7 @@ class _Record:
 
     def add(self, outcome: Outcome) -> None:
         self._outcomes[outcome.name] = replace(outcome, out=str(self._place.out / outcome.name))
-        path = self._place.out / REPORT_FILE
-        partial = path.with_name(f".{path.name}.partial")
-        with disk_errors(path):
-            partial.write_text(json.dumps(self._report(), indent=2) + "\n", encoding="utf-8")
-            partial.replace(path)
+        write_whole(self._place.out / REPORT_FILE, json.dumps(self._report(), indent=2) + "\n")
 
     def batch(self) -> Batch:
         outcomes = [self._outcomes[task.name] for task in self._tasks if task.name in self._outcomes]

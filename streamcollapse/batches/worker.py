@@ -21,7 +21,7 @@ from streamcollapse.output.files import every_file_beside
 from streamcollapse.progress import Event, Listener
 from streamcollapse.settings.run import Compute, Output, RunSettings, Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
-from streamcollapse.storage.disk import disk_errors
+from streamcollapse.storage.disk import disk_errors, write_whole
 from streamcollapse.storage.hub import local_directory
 
 STATE = ".streamcollapse-batch"  # a directory in that of the results
@@ -63,7 +63,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Began:
+class JobStarted:
     """The worker with process id ``pid`` takes up the task ``name``."""
 
     name: str
@@ -71,7 +71,7 @@ class Began:
 
 
 @dataclass(frozen=True)
-class Told:
+class JobEvent:
     """What the job of the task ``name`` says while it runs."""
 
     name: str
@@ -79,27 +79,27 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Ended:
+class JobEnded:
     """A task came to its end."""
 
     outcome: Outcome
 
 
-Message = Began | Told | Ended
-Tell = Callable[[Message], None]
+Message = JobStarted | JobEvent | JobEnded
+Send = Callable[[Message], None]
 
 
-def run_chain(chain: Chain, place: Place, machine: Machine, tell: Tell) -> None:
-    """Do the tasks of ``chain`` one after the other; what comes of each is told."""
+def run_chain(chain: Chain, place: Place, machine: Machine, send: Send) -> None:
+    """Do the tasks of ``chain`` one after the other; what comes of each is sent."""
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
     for task in chain:
-        tell(Began(task.name, os.getpid()))
-        tell(Ended(run_task(task, place, machine, _teller(task, tell))))
+        send(JobStarted(task.name, os.getpid()))
+        send(JobEnded(run_task(task, place, machine, _sender(task, send))))
 
 
-def _teller(task: Task, tell: Tell) -> Listener:
-    return lambda event: tell(Told(task.name, event))
+def _sender(task: Task, send: Send) -> Listener:
+    return lambda event: send(JobEvent(task.name, event))
 
 
 def run_task(task: Task, place: Place, machine: Machine, listener: Listener) -> Outcome:
@@ -194,10 +194,6 @@ def _files(out: Path) -> dict[str, list[int]]:
 
 
 def _keep(path: Path, key: str, outcome: Outcome, files: dict[str, list[int]]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(
-            json.dumps({"key": key, "files": files, "outcome": asdict(outcome)}) + "\n", encoding="utf-8"
-        )
-        partial.replace(path)
+    write_whole(path, json.dumps({"key": key, "files": files, "outcome": asdict(outcome)}) + "\n")

@@ -1,4 +1,5 @@
-"""A metric at work: how alike a candidate is to the original, from what leaves its top layer."""
+"""A metric at work: how alike a candidate is to the original, from what leaves its top layer; and a sweep, which asks
+that of many candidates in one walk up the stack."""
 
 from __future__ import annotations
 
@@ -13,7 +14,10 @@ from streamcollapse.forward import metrics
 from streamcollapse.forward.batches import Batch
 from streamcollapse.forward.model import StreamedModel, Weights
 from streamcollapse.forward.reference import Reference
-from streamcollapse.storage.finite import check_finite
+from streamcollapse.forward.schedule import Stack
+from streamcollapse.forward.stored import StoredLayers
+from streamcollapse.forward.walk import Passed, walk
+from streamcollapse.storage.source import check_finite
 
 LOGITS_BYTES = 1 << 24  # logits made at once, in float32
 KEPT_BYTES = 1 << 28  # of the original's distributions; where they are more they are made anew for every candidate
@@ -43,6 +47,31 @@ def make_measure(metric: str, model: StreamedModel, reference: Reference, vocabu
         return _OfHiddenStates(_OF_STATES[metric], model, reference)
     by_logits = _OfLogits(model, reference, vocabulary)
     return by_logits.divergence if metric == "kl" else by_logits.likelihood
+
+
+@torch.inference_mode()
+def sweep(
+    model: StreamedModel,
+    stacks: Sequence[Stack],
+    merge_norms: bool,
+    reference: Reference,
+    measure: Measure,
+    stored: StoredLayers | None = None,
+) -> list[float | None]:
+    """How alike each of ``stacks`` is to the original by ``measure``, None where that is not finite."""
+    similarities: list[float | None] = [None] * len(stacks)
+
+    def watch(passed: Passed) -> None:
+        if passed.step.finished:
+            similarity = measure(passed.hidden)
+            for number in passed.step.finished:
+                similarities[number] = similarity
+
+    def entering(boundary: int) -> list[torch.Tensor]:
+        return [h.to(model.placement.device) for h in reference.boundary(boundary)]
+
+    walk(model, stacks, entering, reference.calls, watch, merge_norms, stored)
+    return similarities
 
 
 class _OfHiddenStates:

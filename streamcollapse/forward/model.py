@@ -18,10 +18,9 @@ from streamcollapse.errors import NonFiniteError
 from streamcollapse.forward.batches import Batch
 from streamcollapse.merge.view import MergedView
 from streamcollapse.progress import Listener, silent
-from streamcollapse.storage.finite import check_finite, is_finite
-from streamcollapse.stream.device import Placement
-from streamcollapse.stream.needs import layer_slot_bytes
-from streamcollapse.stream.slots import LayerSlot
+from streamcollapse.resources.device import Placement
+from streamcollapse.storage.source import check_finite, is_finite
+from streamcollapse.stream.slots import LayerSlot, layer_slot_bytes
 from streamcollapse.stream.weights import WeightStream
 
 Weights = dict[str, torch.Tensor]

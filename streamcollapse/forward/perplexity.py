@@ -19,7 +19,7 @@ from streamcollapse.forward.model import StreamedModel, Weights, overflow
 from streamcollapse.forward.schedule import Stack
 from streamcollapse.forward.walk import Passed, walk
 from streamcollapse.merge.plan import PlanLayer
-from streamcollapse.storage.finite import check_finite, is_finite
+from streamcollapse.storage.source import check_finite, is_finite
 
 MAX_HIDDEN_BYTES = 1 << 30  # hidden states held at once; a longer text takes several passes over the weights
 

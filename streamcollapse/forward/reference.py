@@ -18,8 +18,8 @@ from streamcollapse.forward.model import LayerWeights, StreamedModel, overflow
 from streamcollapse.forward.schedule import Stack
 from streamcollapse.forward.walk import Passed, walk
 from streamcollapse.merge.plan import PlanLayer, original_layers
-from streamcollapse.storage.finite import is_finite
-from streamcollapse.storage.rooms import InMemory, Room
+from streamcollapse.storage.scratch import Scratch
+from streamcollapse.storage.source import is_finite
 
 
 @dataclass(frozen=True)
@@ -61,34 +61,34 @@ def reference_pass(
     model: StreamedModel,
     batches: Sequence[Batch],
     kept: range,
-    room: Room = InMemory(),  # noqa: B008 - holds nothing
+    scratch: Scratch = Scratch(),  # noqa: B008 - holds nothing
 ) -> Reference:
-    """Stream the original model once over ``batches``, keeping the boundaries in ``kept`` (step 1) in ``room``; the
+    """Stream the original model once over ``batches``, keeping the boundaries in ``kept`` (step 1) in ``scratch``; the
     last one there is what leaves the top layer.
 
-    Raises OutputError when ``room`` has no space, NonFiniteError, naming layer and tensor, when a weight that is
+    Raises OutputError when ``scratch`` has no space, NonFiniteError, naming layer and tensor, when a weight that is
     reached is NaN or infinite, or when the hidden states overflow the compute dtype.
     """
-    return _climb(model, batches, kept, room, None)[0]
+    return _climb(model, batches, kept, scratch, None)[0]
 
 
 @torch.inference_mode()
 def reference_sweep(
-    model: StreamedModel, batches: Sequence[Batch], room: Room, branches: Branches
+    model: StreamedModel, batches: Sequence[Batch], scratch: Scratch, branches: Branches
 ) -> tuple[Reference, list[float | None]]:
     """The reference pass, with every boundary, and how alike each of ``branches`` is, None where that is not finite.
     Bit for bit what a reference pass and a sweep come to one after the other. Raises what ``reference_pass`` raises."""
-    return _climb(model, batches, range(model.num_layers + 1), room, branches)
+    return _climb(model, batches, range(model.num_layers + 1), scratch, branches)
 
 
 def _climb(
-    model: StreamedModel, batches: Sequence[Batch], kept: range, room: Room, branches: Branches | None
+    model: StreamedModel, batches: Sequence[Batch], kept: range, scratch: Scratch, branches: Branches | None
 ) -> tuple[Reference, list[float | None]]:
     num_layers, recordings = model.num_layers, model.record(batches)
     entering = [recording.hidden_NTD for recording in recordings]
     # One block per batch, allocated before anything else: kept states scattered among short-lived activations would
     # leave the heap full of holes.
-    boundaries = [room.make(f"boundaries-{b}", (len(kept), *h.shape), h.dtype) for b, h in enumerate(entering)]
+    boundaries = [scratch.allocate(f"boundaries-{b}", (len(kept), *h.shape), h.dtype) for b, h in enumerate(entering)]
     reference = Reference(batches, [r.calls for r in recordings], kept.start, boundaries, [], [])
     stacks = [] if branches is None else list(branches.stacks)
     finished: dict[tuple[int, ...], list[torch.Tensor]] = {}  # what left the top of a candidate, until it is measured
@@ -99,7 +99,7 @@ def _climb(
         if boundary in kept:
             for states, h in zip(boundaries, hidden, strict=True):
                 states[boundary - kept.start].copy_(h)
-                room.settle(states[boundary - kept.start])
+                scratch.page_out(states[boundary - kept.start])
 
     def watch(passed: Passed) -> None:
         number = passed.step.number

@@ -18,7 +18,7 @@ from streamcollapse.merge.plan import LayerKey, PlanLayer
 from streamcollapse.merge.view import MergedView
 from streamcollapse.storage.extents import Location
 from streamcollapse.storage.placed import Overlay
-from streamcollapse.storage.rooms import OnDisk
+from streamcollapse.storage.scratch import DiskScratch
 from streamcollapse.storage.source import TensorInfo
 
 
@@ -83,10 +83,10 @@ class StoredLayers:
             self._directory = tempfile.TemporaryDirectory(prefix=".streamcollapse-", dir=self._scratch)
         self._count += 1
         place, file = Path(self._directory.name), f"{self._count:06d}"
-        room = OnDisk(place)
-        tensor_on_disk = room.make(file, tuple(tensor.shape), tensor.dtype)
+        files = DiskScratch(place)
+        tensor_on_disk = files.allocate(file, tuple(tensor.shape), tensor.dtype)
         tensor_on_disk.copy_(tensor)
-        room.settle(tensor_on_disk)
+        files.page_out(tensor_on_disk)
         info = TensorInfo(tensor.dtype, tuple(tensor.shape))
         self._overlay.add(f"stored/{file}", Location(place / file, 0, info))
         return f"stored/{file}"

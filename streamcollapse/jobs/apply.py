@@ -18,8 +18,9 @@ from streamcollapse.output.checkpoint import (
 )
 from streamcollapse.output.report import build_report, load_report, sizes
 from streamcollapse.progress import Listener, PhaseStarted, silent
-from streamcollapse.run.memory_plan import Run, open_run
-from streamcollapse.run.workplace import WorkPlace, kept_place
+from streamcollapse.run.opened import Run, open_run
+from streamcollapse.run.request import output_work
+from streamcollapse.run.work_directory import WorkDirectory
 from streamcollapse.settings.run import RunSettings
 from streamcollapse.storage.disk import check_space
 from streamcollapse.storage.staging import staged_directory, tidy_up
@@ -51,14 +52,14 @@ def run_apply(prepared: Prepared) -> Pruned:
     """``apply`` as ``prepared``."""
     assert prepared.plan is not None
     assert prepared.out is not None
-    with kept_place(prepared.request, prepared.key) as place:
-        if place.has_finished(prepared.out):
+    with output_work(prepared.request, prepared.key) as work:
+        if work.has_finished(prepared.out):
             return finished(prepared.out)
-        with open_run(prepared.job, prepared.memory, place.scratch) as run:
-            return write_pruned(prepared, prepared.plan, run, place)
+        with open_run(prepared.job, prepared.memory, work.path) as run:
+            return write_pruned(prepared, prepared.plan, run, work)
 
 
-def write_pruned(prepared: Prepared, plan: Plan, run: Run, place: WorkPlace) -> Pruned:
+def write_pruned(prepared: Prepared, plan: Plan, run: Run, work: WorkDirectory) -> Pruned:
     """Stream the plan's tensors into a new checkpoint, which gets its name last of all."""
     job, out, output = prepared.job, prepared.out, prepared.settings.output
     assert out is not None
@@ -66,13 +67,13 @@ def write_pruned(prepared: Prepared, plan: Plan, run: Run, place: WorkPlace) -> 
     view = job.view(plan.layers, plan.merge_norms, run.stored.names)
     shards = plan_shards(view, output.max_shard_bytes)
     with staged_directory(out, output.overwrite) as stage:
-        finished = place.take_up(stage)
+        finished = work.reuse_shards(stage)
         check_space(out, sum(shard.file_bytes for shard in shards if shard.file_name not in finished))
         write_config(stage, job.checkpoint.directory, job.architecture.config, plan, job.trust_remote_code)
         check_loadable(stage, view, job.architecture, job.trust_remote_code)
         with job.meter.phase("write"):
             job.listener(PhaseStarted("write", sum(len(shard.names) for shard in shards)))
-            write_weights(view, run.stream, shards, stage, job.listener, finished, place.shard_done)
+            write_weights(view, run.stream, shards, stage, job.listener, finished, work.shard_done)
         report = build_report(
             job.checkpoint,
             plan,
@@ -80,11 +81,11 @@ def write_pruned(prepared: Prepared, plan: Plan, run: Run, place: WorkPlace) -> 
             job.compute(),
             {"max_shard_bytes": output.max_shard_bytes, "search": plan.to_json().get("search")},
             {**job.meter.summary(), "memory": run.memory.to_json()},
-            place.shards(),
+            work.shards(),
         )
         write_companions(stage, job.checkpoint.directory, plan, report)
         job.checkpoint.check_unchanged()
-        place.mark("renaming")
+        work.publishing()
     return Pruned(out, plan, report)
 
 

@@ -11,12 +11,12 @@ from streamcollapse.errors import OutputError
 from streamcollapse.jobs.prepare import prepare_open
 from streamcollapse.jobs.prune import run_prune
 from streamcollapse.progress import Listener, PhaseStarted, silent
+from streamcollapse.resources.sampler import MemorySample
 from streamcollapse.run.opened import open_job
 from streamcollapse.settings.run import IO_MODES, BenchConditions, Output, RunSettings
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.probe import cached_share, forget, read_rate
 from streamcollapse.stream.copies import CudaCopies
-from streamcollapse.stream.memory import MemorySample
 
 _PROBE_BYTES = 1 << 30
 
@@ -79,5 +79,5 @@ def bench(
     cached = cached_share(job.checkpoint)
     with tempfile.TemporaryDirectory(prefix="streamcollapse-bench-", dir=place) as directory:
         prepared = prepare_open(job, Path(directory) / "pruned", options, replace(settings, output=Output()))
-        report = run_prune(prepared, passing=True).report
+        report = run_prune(prepared, resumable=False).report
     return Bench(report, rates, copy_rate, cached, list(job.meter.timeline.points))

@@ -3,35 +3,33 @@ looking at the model: any checkpoint will do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from streamcollapse.arch.refusals import refuse_packed
-from streamcollapse.arch.stored import CONFIG_FILE, config_text, refuse_quantised, with_dtype
+from streamcollapse.arch.stored import CONFIG_FILE, config_text, refuse_packed, refuse_quantised, with_dtype
 from streamcollapse.errors import ModelError, OptionError
 from streamcollapse.output.files import copy_files, every_file_beside
 from streamcollapse.output.report import save_report, versions
 from streamcollapse.progress import Listener, PhaseStarted, TensorWritten, silent
+from streamcollapse.resources.budget import free_ram
+from streamcollapse.resources.meter import Meter
 from streamcollapse.run.first_checks import check_out, check_source
-from streamcollapse.run.keeping import kept_directory
-from streamcollapse.run.workdir import FORMAT, check_directory
+from streamcollapse.run.request import Request, output_work
+from streamcollapse.run.work_directory import FORMAT, check_directory
 from streamcollapse.settings.declared import unknown
-from streamcollapse.settings.run import COMPUTE_DTYPES, Output, Streaming
-from streamcollapse.storage.cast import CastSource
+from streamcollapse.settings.run import COMPUTE_DTYPES, Output, RunSettings, Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
-from streamcollapse.storage.disk import check_space, disk_errors
+from streamcollapse.storage.disk import check_space, write_whole
 from streamcollapse.storage.hub import local_directory
 from streamcollapse.storage.index import is_file, read_json
-from streamcollapse.storage.source import TensorSource, bytes_by_dtype
-from streamcollapse.storage.staging import staged_bytes, staged_directory, tidy_up, work_of
+from streamcollapse.storage.source import CastSource, TensorSource, bytes_by_dtype
+from streamcollapse.storage.staging import staged_bytes, staged_directory, tidy_up
 from streamcollapse.storage.writer import ShardPlan, Writing, plan_shards, write_shards
-from streamcollapse.stream.budget import free_ram
 from streamcollapse.stream.loaders import MappedLoader
-from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.weights import Limits, WeightStream
 
 CONVERSION_FILE = "streamcollapse_conversion.json"
@@ -59,10 +57,12 @@ class Conversion:
 
 @dataclass(frozen=True)
 class PreparedConversion:
-    """A conversion that may begin: everything about it is checked, nothing is written. ``found``: what it will come to,
-    so far; ``config``: the new config, None where it stays as it is."""
+    """A conversion that may begin: everything about it is checked, nothing is written. ``key``: what its finished
+    shards belong to; ``config``: the new config, None where it stays as it is; ``found``: what it will come to."""
 
-    request: AskedConversion
+    request: Request
+    checkpoint: Checkpoint
+    key: dict[str, Any]
     shards: list[ShardPlan]
     config: dict[str, Any] | None
     found: Conversion
@@ -83,16 +83,11 @@ def convert(
     stays keeps its bytes. Memory: a few tensors. An interrupted conversion resumes. Raises StreamCollapseError; ``out``
     then does not exist, or is the older directory that ``output.overwrite`` would have replaced.
     """
-    return run_convert(prepare_convert(source, out, dtype=dtype, output=output, listener=listener))
+    return run_convert(prepare_convert(source, out, dtype, output, listener))
 
 
 def prepare_convert(
-    source: str | Path,
-    out: str | Path,
-    *,
-    dtype: str | None = None,
-    output: Output = Output(),  # noqa: B008 - frozen
-    listener: Listener = silent,
+    source: str | Path, out: str | Path, dtype: str | None, output: Output, listener: Listener = silent
 ) -> PreparedConversion:
     """``convert`` of ``source`` into ``out``, checked. Raises what it would raise before it begins."""
     if dtype is not None and dtype not in COMPUTE_DTYPES:
@@ -104,9 +99,10 @@ def prepare_convert(
     target = _cast(checkpoint, dtype)
     shards = plan_shards(target, output.max_shard_bytes)
     check_space(Path(out), sum(shard.file_bytes for shard in shards) - staged_bytes(Path(out)))
+    fingerprint = checkpoint.fingerprint()
     found = Conversion(
         source=str(source),
-        fingerprint=checkpoint.fingerprint(),
+        fingerprint=fingerprint,
         out=str(out),
         num_tensors=len(target.names),
         before=bytes_by_dtype(checkpoint),
@@ -114,65 +110,32 @@ def prepare_convert(
         shards=dict.fromkeys((shard.file_name for shard in shards), ""),
         usage={},
     )
-    request = AskedConversion(checkpoint, Path(out), dtype, output)
-    check_directory(request.work_dir, request.key())
-    return PreparedConversion(request, shards, config, found, listener)
+    request = Request("convert", checkpoint.directory, Path(out), RunSettings(output=output), dtype=dtype)
+    state = checkpoint.state(CONFIG_FILE)
+    key = {"format": FORMAT, "source": fingerprint, "source_files": state, "verb": "convert"}
+    check_directory(request.work_dir, key)
+    return PreparedConversion(request, checkpoint, key, shards, config, found, listener)
 
 
 def run_convert(prepared: PreparedConversion) -> Conversion:
     """``convert`` as ``prepared``."""
-    request, found = prepared.request, prepared.found
-    out, checkpoint = request.out, request.checkpoint
-    with kept_directory(request, request.key()) as place:
-        if place.has_finished(out):
+    request, found, checkpoint = prepared.request, prepared.found, prepared.checkpoint
+    out = request.out
+    with output_work(request, prepared.key) as work:
+        if work.has_finished(out):
             tidy_up(out)
-            return replace(found, shards=place.shards())
-        with staged_directory(out, request.output.overwrite) as stage:
-            finished = place.take_up(stage)
-            _write_small_files(checkpoint.directory, stage, prepared.config)
-            usage = _write(request, prepared.shards, stage, prepared.listener, finished, place.shard_done)
-            found = replace(found, shards=place.shards(), usage=usage)
+            return replace(found, shards=work.shards())
+        with staged_directory(out, request.settings.output.overwrite) as stage:
+            finished = work.reuse_shards(stage)
+            copy_files(every_file_beside(checkpoint.directory), checkpoint.directory, stage)
+            if prepared.config is not None:
+                write_whole(stage / CONFIG_FILE, config_text(prepared.config))
+            usage = _write(prepared, stage, finished, work.shard_done)
+            found = replace(found, shards=work.shards(), usage=usage)
             save_report(found.to_json(), stage / CONVERSION_FILE)
             checkpoint.check_unchanged()
-            place.mark("renaming")
+            work.publishing()
     return found
-
-
-@dataclass(frozen=True)
-class AskedConversion:
-    """A conversion of the open ``checkpoint`` as it was asked for (keeping.Request)."""
-
-    checkpoint: Checkpoint
-    out: Path
-    dtype: str | None
-    output: Output
-    for_good: bool = False
-
-    @property
-    def work_dir(self) -> Path:
-        """Where the run keeps what it finds out."""
-        return work_of(self.out)
-
-    def key(self) -> dict[str, Any]:
-        """What its finished shards belong to."""
-        state = self.checkpoint.state(CONFIG_FILE)
-        return {"format": FORMAT, "source": self.checkpoint.fingerprint(), "source_files": state, "verb": "convert"}
-
-    def run(self) -> dict[str, Any]:
-        """What tells two conversions of the same source apart."""
-        return {"out": str(self.out.resolve()), "dtype": self.dtype, "max_shard_bytes": self.output.max_shard_bytes}
-
-    def document(self) -> dict[str, Any]:
-        """Everything that ``resume`` needs, as JSON types."""
-        source, overwrite = str(self.checkpoint.directory.absolute()), self.output.overwrite
-        return {"verb": "convert", "source": source, **self.run(), "overwrite": overwrite}
-
-
-def _write_small_files(directory: Path, stage: Path, config: dict[str, Any] | None) -> None:
-    copy_files(every_file_beside(directory), directory, stage)
-    if config is not None:
-        with disk_errors(stage / CONFIG_FILE):
-            (stage / CONFIG_FILE).write_text(config_text(config), encoding="utf-8")
 
 
 def _config(checkpoint: Checkpoint, dtype: str | None) -> dict[str, Any] | None:
@@ -195,17 +158,12 @@ def _cast(source: TensorSource, dtype: str | None) -> TensorSource:
 
 
 def _write(
-    request: AskedConversion,
-    shards: Sequence[ShardPlan],
-    stage: Path,
-    listener: Listener,
-    finished: Collection[str],
-    on_shard: Callable[[str, str], None],
+    prepared: PreparedConversion, stage: Path, finished: Collection[str], on_shard: Callable[[str, str], None]
 ) -> dict[str, Any]:
     """Write the shards that are not ``finished``; returns what it took."""
-    meter, checkpoint = Meter(CPU), request.checkpoint
-    left = [name for shard in shards if shard.file_name not in finished for name in shard.names]
-    loader = MappedLoader(checkpoint, from_cache=checkpoint.num_bytes > free_ram())
+    meter, checkpoint, listener = Meter(CPU), prepared.checkpoint, prepared.listener
+    left = [name for shard in prepared.shards if shard.file_name not in finished for name in shard.names]
+    loader = MappedLoader(checkpoint, drop_after_use=checkpoint.num_bytes > free_ram())
     stream = WeightStream(checkpoint, CPU, loader, meter, Limits(Streaming().prefetch))
 
     def written(name: str, num_bytes: int) -> None:
@@ -216,7 +174,7 @@ def _write(
         listener(PhaseStarted("convert", len(left)))
         with stream.run([[name] for name in left]) as weights:
             writing = Writing(written, on_shard, weights.step, _anything, finished)
-            write_shards(_cast(weights, request.dtype), shards, stage, CPU, writing)
+            write_shards(_cast(weights, prepared.request.dtype), prepared.shards, stage, CPU, writing)
     return meter.summary()
 
 

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.run.memory_plan import Demand, least_allotment
+from streamcollapse.run.memory_plan import Demand, least_memory
+from streamcollapse.run.needs import MemoryPlan, Need, peak_bytes
 from streamcollapse.run.opened import Job, open_job
 from streamcollapse.searches.registry import complete, strategy_of
 from streamcollapse.settings.run import RunSettings
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.source import bytes_by_dtype
-from streamcollapse.stream.needs import Allotment, Need, peak_bytes
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ def inspect(source: str | Path, *, settings: RunSettings = RunSettings()) -> Ins
     usual = complete(SearchOptions())
     strategy = strategy_of(usual)
     demand = Demand(job.num_layers, metric=usual.metric, samples=strategy.samples)
-    return replace(describe(job, least_allotment(job, demand)), strategy=strategy.name)
+    return replace(describe(job, least_memory(job, demand)), strategy=strategy.name)
 
 
-def describe(job: Job, choice: Allotment) -> Inspection:
+def describe(job: Job, choice: MemoryPlan) -> Inspection:
     """The figures of an open job that spends memory as ``choice`` says."""
     checkpoint, layout = job.checkpoint, job.architecture.layout
     layers = [sum(checkpoint.info(n).num_bytes for n in layout.layer_names(i)) for i in range(layout.num_layers)]

@@ -13,11 +13,11 @@ from streamcollapse.forward.perplexity import make_windows, streamed_perplexity
 from streamcollapse.merge.plan import Plan, original_layers
 from streamcollapse.merge.view import check_plan
 from streamcollapse.progress import Listener, PhaseStarted, silent
-from streamcollapse.run.memory_plan import open_stream, plain_allotment
-from streamcollapse.run.opened import longest_context, open_job
-from streamcollapse.run.samples import check_vocabulary, load_tokenizer, opening_tokens, read_text
+from streamcollapse.resources.heap import heap_for
+from streamcollapse.run.memory_plan import plan_one_layer
+from streamcollapse.run.opened import open_job, open_stream
+from streamcollapse.run.samples import check_vocabulary, load_tokenizer, longest_context, opening_tokens, read_text
 from streamcollapse.settings.run import EvaluationText, RunSettings
-from streamcollapse.stream.allocator import heap_for
 
 LONGEST_WINDOW = 2048
 
@@ -67,7 +67,7 @@ def perplexity(
     prefix = opening_tokens(tokenizer)
     windows = make_windows(prefix, token_ids, window, asked.stride)
     scored = contents if len(token_ids) == len(whole) else tokenizer.decode(token_ids)
-    choice = plain_allotment(job, settings.streaming, MOST_CALL_TOKENS)
+    choice = plan_one_layer(job, settings.streaming, MOST_CALL_TOKENS)
     with open_stream(job, choice) as stream, job.meter.phase("perplexity"), heap_for(choice.activations):
         listener(PhaseStarted("perplexity", len(layers)))
         result = streamed_perplexity(job.model(stream), layers, merge_norms, windows, job.vocabulary)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from streamcollapse.arch import likeness
+from streamcollapse.arch import architecture as likeness
 from streamcollapse.errors import OptionError
 from streamcollapse.merge.composing import compose, hand_made, parse_group, parse_layers
 from streamcollapse.merge.exporting import to_mergekit

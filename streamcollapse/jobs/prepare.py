@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,21 @@ from streamcollapse.jobs.inspect import Inspection, describe
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
 from streamcollapse.output.report import sizes
-from streamcollapse.progress import Listener, MemoryPlanned, WarningRaised, silent
+from streamcollapse.progress import Listener, WarningRaised, silent
 from streamcollapse.run.first_checks import check_out, check_plan_path, check_source
-from streamcollapse.run.memory_plan import allotment, plain_allotment
-from streamcollapse.run.opened import Job, Samples, calibration_samples, open_job
-from streamcollapse.run.request import Asked
-from streamcollapse.run.workdir import check_directory
-from streamcollapse.run.workplace import work_key
+from streamcollapse.run.memory_plan import plan_memory, plan_one_layer
+from streamcollapse.run.needs import MemoryPlan
+from streamcollapse.run.opened import Job, open_job
+from streamcollapse.run.request import Request
+from streamcollapse.run.samples import Samples, calibration_samples
+from streamcollapse.run.work_directory import check_directory, search_path, work_key
 from streamcollapse.searches.registry import complete, ignored_settings, strategy_of
 from streamcollapse.searches.space import check_space, demand_of, search_space
 from streamcollapse.searches.strategy import SearchSpace, fewest_layers
-from streamcollapse.settings.run import RunSettings
+from streamcollapse.settings.run import Compute, RunSettings
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.disk import check_space as check_disk
-from streamcollapse.storage.staging import staged_bytes, work_of
-from streamcollapse.stream.needs import Allotment
+from streamcollapse.storage.staging import staged_bytes
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Prepared:
 
     job: Job
     settings: RunSettings
-    memory: Allotment
+    memory: MemoryPlan
     key: dict[str, Any]
     out: Path | None
     options: SearchOptions | None = None
@@ -50,13 +50,13 @@ class Prepared:
     disk_free: int | None = None
 
     @property
-    def request(self) -> Asked:
-        """The job as it was asked for."""
+    def request(self) -> Request:
+        """The job as it was asked for, with the device and dtype that it computes with."""
         assert self.out is not None
-        settings = self.settings
-        return Asked(
-            self.job, self.out, settings.streaming, settings.output, self.options, settings.calibration, self.plan
-        )
+        placement = self.job.placement
+        settings = replace(self.settings, compute=Compute(str(placement.device), placement.dtype_name))
+        verb, source = "prune" if self.plan is None else "apply", self.job.checkpoint.directory
+        return Request(verb, source, self.out, settings, self.options, self.plan)
 
     @property
     def most_candidates(self) -> int:
@@ -77,8 +77,7 @@ class Prepared:
         """Tell the listener what is ignored and how memory will be spent, as the run begins."""
         for text in self.ignored:
             self.job.listener(WarningRaised(text))
-        rows = tuple((need.phase, need.what, need.num_bytes, need.memory) for need in self.memory.needs)
-        self.job.listener(MemoryPlanned(rows, self.memory.budgets, self.memory.io))
+        self.job.listener(self.memory.event)
 
     def to_json(self) -> dict[str, Any]:
         """What the job would do, as JSON types."""
@@ -105,17 +104,9 @@ def prepare_prune(
 
 def prepare_open(job: Job, out: Path, options: SearchOptions, settings: RunSettings) -> Prepared:
     """``prepare_prune`` of a checkpoint that is open, into an ``out`` that was checked."""
-    space = search_space(job, options)
-    check_space(job, space)
-    samples = calibration_samples(job, settings.calibration, strategy_of(space.options).samples)
-    smallest = _smallest_output(job, space)
-    free = check_disk(out, smallest - staged_bytes(out))
-    memory = allotment(job, samples, settings.streaming, demand_of(space))
-    key, largest = work_key(job, samples, options.merge_norms), job.checkpoint.num_bytes
-    asked = complete(options)
-    found = Prepared(job, settings, memory, key, out, asked, space, samples, None, smallest, largest, free)
-    check_directory(found.request.work_dir, key)
-    return found
+    found = _prepare_search(job, options, settings, out)
+    check_directory(found.request.work_dir, found.key)
+    return replace(found, disk_free=check_disk(out, found.smallest_output - staged_bytes(out)))
 
 
 def prepare_search(
@@ -127,19 +118,25 @@ def prepare_search(
 ) -> Prepared:
     """``search`` of ``source``, checked. Raises what it would raise before it begins."""
     check_source(source)
-    if save_as is not None:
-        check_plan_path(Path(save_as), settings.output.overwrite)
-    job = open_job(source, settings, listener)
+    target = None if save_as is None else Path(save_as)
+    if target is not None:
+        check_plan_path(target, settings.output.overwrite)
+    found = _prepare_search(open_job(source, settings, listener), options, settings, target)
+    path = search_path(settings.streaming, target)
+    if path is not None:
+        check_directory(path, found.key)
+    return found
+
+
+def _prepare_search(job: Job, options: SearchOptions, settings: RunSettings, out: Path | None) -> Prepared:
     space = search_space(job, options)
     check_space(job, space)
-    samples = calibration_samples(job, settings.calibration, strategy_of(space.options).samples)
-    memory = allotment(job, samples, settings.streaming, demand_of(space))
-    key, largest = work_key(job, samples, options.merge_norms), job.checkpoint.num_bytes
-    target, work_dir = None if save_as is None else Path(save_as), settings.streaming.work_dir
-    if work_dir is not None or target is not None:
-        check_directory(Path(work_dir) if work_dir is not None else work_of(target or Path()), key)
-    asked, smallest = complete(options), _smallest_output(job, space)
-    return Prepared(job, settings, memory, key, target, asked, space, samples, None, smallest, largest)
+    strategy = strategy_of(space.options)
+    samples = calibration_samples(job, settings.calibration, strategy.samples)
+    memory = plan_memory(job, samples, settings.streaming, demand_of(space))
+    key, layers = work_key(job, samples, options.merge_norms), fewest_layers(strategy, space)
+    smallest, largest = sizes(job.view(layers), len(layers)).bytes, job.checkpoint.num_bytes
+    return Prepared(job, settings, memory, key, out, complete(options), space, samples, None, smallest, largest)
 
 
 def prepare_apply(
@@ -152,16 +149,10 @@ def prepare_apply(
     check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
     size = sizes(job.view(plan.layers, plan.merge_norms), plan.num_layers).bytes
     free = check_disk(Path(out), size - staged_bytes(Path(out)))
-    memory = plain_allotment(job, settings.streaming)
+    memory = plan_one_layer(job, settings.streaming)
     key = work_key(job, None, plan.merge_norms, plan.digest)
     found = Prepared(
         job, settings, memory, key, Path(out), plan=plan, smallest_output=size, largest_output=size, disk_free=free
     )
     check_directory(found.request.work_dir, key)
     return found
-
-
-def _smallest_output(job: Job, space: SearchSpace) -> int:
-    """Bytes of weights that remain at the least."""
-    layers = fewest_layers(strategy_of(space.options), space)
-    return sizes(job.view(layers), len(layers)).bytes

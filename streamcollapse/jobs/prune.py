@@ -14,8 +14,8 @@ from streamcollapse.jobs.apply import Pruned, finished, write_pruned
 from streamcollapse.jobs.prepare import Prepared, prepare_prune
 from streamcollapse.jobs.search import find_plan
 from streamcollapse.progress import Listener, silent
-from streamcollapse.run.memory_plan import open_run
-from streamcollapse.run.workplace import kept_place
+from streamcollapse.run.opened import open_run
+from streamcollapse.run.request import output_work
 from streamcollapse.settings.run import RunSettings
 from streamcollapse.settings.search import SearchOptions
 
@@ -37,12 +37,12 @@ def prune(
     return run_prune(prepare_prune(source, out, options, settings, listener))
 
 
-def run_prune(prepared: Prepared, passing: bool = False) -> Pruned:
-    """``prune`` as ``prepared``; ``passing``: the output goes with the caller's run, and nothing is kept of it."""
+def run_prune(prepared: Prepared, resumable: bool = True) -> Pruned:
+    """``prune`` as ``prepared``. Unless it is ``resumable``, the caller removes the output and all progress."""
     prepared.announce()
     assert prepared.out is not None
-    with kept_place(prepared.request, prepared.key, passing) as place:
-        if place.has_finished(prepared.out):
+    with output_work(prepared.request, prepared.key, resumable) as work:
+        if work.has_finished(prepared.out):
             return finished(prepared.out)
-        with open_run(prepared.job, prepared.memory, place.scratch) as run:
-            return write_pruned(prepared, find_plan(prepared, run, place), run, place)
+        with open_run(prepared.job, prepared.memory, work.path) as run:
+            return write_pruned(prepared, find_plan(prepared, run, work), run, work)

@@ -8,7 +8,8 @@ from streamcollapse.jobs.apply import Pruned, apply
 from streamcollapse.jobs.convert import Conversion, convert
 from streamcollapse.jobs.prune import prune
 from streamcollapse.progress import Listener, silent
-from streamcollapse.run.request import ConvertAgain, asked_before
+from streamcollapse.run.request import saved_request
+from streamcollapse.settings.search import SearchOptions
 
 
 def resume(
@@ -18,9 +19,10 @@ def resume(
 
     No candidate is evaluated twice, and no finished shard is written again. Raises StreamCollapseError.
     """
-    again = asked_before(Path(work_dir), trust_remote_code)
-    if isinstance(again, ConvertAgain):
-        return convert(again.source, again.out, dtype=again.dtype, output=again.output, listener=listener)
-    if again.plan is not None:
-        return apply(again.source, again.plan, again.out, settings=again.settings, listener=listener)
-    return prune(again.source, again.out, again.options, settings=again.settings, listener=listener)
+    asked = saved_request(Path(work_dir), trust_remote_code)
+    source, out, settings = asked.source, asked.out, asked.settings
+    if asked.verb == "convert":
+        return convert(source, out, dtype=asked.dtype, output=settings.output, listener=listener)
+    if asked.plan is not None:
+        return apply(source, asked.plan, out, settings=settings, listener=listener)
+    return prune(source, out, asked.options or SearchOptions(), settings=settings, listener=listener)

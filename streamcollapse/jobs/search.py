@@ -7,15 +7,16 @@ from pathlib import Path
 from streamcollapse.jobs.prepare import Prepared, prepare_search
 from streamcollapse.merge.plan import Plan, SearchRecord
 from streamcollapse.progress import Listener, PhaseStarted, silent
-from streamcollapse.run.memory_plan import Run, open_run
-from streamcollapse.run.workplace import WorkPlace, search_place
+from streamcollapse.resources.heap import heap_for
+from streamcollapse.run.opened import Run, open_run
+from streamcollapse.run.saved_reference import reference_of
+from streamcollapse.run.work_directory import TemporaryWork, search_work
 from streamcollapse.searches.evaluator import Evaluator
 from streamcollapse.searches.registry import strategy_of
 from streamcollapse.searches.space import find_layers
 from streamcollapse.searches.strategy import SearchContext, SearchResult
 from streamcollapse.settings.run import RunSettings
 from streamcollapse.settings.search import SearchOptions
-from streamcollapse.stream.allocator import heap_for
 
 
 def search(
@@ -38,18 +39,18 @@ def run_search(prepared: Prepared) -> Plan:
     """``search`` as ``prepared``."""
     prepared.announce()
     with (
-        search_place(
+        search_work(
             prepared.key, prepared.options, prepared.settings.streaming, prepared.memory.spill, prepared.out
-        ) as place,
-        open_run(prepared.job, prepared.memory, place.scratch) as run,
+        ) as work,
+        open_run(prepared.job, prepared.memory, work.path) as run,
     ):
-        plan = find_plan(prepared, run, place)
+        plan = find_plan(prepared, run, work)
         if prepared.out is not None:
             plan.save(prepared.out)
         return plan
 
 
-def find_plan(prepared: Prepared, run: Run, place: WorkPlace) -> Plan:
+def find_plan(prepared: Prepared, run: Run, work: TemporaryWork) -> Plan:
     """The reference pass and the search."""
     job, space, samples = run.job, prepared.space, prepared.samples
     assert space is not None
@@ -57,12 +58,12 @@ def find_plan(prepared: Prepared, run: Run, place: WorkPlace) -> Plan:
     with heap_for(run.memory.activations):
         with job.meter.phase("reference"):
             job.listener(PhaseStarted("reference", job.num_layers))
-            reference = place.reference(run, samples, strategy_of(space.options).boundaries(space))
+            reference = reference_of(run, work, samples, strategy_of(space.options).boundaries(space))
         lookahead = prepared.settings.streaming.lookahead
-        evaluator = Evaluator(run, reference, place.memory, space.options, lookahead)
+        evaluator = Evaluator(run, reference, work.memory, space.options, lookahead)
         with job.meter.phase("search"):
             job.listener(PhaseStarted("search"))
-            found = find_layers(SearchContext(run, space, reference, evaluator, place))
+            found = find_layers(SearchContext(run, space, reference, evaluator, work))
     fingerprint, record = job.checkpoint.fingerprint(), _record(prepared, found, samples.digest)
     return Plan(job.name, job.num_layers, fingerprint, found.layers, space.options.merge_norms, record)
 

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import OptionError
-from streamcollapse.forward.distances import NeighbourDistances
-from streamcollapse.forward.influence import block_influence, neighbour_cosines
+from streamcollapse.forward.influence import NeighbourDistances, block_influence, neighbour_cosines
 from streamcollapse.forward.measure import make_measure
 from streamcollapse.forward.reference import Branches, reference_sweep
 from streamcollapse.merge.plan import collapse, original_layers
 from streamcollapse.merge.view import mismatch
-from streamcollapse.progress import Listener, MemoryPlanned, PhaseStarted, silent
-from streamcollapse.run.memory_plan import Demand, allotment, open_run
-from streamcollapse.run.opened import calibration_samples, open_job
-from streamcollapse.run.workplace import search_place, work_key
+from streamcollapse.progress import Listener, PhaseStarted, silent
+from streamcollapse.resources.heap import heap_for
+from streamcollapse.run.memory_plan import Demand, plan_memory
+from streamcollapse.run.opened import open_job, open_run
+from streamcollapse.run.samples import calibration_samples
+from streamcollapse.run.saved_reference import save_reference
+from streamcollapse.run.work_directory import search_work, work_key
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.searches.evaluator import Evaluator
 from streamcollapse.searches.registry import complete
@@ -26,7 +28,6 @@ from streamcollapse.searches.space import check_prunable
 from streamcollapse.settings.run import RunSettings
 from streamcollapse.settings.search import SearchOptions, Variant
 from streamcollapse.storage.disk import write_whole
-from streamcollapse.stream.allocator import heap_for
 
 FORMAT = "streamcollapse.similarity/1"
 SIMILARITY_FILE = "similarity.json"
@@ -80,18 +81,16 @@ def similarity(
         check_prunable(job, candidate)
     streaming = settings.streaming
     demand = Demand(job.num_layers + 1, options.layers_per_merge, options.metric)
-    choice = allotment(job, samples, streaming, demand)
-    listener(
-        MemoryPlanned(tuple((n.phase, n.what, n.num_bytes, n.memory) for n in choice.needs), choice.budgets, choice.io)
-    )
+    memory = plan_memory(job, samples, streaming, demand)
+    listener(memory.event)
     distances = NeighbourDistances()
     with (
-        search_place(work_key(job, samples, options.merge_norms), options, streaming, choice.spill, None) as place,
-        open_run(job, choice, place.scratch) as run,
-        heap_for(choice.activations),
+        search_work(work_key(job, samples, options.merge_norms), options, streaming, memory.spill, None) as work,
+        open_run(job, memory, work.path) as run,
+        heap_for(memory.activations),
     ):
         first = [c for _, _, c in found if mismatch(job.source, job.architecture.layout, c.merged_layer) is None]
-        first = first[: streaming.lookahead or choice.candidates]
+        first = first[: streaming.lookahead or memory.candidates]
         branches = Branches(
             [candidate.layers for candidate in first],
             options.merge_norms,
@@ -100,9 +99,9 @@ def similarity(
         )
         with job.meter.phase("reference"):
             listener(PhaseStarted("reference", job.num_layers))
-            reference, known = reference_sweep(run.model, samples.batches, place.room, branches)
-            place.made(job, reference)
-        evaluator = Evaluator(run, reference, place.memory, options, streaming.lookahead)
+            reference, known = reference_sweep(run.model, samples.batches, work.scratch, branches)
+            save_reference(job, work, reference)
+        evaluator = Evaluator(run, reference, work.memory, options, streaming.lookahead)
         evaluator.learn(first, known)
         with job.meter.phase("search"):  # what there was no memory for in the first pass
             listener(PhaseStarted("search"))

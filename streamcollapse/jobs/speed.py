@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from streamcollapse.arch.config import THEIR_ERRORS, first_line
 from streamcollapse.errors import BudgetError, ModelError, OptionError
+from streamcollapse.resources.budget import free_ram
+from streamcollapse.resources.device import free_vram
+from streamcollapse.resources.sampler import MemorySampler, sample_memory
 from streamcollapse.run.opened import open_job
 from streamcollapse.settings.run import RunSettings
-from streamcollapse.stream.budget import free_ram
-from streamcollapse.stream.device import free_vram
-from streamcollapse.stream.memory import MemorySampler, sample_memory
 from streamcollapse.units import format_bytes
 
 PROMPT_TOKENS = 32

@@ -18,16 +18,16 @@ from streamcollapse.merge.view import check_plan
 from streamcollapse.output.checkpoint import PLAN_FILE, REPORT_FILE
 from streamcollapse.output.report import load_report
 from streamcollapse.progress import Listener, PhaseStarted, TensorChecked, silent
-from streamcollapse.run.memory_plan import open_stream, plain_allotment
-from streamcollapse.run.opened import Job, open_job
+from streamcollapse.run.memory_plan import plan_one_layer
+from streamcollapse.run.opened import Job, open_job, open_stream
 from streamcollapse.settings.run import Compute, RunSettings, Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
-from streamcollapse.storage.digests import Digest
-from streamcollapse.storage.finite import check_finite
+from streamcollapse.storage.disk import Digest
 from streamcollapse.storage.header import ShardHeader
 from streamcollapse.storage.index import is_file, read_json
-from streamcollapse.storage.leases import FileLease
+from streamcollapse.storage.locks import FileLease
 from streamcollapse.storage.mapping import about_to_change
+from streamcollapse.storage.source import check_finite
 
 _CPU = torch.device("cpu")
 _COMPUTE = Compute("cpu", "float32")
@@ -123,7 +123,7 @@ def _digest_of(checkpoint: Checkpoint, shard: ShardHeader, listener: Listener) -
             hashed = digest.update(mapped.raw(position, max(tensor.end, position)))
             check_finite(name, checkpoint.read(name, _CPU))
             hashed.result()
-            mapped.give_back(position, tensor.end, from_cache=False)
+            mapped.give_back(position, tensor.end, drop_after_use=False)
             position = max(tensor.end, position)
             listener(TensorChecked(name, tensor.info.num_bytes))
         digest.update(mapped.raw(position, shard.file_bytes)).result()
@@ -147,7 +147,7 @@ def _check_against(job: Job, origin: Job, listener: Listener) -> int:
         raise CheckpointError(f"{checkpoint.directory}: tensor {name} is {where}")
     names = list(view.names)
     with (
-        open_stream(origin, plain_allotment(origin, Streaming())) as stream,
+        open_stream(origin, plan_one_layer(origin, Streaming())) as stream,
         origin.meter.phase("recompute"),
         stream.run([view.sources_of(name) for name in names]) as weights,
     ):

@@ -6,10 +6,9 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.arch.architecture import Architecture
+from streamcollapse.arch.architecture import Architecture, check_likeness
 from streamcollapse.arch.config import ModelConfig, load_config, pruned_config
 from streamcollapse.arch.layout import build_layout
-from streamcollapse.arch.likeness import check_likeness
 from streamcollapse.arch.skeleton import build_skeleton
 from streamcollapse.arch.stored import CONFIG_FILE, config_text
 from streamcollapse.errors import ModelError
@@ -19,7 +18,7 @@ from streamcollapse.output.card import model_card
 from streamcollapse.output.files import companion_files, copy_files
 from streamcollapse.output.report import save_report
 from streamcollapse.progress import Listener, TensorWritten
-from streamcollapse.storage.disk import disk_errors
+from streamcollapse.storage.disk import write_whole
 from streamcollapse.storage.writer import ShardPlan, Writing, write_shards
 from streamcollapse.stream.weights import WeightStream
 
@@ -56,9 +55,7 @@ def write_weights(
 def write_config(stage: Path, source_directory: Path, config: ModelConfig, plan: Plan, with_code: bool) -> None:
     """Write the pruned config and copy tokenizer, licence and (``with_code``) Python files. Raises OutputError."""
     copy_files(companion_files(source_directory, with_code), source_directory, stage)
-    text = config_text(pruned_config(config, [layer.base for layer in plan.layers]))
-    with disk_errors(stage / CONFIG_FILE):
-        (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
+    write_whole(stage / CONFIG_FILE, config_text(pruned_config(config, [layer.base for layer in plan.layers])))
 
 
 def check_loadable(stage: Path, view: MergedView, source: Architecture, trust_remote_code: bool) -> None:
@@ -77,5 +74,4 @@ def write_companions(stage: Path, source_directory: Path, plan: Plan, report: di
     """Write plan, report and model card into ``stage``. Raises OutputError."""
     plan.save(stage / PLAN_FILE)
     save_report(report, stage / REPORT_FILE)
-    with disk_errors(stage / "README.md"):
-        (stage / "README.md").write_text(model_card(plan, report, source_directory / "README.md"), encoding="utf-8")
+    write_whole(stage / "README.md", model_card(plan, report, source_directory / "README.md"))

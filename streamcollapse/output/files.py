@@ -6,8 +6,8 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
-from streamcollapse.storage.beside import TEMPLATES, is_beside
 from streamcollapse.storage.disk import disk_errors
+from streamcollapse.storage.index import TEMPLATES, is_beside
 
 KEPT = (
     "generation_config.json",

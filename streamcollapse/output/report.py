@@ -12,7 +12,7 @@ from typing import Any
 from streamcollapse.errors import CheckpointError
 from streamcollapse.merge.plan import Plan
 from streamcollapse.storage.checkpoint import Checkpoint
-from streamcollapse.storage.disk import disk_errors
+from streamcollapse.storage.disk import write_whole
 from streamcollapse.storage.index import read_json
 from streamcollapse.storage.source import TensorSource
 
@@ -85,5 +85,4 @@ def load_report(path: Path) -> dict[str, Any]:
 
 def save_report(report: dict[str, Any], path: Path) -> None:
     """Write ``report`` to ``path``. Raises OutputError."""
-    with disk_errors(path):
-        path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(report, indent=2, allow_nan=False) + "\n")

@@ -30,7 +30,7 @@ def check_source(source: str | Path) -> None:
 def check_out(source: str | Path, out: str | Path, streaming: Streaming, output: Output) -> None:
     """Raise OutputError unless a directory may be made at ``out``, or an earlier run was killed when it had made it."""
     _clear_leftovers(Path(out))
-    finished = was_renamed(Path(out), streaming)
+    finished = was_publishing(Path(out), streaming)
     check_output(Path(out), local_path(source), finished or output.overwrite)
 
 
@@ -44,7 +44,7 @@ def _clear_leftovers(out: Path) -> None:
         shutil.rmtree(gone_of(work_of(out)), ignore_errors=True)
 
 
-def was_renamed(out: Path, streaming: Streaming) -> bool:
+def was_publishing(out: Path, streaming: Streaming) -> bool:
     """Whether a run was broken off when ``out`` had got its name already, as its work directory says."""
     try:
         path = work_of(out) if streaming.work_dir is None else Path(streaming.work_dir)

@@ -1,50 +1,47 @@
-"""How a job's weights are streamed: what the memory there is allows, and which way of reading is fastest here."""
+"""How a budget of memory is spent, and how weights are read.
+
+First what cannot be done without is counted, at the smallest setting; what does not fit is refused before a weight is
+read. What is then left goes to hidden states kept in memory instead of on the disk, to more candidates in a sweep, and
+to layers that stay resident, in this order: the first two cost little, the last can take everything.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 
-from streamcollapse.arch.architecture import Architecture
+from streamcollapse.errors import BudgetError
 from streamcollapse.forward.batches import MAX_CALL_TOKENS
 from streamcollapse.forward.measure import KEPT_BYTES, LOGITS_BYTES, distributions_bytes
-from streamcollapse.forward.model import StreamedModel
-from streamcollapse.forward.stored import StoredLayers
-from streamcollapse.progress import Listener
-from streamcollapse.run.opened import Job, Samples
+from streamcollapse.merge.mixing import mixing_bytes
+from streamcollapse.resources.budget import Budget, budget_for, free_ram
+from streamcollapse.run.needs import (
+    MOST_CANDIDATES,
+    Memory,
+    MemoryPlan,
+    Need,
+    Workload,
+    activation_bytes,
+    fused_bytes,
+    needs_on_cpu,
+    needs_on_device,
+    peak_bytes,
+)
+from streamcollapse.run.opened import Job
+from streamcollapse.run.samples import Samples
 from streamcollapse.settings.catalogue import METRICS
 from streamcollapse.settings.run import Streaming
-from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.probe import cached_share, read_rate
 from streamcollapse.storage.reader import check_direct_reads
-from streamcollapse.stream.allotment import allot, least
-from streamcollapse.stream.budget import budget_for, free_ram
-from streamcollapse.stream.copies import CudaCopies
-from streamcollapse.stream.device import device_errors, within_vram
-from streamcollapse.stream.loaders import DeviceLoader, Loader, MappedLoader, PlainLoader, ReadLoader
-from streamcollapse.stream.meters import Meter
-from streamcollapse.stream.needs import Allotment, Work, Workload, activation_bytes, measure_work
-from streamcollapse.stream.weights import Limits, WeightStream
+from streamcollapse.stream.slots import layer_slot_bytes
+from streamcollapse.units import format_bytes
 
 # where no samples are at hand: ten sentences, 24 passages
 ASSUMED_TOKENS = {"sentences": 10 * 64, "passages": 24 * 256}
 _PROBE_BYTES = 1 << 28
 _WORTH_PROBING = 4 * _PROBE_BYTES  # bytes of checkpoint; less is read before a probe would pay
 _MOSTLY = 0.9  # in the page cache: nothing is faster than what is there already
-
-
-def work_of(job: Job, samples: Samples | None, boundaries: int, window: int = 1, kind: str = "sentences") -> Work:
-    """What a search with ``samples``, or as many tokens as those of ``kind``, has to hold whose candidates start from
-    ``boundaries`` layer boundaries, and whose merges read ``window`` layers."""
-    tokens = ASSUMED_TOKENS[kind] if samples is None else samples.num_tokens
-    call = (1, MAX_CALL_TOKENS) if samples is None else samples.largest_call
-    layout, dtype = job.architecture.layout, job.placement.dtype
-    embedding = job.architecture.skeleton.model.get_input_embeddings().weight.numel() * dtype.itemsize
-    workload = Workload(tokens, call, boundaries, window)
-    return measure_work(job.source, layout, dtype, job.hidden_size, workload, embedding)
+_WHOLE_MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -58,13 +55,50 @@ class Demand:
     samples: str = "sentences"
 
 
-def allotment(job: Job, samples: Samples | None, streaming: Streaming, demand: Demand) -> Allotment:
+def plan_memory(job: Job, samples: Samples | None, streaming: Streaming, demand: Demand) -> MemoryPlan:
     """How a search spends the memory it may use. Raises BudgetError before any weight is read."""
-    head = _head_bytes(job, samples, demand)
-    work = replace(work_of(job, samples, demand.boundaries, demand.window, demand.samples), head=head)
-    choice = allot(work, budget_for(streaming, job.placement.device), streaming)
-    activations = max(work.activations, 4 * LOGITS_BYTES if head else 0)
-    return replace(choice, io=choose_io(job, streaming.io, choice), activations=activations)
+    work = workload_of(job, samples, demand)
+    plan = spend(work, budget_for(streaming, job.placement.device), streaming)
+    activations = max(work.activations, 4 * LOGITS_BYTES if work.head else 0)
+    return replace(plan, io=choose_io(job, streaming.io, plan), activations=activations)
+
+
+def least_memory(job: Job, demand: Demand) -> MemoryPlan:
+    """What a search of ``demand`` needs at the least, whatever there is."""
+    return least(workload_of(job, None, demand), Streaming(), job.placement.device.type != "cpu")
+
+
+def plan_one_layer(job: Job, streaming: Streaming, call_tokens: int = MAX_CALL_TOKENS) -> MemoryPlan:
+    """For passes that hold one layer and the activations of a call of ``call_tokens``: nothing stays."""
+    shapes = [job.source.info(name).shape for name in job.architecture.layout.layer_names(0)]
+    activations = activation_bytes(shapes, job.hidden_size, (1, call_tokens), job.placement.dtype.itemsize)
+    drop_after_use = job.checkpoint.num_bytes > free_ram()
+    plan = MemoryPlan(streaming.prefetch, drop_after_use=drop_after_use, activations=activations)
+    return replace(plan, io=choose_io(job, streaming.io, plan))
+
+
+def workload_of(job: Job, samples: Samples | None, demand: Demand) -> Workload:
+    """What a search of ``demand`` has to hold with ``samples``, or with as many tokens as those that it takes."""
+    layout, dtype = job.architecture.layout, job.placement.dtype
+    tokens = ASSUMED_TOKENS[demand.samples] if samples is None else samples.num_tokens
+    call = (1, MAX_CALL_TOKENS) if samples is None else samples.largest_call
+    layers = [[job.source.info(name) for name in layout.layer_names(i)] for i in range(layout.num_layers)]
+    infos = [info for layer in layers for info in layer]
+    return Workload(
+        num_layers=layout.num_layers,
+        layer=max(sum(info.num_bytes for info in layer) for layer in layers),
+        slot=layer_slot_bytes(job.source, layout, dtype),
+        converted=any(info.dtype != dtype for info in infos if info.dtype.is_floating_point),
+        state=tokens * job.hidden_size * dtype.itemsize,
+        boundaries=demand.boundaries,
+        activations=activation_bytes([info.shape for info in infos], job.hidden_size, call, dtype.itemsize),
+        tensor=max(info.num_bytes for info in infos),
+        window=demand.window,
+        fused=fused_bytes(layout, dtype),
+        head=_head_bytes(job, samples, demand),
+        embedding=job.architecture.skeleton.model.get_input_embeddings().weight.numel() * dtype.itemsize,
+        mixing=max(mixing_bytes(info.num_elements, info.dtype) for info in infos),
+    )
 
 
 def _head_bytes(job: Job, samples: Samples | None, demand: Demand) -> int:
@@ -79,102 +113,7 @@ def _head_bytes(job: Job, samples: Samples | None, demand: Demand) -> int:
     return int(output.weight.numel()) * job.placement.dtype.itemsize + held
 
 
-def least_allotment(job: Job, demand: Demand | None) -> Allotment:
-    """What a run needs at the least, whatever there is: a search of ``demand``, or one that only writes."""
-    work = work_of(job, None, 0)
-    if demand is not None:
-        work = work_of(job, None, demand.boundaries, kind=demand.samples)
-        work = replace(work, head=_head_bytes(job, None, demand))
-    return least(work, Streaming(), job.placement.device.type != "cpu")
-
-
-def plain_allotment(job: Job, streaming: Streaming, call_tokens: int = MAX_CALL_TOKENS) -> Allotment:
-    """For passes that hold one layer and the activations of a call of ``call_tokens``: nothing stays."""
-    shapes = [job.source.info(name).shape for name in job.architecture.layout.layer_names(0)]
-    activations = activation_bytes(shapes, job.hidden_size, (1, call_tokens), job.placement.dtype.itemsize)
-    from_cache = job.checkpoint.num_bytes > free_ram()
-    choice = Allotment(streaming.prefetch, from_cache=from_cache, activations=activations)
-    return replace(choice, io=choose_io(job, streaming.io, choice))
-
-
-@contextmanager
-def open_stream(job: Job, choice: Allotment) -> Iterator[WeightStream]:
-    """The weight stream of ``job`` while the body runs: one for all its phases. What its device reports in the body
-    is one line: raises BudgetError where the device's memory ran out, DeviceFailedError where it failed."""
-    device, budget = job.placement.device, choice.budget
-    with device_errors(device), within_vram(device, None if budget is None else budget.vram_limit):
-        stream = _stream(job, choice)
-        try:
-            yield stream
-        finally:
-            stream.close()
-
-
-def _stream(job: Job, choice: Allotment) -> WeightStream:
-    layout, device = job.architecture.layout, job.placement.device
-    keep = frozenset(name for i in choice.resident(layout.num_layers) for name in layout.layer_names(i))
-    loader = _loader(job, choice)
-    layers = [layout.layer_names(i) for i in range(layout.num_layers)]
-    unit_bytes = max(sum(loader.size([name]) for name in names) for names in layers)
-    fallback = MappedLoader(job.overlay, choice.from_cache) if device.type == "cpu" else None
-    limits = Limits(choice.prefetch, unit_bytes, choice.slot_bytes or None)
-    return WeightStream(job.source, device, loader, job.meter, limits, keep, fallback)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A job while it runs: the open checkpoint, how memory is spent, the weight stream, the mixed layers that are
-    ``stored``, and the streamed ``model``."""
-
-    job: Job
-    memory: Allotment
-    stream: WeightStream
-    stored: StoredLayers
-
-    @cached_property
-    def model(self) -> StreamedModel:
-        """The streamed forward pass, whose layer slot is made when it is first needed."""
-        return self.job.model(self.stream)
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        return self.job.checkpoint
-
-    @property
-    def architecture(self) -> Architecture:
-        return self.job.architecture
-
-    @property
-    def meter(self) -> Meter:
-        return self.job.meter
-
-    @property
-    def listener(self) -> Listener:
-        return self.job.listener
-
-
-@contextmanager
-def open_run(job: Job, memory: Allotment, scratch: Path) -> Iterator[Run]:
-    """The run of ``job`` while the body lasts; what is stored in ``scratch`` is removed at its end."""
-    reserve = job.checkpoint.num_bytes
-    with (
-        StoredLayers(job.overlay, scratch, memory.resident(job.num_layers), reserve) as stored,
-        open_stream(job, memory) as stream,
-    ):
-        yield Run(job, memory, stream, stored)
-
-
-def _loader(job: Job, choice: Allotment) -> Loader:
-    if job.placement.device.type == "cpu":
-        if choice.io == "mmap":
-            return MappedLoader(job.overlay, choice.from_cache)
-        return ReadLoader(job.overlay, direct=choice.io == "direct")
-    if choice.io == "mmap":
-        return PlainLoader(job.overlay, job.placement.device)
-    return DeviceLoader(job.overlay, choice.io == "direct", CudaCopies(job.placement.device))
-
-
-def choose_io(job: Job, io: str, choice: Allotment) -> str:
+def choose_io(job: Job, io: str, plan: MemoryPlan) -> str:
     """``io``, or what a short measurement says for auto.
 
     On a CPU mapped weights are used in place; reading past the page cache pays only where the checkpoint does not fit
@@ -186,10 +125,78 @@ def choose_io(job: Job, io: str, choice: Allotment) -> str:
     if io != "auto":
         return io
     mapped = "mmap" if job.placement.device.type == "cpu" else "pread"
-    fits = not choice.from_cache
+    fits = not plan.drop_after_use
     small = job.checkpoint.num_bytes < _WORTH_PROBING
     if fits or small or cached_share(job.checkpoint) > _MOSTLY:
         return mapped
     rates = {mode: read_rate(job.checkpoint, mode, _PROBE_BYTES) for mode in (mapped, "direct")}
     through, past = rates[mapped], rates["direct"]
     return "direct" if through is not None and past is not None and past > through else mapped
+
+
+def least(work: Workload, streaming: Streaming, on_device: bool) -> MemoryPlan:
+    """The smallest setting that ``streaming`` allows: nothing resident, boundaries on the disk."""
+    plan = MemoryPlan(streaming.prefetch, streaming.lookahead or 1)
+    needs = needs_on_device(work, plan) if on_device else needs_on_cpu(work, plan)
+    return replace(plan, needs=tuple(needs))
+
+
+def spend(work: Workload, budget: Budget, streaming: Streaming) -> MemoryPlan:
+    """Spend ``budget``. Raises BudgetError, with the smallest budget that would do, where it is too small."""
+    on_device = budget.vram is not None
+    list_needs = needs_on_device if on_device else needs_on_cpu
+    plan = least(work, streaming, on_device)
+    _refuse(plan.needs, budget)
+
+    def fits(other: MemoryPlan, share: float = 1.0) -> bool:
+        """Whether ``other`` takes at most ``share`` of what ``plan`` leaves."""
+        before, after = list_needs(work, plan), list_needs(work, other)
+        limits: list[tuple[Memory, int]] = [("ram", budget.ram), ("vram", budget.vram or 0)]
+        return all(
+            peak_bytes(after, m) <= peak_bytes(before, m) + share * (limit - peak_bytes(before, m))
+            for m, limit in limits
+        )
+
+    if fits(in_memory := replace(plan, spill=False), 0.5):
+        plan = in_memory
+    if streaming.lookahead is None:
+        more = _largest(MOST_CANDIDATES, lambda n: fits(replace(plan, candidates=n), 0.25))
+        plan = replace(plan, candidates=max(more, 1))
+    stay = _largest(work.num_layers, lambda n: fits(replace(plan, resident_layers=n)))
+    slots = (work.window + plan.prefetch) * work.layer
+    left = (budget.ram if not on_device else budget.vram or 0) - peak_bytes(
+        list_needs(work, replace(plan, resident_layers=stay)), "vram" if on_device else "ram"
+    )
+    plan = replace(plan, resident_layers=stay, drop_after_use=stay < work.num_layers, slot_bytes=slots + max(left, 0))
+    return replace(plan, needs=tuple(list_needs(work, plan)), budget=budget)
+
+
+def _refuse(needs: Sequence[Need], budget: Budget) -> None:
+    limits: list[tuple[Memory, int | None, str]] = [("ram", budget.ram, "memory"), ("vram", budget.vram, "GPU memory")]
+    for memory, limit, words in limits:
+        peak = peak_bytes(needs, memory)
+        if limit is None or peak <= limit:
+            continue
+        phase = max(
+            {n.phase for n in needs},
+            key=lambda p: sum(n.num_bytes for n in needs if (n.phase, n.memory) == (p, memory)),
+        )
+        parts = [n for n in needs if n.phase == phase and n.memory == memory and n.num_bytes]
+        listed = ", ".join(f"{n.what} {format_bytes(n.num_bytes)}" for n in parts)
+        smallest = -(-peak // _WHOLE_MIB)
+        allowed, needed = format_bytes(limit), format_bytes(peak)
+        if allowed == needed:
+            allowed, needed = f"{limit} bytes", f"{peak} bytes"
+        raise BudgetError(
+            f"{words}: {allowed} may be used, {phase} needs {needed} ({listed}); "
+            f"the smallest that would do is `{memory}_budget={smallest}MiB`"
+        )
+
+
+def _largest(most: int, good: Callable[[int], bool]) -> int:
+    """The largest number up to ``most`` that is ``good``, 0 if none is; every number below a good one is good."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if good(middle) else (low, middle - 1)
+    return low

@@ -1,29 +1,33 @@
-"""What every job on a checkpoint opens first, and the settings of a run. Reads headers only."""
+"""What every job on a checkpoint opens: the checkpoint, of which only headers are read, and the run with its stream."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from streamcollapse.arch.architecture import Architecture, understand
+from streamcollapse.arch.architecture import Architecture, load_architecture
 from streamcollapse.errors import printable
-from streamcollapse.forward.batches import Batch, call_tokens, make_batches
 from streamcollapse.forward.model import StreamedModel
+from streamcollapse.forward.stored import StoredLayers
 from streamcollapse.merge.plan import PlanLayer, original_layers
 from streamcollapse.merge.view import NOTHING_KEPT, Kept, MergedView
 from streamcollapse.progress import Listener, silent
-from streamcollapse.run.samples import load_samples, load_tokenizer, samples_digest, tokenize
-from streamcollapse.settings.run import Calibration, RunSettings
+from streamcollapse.resources.device import Placement, device_errors, resolve, within_vram
+from streamcollapse.resources.heap import steady_heap
+from streamcollapse.resources.meter import Meter
+from streamcollapse.run.needs import MemoryPlan
+from streamcollapse.settings.run import RunSettings
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.hub import local_directory
 from streamcollapse.storage.placed import Overlay
 from streamcollapse.storage.source import ObservedSource
-from streamcollapse.stream.allocator import steady_heap
-from streamcollapse.stream.device import Placement, resolve
-from streamcollapse.stream.meters import Meter
-from streamcollapse.stream.weights import WeightStream
+from streamcollapse.stream.copies import CudaCopies
+from streamcollapse.stream.loaders import DeviceLoader, Loader, MappedLoader, PlainLoader, ReadLoader
+from streamcollapse.stream.weights import Limits, WeightStream
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def open_job(source: str | Path, settings: RunSettings, listener: Listener = sil
     """Open the checkpoint ``source``: a directory or a Hub id. Raises CheckpointError, ModelError, DeviceError."""
     steady_heap()
     checkpoint = Checkpoint(local_directory(source, listener))
-    architecture = understand(checkpoint, settings.trust_remote_code)
+    architecture = load_architecture(checkpoint, settings.trust_remote_code)
     placement = resolve(settings.compute, architecture.weights_dtype)
     meter = Meter(placement.device)
     overlay = Overlay(checkpoint)
@@ -108,37 +112,78 @@ def open_job(source: str | Path, settings: RunSettings, listener: Listener = sil
     )
 
 
+@contextmanager
+def open_stream(job: Job, plan: MemoryPlan) -> Iterator[WeightStream]:
+    """The weight stream of ``job`` while the body runs: one for all its phases. What its device reports in the body
+    is one line: raises BudgetError where the device's memory ran out, DeviceFailedError where it failed."""
+    device, budget = job.placement.device, plan.budget
+    with device_errors(device), within_vram(device, None if budget is None else budget.vram_limit):
+        stream = _stream(job, plan)
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+
+def _stream(job: Job, plan: MemoryPlan) -> WeightStream:
+    layout, device = job.architecture.layout, job.placement.device
+    keep = frozenset(name for i in plan.resident(layout.num_layers) for name in layout.layer_names(i))
+    loader = _loader(job, plan)
+    layers = [layout.layer_names(i) for i in range(layout.num_layers)]
+    chunk_bytes = max(sum(loader.size([name]) for name in names) for names in layers)
+    fallback = MappedLoader(job.overlay, plan.drop_after_use) if device.type == "cpu" else None
+    limits = Limits(plan.prefetch, chunk_bytes, plan.slot_bytes or None)
+    return WeightStream(job.source, device, loader, job.meter, limits, keep, fallback)
+
+
 @dataclass(frozen=True)
-class Samples:
-    """Calibration samples as the model takes them, and the digest that names them."""
+class Run:
+    """A job while it runs: the open checkpoint, how memory is spent, the weight stream, the mixed layers that are
+    ``stored``, and the streamed ``model``."""
 
-    batches: list[Batch]
-    digest: str
+    job: Job
+    memory: MemoryPlan
+    stream: WeightStream
+    stored: StoredLayers
+
+    @cached_property
+    def model(self) -> StreamedModel:
+        """The streamed forward pass, whose layer slot is made when it is first needed."""
+        return self.job.model(self.stream)
 
     @property
-    def num_tokens(self) -> int:
-        return sum(batch.input_ids_NT.numel() for batch in self.batches)
+    def checkpoint(self) -> Checkpoint:
+        return self.job.checkpoint
 
     @property
-    def num_samples(self) -> int:
-        return sum(len(batch.lengths) for batch in self.batches)
+    def architecture(self) -> Architecture:
+        return self.job.architecture
 
     @property
-    def largest_call(self) -> tuple[int, int]:
-        """Rows and tokens a row of the largest call."""
-        return max((tuple(b.input_ids_NT.shape) for b in self.batches), key=lambda shape: shape[0] * shape[1])  # type: ignore[return-value]
+    def meter(self) -> Meter:
+        return self.job.meter
+
+    @property
+    def listener(self) -> Listener:
+        return self.job.listener
 
 
-def calibration_samples(job: Job, calibration: Calibration, usual: str) -> Samples:
-    """Load and tokenise the samples; without a file, the ``usual`` ones. Raises CalibrationError."""
-    texts = load_samples(calibration, usual)
-    tokenizer: Any = load_tokenizer(job.checkpoint.directory, job.trust_remote_code)
-    limit = min(calibration.max_tokens, longest_context(job) or calibration.max_tokens)
-    token_ids = tokenize(tokenizer, texts, limit, job.vocabulary)
-    return Samples(make_batches(token_ids, call_tokens(job.width)), samples_digest(token_ids))
+@contextmanager
+def open_run(job: Job, memory: MemoryPlan, scratch: Path) -> Iterator[Run]:
+    """The run of ``job`` while the body lasts; what is stored in ``scratch`` is removed at its end."""
+    reserve = job.checkpoint.num_bytes
+    with (
+        StoredLayers(job.overlay, scratch, memory.resident(job.num_layers), reserve) as stored,
+        open_stream(job, memory) as stream,
+    ):
+        yield Run(job, memory, stream, stored)
 
 
-def longest_context(job: Job) -> int | None:
-    """The most tokens the model takes at once, where its config says so."""
-    limit = getattr(job.architecture.config.text, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+def _loader(job: Job, plan: MemoryPlan) -> Loader:
+    if job.placement.device.type == "cpu":
+        if plan.io == "mmap":
+            return MappedLoader(job.overlay, plan.drop_after_use)
+        return ReadLoader(job.overlay, direct=plan.io == "direct")
+    if plan.io == "mmap":
+        return PlainLoader(job.overlay, job.placement.device)
+    return DeviceLoader(job.overlay, plan.io == "direct", CudaCopies(job.placement.device))

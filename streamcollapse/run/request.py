@@ -2,88 +2,90 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.errors import OptionError, OutputError, PlanError
+from streamcollapse.errors import OptionError, OutputError, PlanError, printable
 from streamcollapse.merge.plan import Plan
-from streamcollapse.run.opened import Job
-from streamcollapse.run.workdir import JOB, read_document
+from streamcollapse.run.work_directory import JOB, WorkDirectory, read_document, work_directory
 from streamcollapse.settings.run import SAMPLES, Calibration, Compute, Output, RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
-from streamcollapse.storage.staging import work_of
+from streamcollapse.storage.locks import claimed
+from streamcollapse.storage.staging import lock_of, partial_of, work_of
 
 
 @dataclass(frozen=True)
-class Asked:
-    """``prune`` by ``options`` on ``calibration``, or ``apply`` of ``plan``, of the open ``job`` into ``out``."""
+class Request:
+    """``prune`` by ``options``, ``apply`` of ``plan``, or ``convert`` to ``dtype``, of the directory ``source`` into
+    ``out``. The device and dtype in ``settings`` are those that the job computes with."""
 
-    job: Job
+    verb: str
+    source: Path
     out: Path
-    streaming: Streaming
-    output: Output
+    settings: RunSettings
     options: SearchOptions | None = None
-    calibration: Calibration | None = None
     plan: Plan | None = None
+    dtype: str | None = None
 
     @property
     def work_dir(self) -> Path:
-        """Where the run keeps what it finds out."""
-        return work_of(self.out) if self.streaming.work_dir is None else Path(self.streaming.work_dir)
+        """Where progress is saved."""
+        given = self.settings.streaming.work_dir
+        return work_of(self.out) if given is None else Path(given)
 
     @property
-    def for_good(self) -> bool:
-        """Whether the work directory is the user's, for other searches too."""
-        return self.streaming.work_dir is not None
+    def is_persistent(self) -> bool:
+        """Whether the work directory is the user's, for other searches too, and stays when this job is done."""
+        return self.settings.streaming.work_dir is not None
 
     def run(self) -> dict[str, Any]:
-        """What tells two runs on the same source and samples apart."""
-        options = None if self.options is None else asdict(self.options)
-        return {"out": str(self.out.resolve()), "options": options, "max_shard_bytes": self.output.max_shard_bytes}
+        """What tells two runs on the same source and samples apart, as JSON types."""
+        what: dict[str, Any] = {"dtype": self.dtype}
+        if self.verb != "convert":
+            what = {"options": None if self.options is None else asdict(self.options)}
+        return {"out": str(self.out.resolve()), **what, "max_shard_bytes": self.settings.output.max_shard_bytes}
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Everything that ``resume`` needs, as JSON types."""
-        file = self.calibration.file if self.calibration else None
-        return {
-            "verb": "prune" if self.plan is None else "apply",
-            "source": str(self.job.checkpoint.directory.absolute()),
-            **self.run(),
+        settings = self.settings
+        document = {"verb": self.verb, "source": str(self.source.absolute()), **self.run()}
+        document["overwrite"] = settings.output.overwrite
+        if self.verb == "convert":
+            return document
+        file = settings.calibration.file
+        return document | {
             "calibration": file if file is None or file in SAMPLES else str(Path(file).absolute()),
-            "max_tokens": self.calibration.max_tokens if self.calibration else None,
+            "max_tokens": settings.calibration.max_tokens,
             "plan": None if self.plan is None else self.plan.to_json(),
-            "device": str(self.job.placement.device),
-            "compute_dtype": self.job.placement.dtype_name,
-            "overwrite": self.output.overwrite,
-            "streaming": {**asdict(self.streaming), "work_dir": self._given_work_dir()},
+            "device": settings.compute.device,
+            "compute_dtype": settings.compute.dtype,
+            "streaming": asdict(settings.streaming)
+            | {"work_dir": str(self.work_dir.absolute()) if self.is_persistent else None},
         }
 
-    def _given_work_dir(self) -> str | None:
-        return str(self.work_dir.absolute()) if self.for_good else None
+
+@contextmanager
+def output_work(request: Request, key: Mapping[str, Any], resumable: bool = True) -> Iterator[WorkDirectory]:
+    """The work directory of ``request``, which alone now makes its output. Unless it is ``resumable``, whoever asks
+    removes all of it. Raises OutputError."""
+    path, out = request.work_dir, request.out
+    hint = f"progress saved; resume with: streamcollapse resume {printable(path)}" if resumable else ""
+    claim, persistent = claimed(lock_of(out), str(out)), request.is_persistent
+    run, job = request.run(), request.to_json()
+    with work_directory(path, key, run, job, persistent=persistent, hint=hint, claim=claim) as directory:
+        try:
+            yield directory
+        except BaseException:
+            if not directory.is_worth_keeping():
+                shutil.rmtree(partial_of(out), ignore_errors=True)
+            raise
 
 
-@dataclass(frozen=True)
-class Again:
-    """What a work directory says of its job: the arguments of ``prune``, or of ``apply`` where there is a ``plan``."""
-
-    source: str
-    out: str
-    options: SearchOptions
-    plan: Plan | None
-    settings: RunSettings
-
-
-@dataclass(frozen=True)
-class ConvertAgain:
-    """What a work directory says of a conversion: the arguments of ``convert``."""
-
-    source: str
-    out: str
-    dtype: str | None
-    output: Output
-
-
-def asked_before(work_dir: Path, trust_remote_code: bool) -> Again | ConvertAgain:
+def saved_request(work_dir: Path, trust_remote_code: bool) -> Request:
     """The job of the directory ``work_dir``. Raises OutputError where it is none, or says what no job can."""
     if not (work_dir / JOB).is_file():
         raise OutputError(f"{work_dir}: is no work directory of a run; give the one that its error named")
@@ -91,22 +93,19 @@ def asked_before(work_dir: Path, trust_remote_code: bool) -> Again | ConvertAgai
     if found == {}:
         raise OutputError(f"{work_dir}: belongs to a search; run the same search command again to resume")
     try:
+        verb, source, out = found["verb"], Path(str(found["source"])), Path(str(found["out"]))
         output = Output(found["max_shard_bytes"], bool(found["overwrite"]))
-        if found["verb"] == "convert":
-            return ConvertAgain(str(found["source"]), str(found["out"]), found["dtype"], output)
+        if verb == "convert":
+            return Request(verb, source, out, RunSettings(output=output), dtype=found["dtype"])
         plan = found["plan"]
-        return Again(
-            source=str(found["source"]),
-            out=str(found["out"]),
-            options=SearchOptions(**found["options"] or {}),
-            plan=None if plan is None else Plan.from_json(plan),
-            settings=RunSettings(
-                Compute(found["device"], found["compute_dtype"]),
-                Calibration(found["calibration"], found["max_tokens"] or Calibration().max_tokens),
-                Streaming(**found["streaming"]),
-                output,
-                trust_remote_code,
-            ),
+        settings = RunSettings(
+            Compute(found["device"], found["compute_dtype"]),
+            Calibration(found["calibration"], found["max_tokens"] or Calibration().max_tokens),
+            Streaming(**found["streaming"]),
+            output,
+            trust_remote_code,
         )
+        options = SearchOptions(**found["options"] or {})
+        return Request(verb, source, out, settings, options, None if plan is None else Plan.from_json(plan))
     except (KeyError, TypeError, AttributeError, OptionError, PlanError) as error:
         raise OutputError(f"{work_dir / JOB}: is not what a run wrote ({error}); start the run again") from error

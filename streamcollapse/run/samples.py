@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from transformers import AutoTokenizer
 
 from streamcollapse.arch.config import THEIR_ERRORS, first_line
 from streamcollapse.errors import CalibrationError
+from streamcollapse.forward.batches import Batch, call_tokens, make_batches
+from streamcollapse.run.opened import Job
 from streamcollapse.settings.run import SAMPLES, Calibration
 
 _SHIPPED = {"sentences": "sentences.txt", "passages": "passages.jsonl"}
@@ -115,3 +118,39 @@ def opening_tokens(tokenizer: Any) -> list[int]:
         if full[start : start + len(plain)] == plain:
             return full[:start]
     return []
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Calibration samples as the model takes them, and the digest that names them."""
+
+    batches: list[Batch]
+    digest: str
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(batch.input_ids_NT.numel() for batch in self.batches)
+
+    @property
+    def num_samples(self) -> int:
+        return sum(len(batch.lengths) for batch in self.batches)
+
+    @property
+    def largest_call(self) -> tuple[int, int]:
+        """Rows and tokens a row of the largest call."""
+        return max((tuple(b.input_ids_NT.shape) for b in self.batches), key=lambda shape: shape[0] * shape[1])  # type: ignore[return-value]
+
+
+def calibration_samples(job: Job, calibration: Calibration, usual: str) -> Samples:
+    """Load and tokenise the samples; without a file, the ``usual`` ones. Raises CalibrationError."""
+    texts = load_samples(calibration, usual)
+    tokenizer: Any = load_tokenizer(job.checkpoint.directory, job.trust_remote_code)
+    limit = min(calibration.max_tokens, longest_context(job) or calibration.max_tokens)
+    token_ids = tokenize(tokenizer, texts, limit, job.vocabulary)
+    return Samples(make_batches(token_ids, call_tokens(job.width)), samples_digest(token_ids))
+
+
+def longest_context(job: Job) -> int | None:
+    """The most tokens the model takes at once, where its config says so."""
+    limit = getattr(job.architecture.config.text, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None

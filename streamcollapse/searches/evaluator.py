@@ -6,18 +6,17 @@ from collections.abc import Sequence
 
 import torch
 
-from streamcollapse.forward.measure import Measure, make_measure
+from streamcollapse.forward.measure import Measure, make_measure, sweep
 from streamcollapse.forward.reference import Reference
 from streamcollapse.forward.schedule import Stack
-from streamcollapse.forward.sweep import sweep
 from streamcollapse.merge.plan import PlanLayer, stack_key
 from streamcollapse.merge.view import mismatch
 from streamcollapse.progress import WarningRaised
+from streamcollapse.resources.device import give_back_memory
 from streamcollapse.run.evaluations import Evaluation, EvaluationKey, Memory
-from streamcollapse.run.memory_plan import Run
+from streamcollapse.run.opened import Run
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.settings.search import SearchOptions
-from streamcollapse.stream.device import give_back_memory
 
 
 class Evaluator:
@@ -28,12 +27,7 @@ class Evaluator:
     """
 
     def __init__(
-        self,
-        run: Run,
-        reference: Reference,
-        memory: Memory,
-        options: SearchOptions,
-        lookahead: int | None,
+        self, run: Run, reference: Reference, memory: Memory, options: SearchOptions, lookahead: int | None
     ) -> None:
         self._run, self._reference, self._memory = run, reference, memory
         self.room, self.is_fixed = lookahead or run.memory.candidates, lookahead is not None

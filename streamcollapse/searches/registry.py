@@ -14,8 +14,8 @@ from typing import Any
 
 from streamcollapse.errors import OptionError
 from streamcollapse.searches import strategies as _folder
+from streamcollapse.searches.candidate import Target
 from streamcollapse.searches.strategy import Strategy
-from streamcollapse.searches.target import Target
 from streamcollapse.settings.catalogue import BEST, METRICS
 from streamcollapse.settings.declared import declared, unknown
 from streamcollapse.settings.search import SearchOptions

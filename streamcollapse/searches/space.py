@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamcollapse.arch import likeness
+from streamcollapse.arch import architecture as likeness
 from streamcollapse.errors import ModelError
 from streamcollapse.merge.view import mismatch
 from streamcollapse.progress import StackChanged, WarningRaised

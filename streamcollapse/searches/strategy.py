@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from streamcollapse.errors import OptionError
 from streamcollapse.merge.plan import Decision, PlanLayer, original_layers
 from streamcollapse.progress import DecisionMade, StackChanged
-from streamcollapse.searches.candidate import Candidate
-from streamcollapse.searches.target import Target
+from streamcollapse.searches.candidate import Candidate, Target
 from streamcollapse.settings.search import SearchOptions
 
 if TYPE_CHECKING:  # what follows needs torch; listing strategies does not
     from streamcollapse.forward.reference import Reference
-    from streamcollapse.run.memory_plan import Run
-    from streamcollapse.run.workplace import WorkPlace
+    from streamcollapse.run.opened import Run
+    from streamcollapse.run.work_directory import TemporaryWork
     from streamcollapse.searches.evaluator import Evaluator
 
 Found = tuple[tuple[PlanLayer, ...], list[Decision]]
@@ -67,11 +66,11 @@ class SearchContext:
     space: SearchSpace
     reference: Reference
     evaluator: Evaluator
-    place: WorkPlace
+    work: TemporaryWork
 
     def record(self, decision: Decision, number: int, layers: tuple[PlanLayer, ...]) -> None:
         """Decision ``number`` is taken: into the journal with it, and say so."""
-        self.place.decided(number, decision)
+        self.work.decided(number, decision)
         self.tell(decision, layers)
 
     def tell(self, decision: Decision, layers: tuple[PlanLayer, ...]) -> None:
@@ -185,3 +184,38 @@ def cells(layers: Sequence[PlanLayer], num_layers: int) -> tuple[int, ...]:
     """How many source layers each layer stands for, dropped ones above it included."""
     bases = [layer.base for layer in layers]
     return tuple(end - base for base, end in zip(bases, [*bases[1:], num_layers], strict=True))
+
+
+class OnePass(Strategy):
+    """Drops layers, and evaluates no candidate: it goes by the hidden states at every boundary, to a target."""
+
+    cost = "1"
+    defaults = {"rescale": False}  # noqa: RUF012 - a Mapping
+    needs_target = True
+    verdict = "dropped"
+
+    def boundaries(self, space: SearchSpace) -> range:
+        return range(space.num_layers + 1)
+
+    def first_candidates(self, space: SearchSpace) -> Sequence[Candidate]:
+        count = space.num_layers  # without its last layer: like those that it may come to
+        return [Candidate(count - 1, 0, original_layers(count)[:-1], ())] if count > 1 else []
+
+    def fewest_layers(self, space: SearchSpace) -> tuple[PlanLayer, ...]:
+        return original_layers(1)
+
+    def most_candidates(self, space: SearchSpace) -> int:
+        return 0
+
+    def verdict_of(self, decision: Decision, options: SearchOptions) -> str:
+        return ", dropped" if decision.accepted else ", kept"
+
+    @abstractmethod
+    def choose(self, context: SearchContext) -> Found:
+        """The layers that stay, and the decisions in order."""
+
+    def run(self, context: SearchContext) -> SearchResult:
+        layers, decisions = self.choose(context)
+        for number, decision in enumerate(decisions):
+            context.record(decision, number, layers)
+        return SearchResult(context.space.options, layers, decisions)

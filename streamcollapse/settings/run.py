@@ -42,9 +42,7 @@ class Compute:
     """
 
     device: Annotated[
-        str,
-        AfterValidator(_device),
-        Setting("Where to compute.", "The run", metavar="auto|cpu|cuda[:N]"),
+        str, AfterValidator(_device), Setting("Where to compute.", "The run", metavar="auto|cpu|cuda[:N]")
     ] = "auto"
     dtype: Annotated[
         str,
@@ -96,9 +94,7 @@ class Streaming:
         ),
     ] = None
     prefetch: Annotated[
-        Whole,
-        Field(ge=0, le=64),
-        Setting("Layers read ahead of the computation. Changes no result.", "The run"),
+        Whole, Field(ge=0, le=64), Setting("Layers read ahead of the computation. Changes no result.", "The run")
     ] = 2
     io: Annotated[
         str,
@@ -197,15 +193,11 @@ class Cluster:
     ray_address: Annotated[
         str | None,
         Setting(
-            "Ray cluster to run on.",
-            "The run",
-            default="what RAY_ADDRESS names, else a local one",
-            metavar="ADDRESS",
+            "Ray cluster to run on.", "The run", default="what RAY_ADDRESS names, else a local one", metavar="ADDRESS"
         ),
     ] = None
     workers: Annotated[
-        Annotated[Whole, Field(ge=1)] | None,
-        Setting("Jobs side by side.", "The run", default="one for each device"),
+        Annotated[Whole, Field(ge=1)] | None, Setting("Jobs side by side.", "The run", default="one for each device")
     ] = None
     retries: Annotated[Whole, Field(ge=0), Setting("How often to try again where a worker was lost.", "The run")] = 2
 

@@ -125,9 +125,7 @@ class SearchOptions:
     target_layers: Annotated[
         Annotated[Whole, Field(ge=1)] | None,
         Setting(
-            "Prune to this many layers, whatever the threshold.",
-            "The method",
-            default="as far as the threshold allows",
+            "Prune to this many layers, whatever the threshold.", "The method", default="as far as the threshold allows"
         ),
     ] = None
     target_ratio: Annotated[

@@ -13,7 +13,6 @@ from streamcollapse.storage.extents import Location
 from streamcollapse.storage.fingerprint import fingerprint, state
 from streamcollapse.storage.header import ShardHeader, StoredTensor, read_header
 from streamcollapse.storage.index import SUFFIX, find_shards, is_file
-from streamcollapse.storage.links import refuse_links_that_leave
 from streamcollapse.storage.mapping import MappedFile
 from streamcollapse.storage.placed import PlacedTensors
 from streamcollapse.storage.torchfile import read_torch_header
@@ -111,3 +110,24 @@ class Checkpoint(PlacedTensors):
     def state(self, *beside: str) -> str:
         """What changes when the weights' files do, or the files ``beside`` them, in hexadecimal."""
         return state(self.shards, [self._root / name for name in beside])
+
+
+def refuse_links_that_leave(directory: Path) -> None:
+    """Raise CheckpointError for a file of ``directory``, or of a folder in it, that is a link to somewhere outside.
+
+    The Hub's cache consists of links, from a snapshot to the files of the same model beside it: those may be followed.
+    """
+    try:
+        inside = directory.resolve()
+        blobs = inside.parent.parent / "blobs" if inside.parent.name == "snapshots" else inside
+        for entry in [*directory.iterdir(), *directory.glob("*/*")]:
+            if not entry.is_symlink():
+                continue
+            target = entry.resolve()
+            if target.exists() and inside not in target.parents and blobs not in target.parents:
+                raise CheckpointError(
+                    f"{entry}: is a link to {target}, outside the checkpoint's directory; put the file itself there"
+                )
+    except (OSError, RuntimeError) as error:  # a loop of links, a directory closed to us
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{directory}: cannot be read: {reason}") from error

@@ -4,8 +4,11 @@ all."""
 from __future__ import annotations
 
 import errno
+import hashlib
+import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,8 +45,51 @@ def check_space(out: Path, needed: int) -> int:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``, whole or not at all. Raises OutputError."""
+    """Write ``text`` to ``path``, whole or not at all, and on the disk before it has its name. Raises OutputError."""
     partial = path.with_name(f".{path.name}.partial")
     with disk_errors(path):
         partial.write_text(text, encoding="utf-8")
+        to_disk(partial)
         partial.replace(path)
+
+
+def to_disk(path: Path) -> None:
+    """Return when the contents of the file or directory ``path`` are on the disk. Raises OSError."""
+    if os.name == "nt" and path.is_dir():  # directories cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Digest:
+    """sha256 of what is passed to ``update``, computed on a thread of its own: the disk does not wait for it."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="digest")
+
+    def update(self, data: memoryview) -> Future[None]:
+        """Add ``data``, which must not change before the future is done."""
+        return self._thread.submit(self._hash.update, data)
+
+    def close(self) -> str:
+        """The digest in hexadecimal, once everything is in it."""
+        self._thread.shutdown(wait=True)
+        return self._hash.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of the file ``path``, in hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_intact(path: Path, sha256: str) -> bool:
+    """Whether the file ``path`` is there and has the digest ``sha256``."""
+    try:
+        return file_digest(path) == sha256
+    except OSError:
+        return False

@@ -23,12 +23,12 @@ from huggingface_hub.errors import HTTPError as HubHTTPError  # type: ignore[att
 
 from streamcollapse.errors import CheckpointError
 from streamcollapse.progress import FileFetched, Listener, PhaseStarted
-from streamcollapse.storage.beside import is_beside
 from streamcollapse.storage.index import (
     FORMATS,
     HUB_ID,
     SINGLE_FILE,
     find_shards,
+    is_beside,
     is_file,
     is_hub_id,
     shards_of_index,

@@ -109,3 +109,28 @@ def what_is_there(files: Iterable[str]) -> str:
     if any(name.endswith(".gguf") for name in found):
         return "a GGUF file; use the original Hugging Face checkpoint in safetensors"
     return f"no {SINGLE_FILE}, no {TORCH_FILE} and no index of either; give the directory of a Hugging Face checkpoint"
+
+
+TEMPLATES = "additional_chat_templates"  # a folder of more chat templates
+
+_WEIGHTS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.bin",
+    "*.bin.index.json",
+    "*.pt",
+    "*.pth",
+    "*.ckpt*",
+    "*.gguf",
+    "*.h5",
+    "*.msgpack",
+    "*.msgpack.index.json",
+    "*.onnx*",
+)
+
+
+def is_beside(file: str) -> bool:
+    """Whether ``file``, a path inside the checkpoint's directory, is neither weights of any format nor hidden."""
+    if file.startswith(".") or any(fnmatch(file, pattern) for pattern in _WEIGHTS):
+        return False
+    return "/" not in file or fnmatch(file, f"{TEMPLATES}/*.jinja")

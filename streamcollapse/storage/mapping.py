@@ -106,13 +106,13 @@ class MappedFile:
                 )
             position += step if failure == 0 else 0
 
-    def give_back(self, start: int, end: int, from_cache: bool) -> None:
-        """Let go of the whole pages of ``[start, end)``: of this process and, with ``from_cache``, of the page
+    def give_back(self, start: int, end: int, drop_after_use: bool) -> None:
+        """Let go of the whole pages of ``[start, end)``: of this process and, with ``drop_after_use``, of the page
         cache."""
         if end == len(self._mapped):
             end = -(-end // mmap.PAGESIZE) * mmap.PAGESIZE  # nobody else is on the last page
         forget_pages(self._address + start, end - start)
-        if from_cache:
+        if drop_after_use:
             drop_from_cache(self.path, start, end)
 
 

@@ -53,7 +53,7 @@ def read_rate(checkpoint: Checkpoint, mode: str, num_bytes: int) -> float | None
         if reader is not None:
             reader.close()
         for piece in pieces:
-            checkpoint.mapping(piece.path.name).give_back(piece.start, piece.end, from_cache=True)
+            checkpoint.mapping(piece.path.name).give_back(piece.start, piece.end, drop_after_use=True)
     return total / max(elapsed, 1e-9)
 
 
@@ -72,5 +72,5 @@ def _cold_pieces(checkpoint: Checkpoint, num_bytes: int, skip: int) -> Iterator[
 def forget(checkpoint: Checkpoint) -> None:
     """Drop the checkpoint from the page cache, so that the next read comes from the disk."""
     for mapped in checkpoint.mappings():
-        mapped.give_back(0, mapped.num_bytes, from_cache=True)
+        mapped.give_back(0, mapped.num_bytes, drop_after_use=True)
         drop_from_cache(mapped.path, 0, mapped.num_bytes)

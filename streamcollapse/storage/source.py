@@ -13,6 +13,8 @@ from typing import Protocol
 
 import torch
 
+from streamcollapse.errors import NonFiniteError
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -87,3 +89,47 @@ class ObservedSource:
         values = self._source.read_rows(name, rows)
         self._on_read(name, values.nbytes)
         return values
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether ``tensor`` holds neither NaN nor infinity; integers and 8-bit floats always pass."""
+    if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2 or tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor)  # NaN propagates; far faster than isfinite().all(), which makes a mask
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Raise NonFiniteError, naming the tensor, unless it ``is_finite``."""
+    if not is_finite(tensor):
+        count = int((~torch.isfinite(tensor)).sum())
+        raise NonFiniteError(
+            f"tensor {name} has {count} NaN or infinite values; download the checkpoint again or repair it"
+        )
+
+
+class CastSource:
+    """``source`` with every floating-point tensor in ``dtype``; integers and flags stay what they are."""
+
+    def __init__(self, source: TensorSource, dtype: torch.dtype) -> None:
+        self._source, self._dtype = source, dtype
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self._source.names
+
+    def info(self, name: str) -> TensorInfo:
+        info = self._source.info(name)
+        return TensorInfo(self._dtype, info.shape) if info.dtype.is_floating_point else info
+
+    def read(self, name: str, device: torch.device) -> torch.Tensor:
+        """``name`` on ``device``. Raises NonFiniteError where a number is too large for the new dtype."""
+        stored = self._source.read(name, device)
+        cast = stored.to(self.info(name).dtype)
+        if cast.dtype != stored.dtype and not is_finite(cast) and is_finite(stored):
+            kind = str(cast.dtype).removeprefix("torch.")
+            raise NonFiniteError(f"tensor {name} has numbers that are too large for {kind}; choose bfloat16 or float32")
+        return cast
+
+    def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        return self._source.read_rows(name, rows).to(self.info(name).dtype)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from streamcollapse.errors import OutputError
-from streamcollapse.storage.disk import disk_errors
+from streamcollapse.storage.disk import disk_errors, to_disk
 
 _LONGEST_NAME = 200  # bytes; file systems take 255, and the staging directory's name adds to it
 
@@ -86,12 +86,12 @@ def staged_directory(out: Path, overwrite: bool) -> Iterator[Path]:
     try:
         yield stage
         with disk_errors(target):
-            _fsync_directory(stage)
+            to_disk(stage)
             if overwrite and target.exists():
                 shutil.rmtree(retired, ignore_errors=True)
                 target.rename(retired)
             stage.rename(target)
-            _fsync_directory(target.parent)
+            to_disk(target.parent)
     except BaseException:
         if retired.exists() and not target.exists():
             retired.rename(target)
@@ -102,13 +102,3 @@ def staged_directory(out: Path, overwrite: bool) -> Iterator[Path]:
 def tidy_up(out: Path) -> None:
     """Remove what a run that was killed right after the renaming left beside ``out``."""
     shutil.rmtree(_beside(out, "replaced"), ignore_errors=True)
-
-
-def _fsync_directory(directory: Path) -> None:
-    if os.name == "nt":  # directories cannot be opened there
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

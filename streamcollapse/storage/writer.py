@@ -17,13 +17,11 @@ from pathlib import Path
 
 import torch
 
-from streamcollapse.storage.digests import Digest
-from streamcollapse.storage.disk import disk_errors
-from streamcollapse.storage.finite import check_finite
+from streamcollapse.storage.disk import Digest, disk_errors, write_whole
 from streamcollapse.storage.header import DTYPE_NAMES
 from streamcollapse.storage.index import INDEX_FILE, SINGLE_FILE
 from streamcollapse.storage.sink import open_sink
-from streamcollapse.storage.source import TensorSource
+from streamcollapse.storage.source import TensorSource, check_finite
 
 
 @dataclass(frozen=True)
@@ -68,11 +66,7 @@ def _shard(source: TensorSource, file_name: str, names: Sequence[str]) -> ShardP
     for name in ordered:
         info = source.info(name)
         end = position + info.num_bytes
-        entries[name] = {
-            "dtype": DTYPE_NAMES[info.dtype],
-            "shape": list(info.shape),
-            "data_offsets": [position, end],
-        }
+        entries[name] = {"dtype": DTYPE_NAMES[info.dtype], "shape": list(info.shape), "data_offsets": [position, end]}
         position = end
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)
@@ -130,8 +124,7 @@ def write_shards(
         total = sum(shard.data_bytes for shard in shards)
         weight_map = {name: shard.file_name for shard in shards for name in shard.names}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        with disk_errors(directory / INDEX_FILE):
-            (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_whole(directory / INDEX_FILE, json.dumps(index, indent=2) + "\n")
 
 
 def _reserve(path: Path, shard: ShardPlan) -> None:

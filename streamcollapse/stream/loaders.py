@@ -17,13 +17,13 @@ from typing import Any, Protocol
 import torch
 
 from streamcollapse.storage.extents import Extent, coalesce, needed_bytes, tensors_in
-from streamcollapse.storage.leases import FileLease
+from streamcollapse.storage.locks import FileLease
 from streamcollapse.storage.mapping import MappedFile, about_to_change
 from streamcollapse.storage.placed import PlacedTensors
 from streamcollapse.storage.reader import FileReader, ReadingStopped, page_aligned
 from streamcollapse.storage.source import TensorSource
 from streamcollapse.stream.copies import Copies
-from streamcollapse.stream.ring import Ring
+from streamcollapse.stream.slots import Ring
 
 _POPULATE_BYTES = 1 << 25  # between two looks at whether to stop
 
@@ -89,13 +89,13 @@ class PlainLoader:
 
 
 class MappedLoader:
-    """Populates the mapped pages of ``tensors``. With ``from_cache``, pages that were used leave the page cache.
+    """Populates the mapped pages of ``tensors``. With ``drop_after_use``, pages that were used leave the page cache.
 
     A checkpoint that does not fit into memory would otherwise push out the very pages that are needed next.
     """
 
-    def __init__(self, tensors: PlacedTensors, from_cache: bool) -> None:
-        self._placed, self._from_cache = tensors, from_cache
+    def __init__(self, tensors: PlacedTensors, drop_after_use: bool) -> None:
+        self._placed, self._from_cache = tensors, drop_after_use
         self._stopped = threading.Event()
         self._leases: dict[Path, FileLease] = {}
         self._apart: dict[Path, MappedFile] = {}  # files with tensors that are used in later passes too

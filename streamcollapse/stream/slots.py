@@ -7,10 +7,16 @@ no page is faulted in twice. Handed out as a lease: while a layer's weights are 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import torch
+
+from streamcollapse.arch.layout import Layout
+from streamcollapse.storage.reader import ReadingStopped
+from streamcollapse.storage.source import TensorSource
 
 _ALIGNMENT = 64  # bytes: a cache line, and what vectorised kernels like best
 
@@ -45,3 +51,83 @@ class LayerSlot:
 def carved_bytes(size: int) -> int:
     """What a tensor of ``size`` bytes takes in a slot, alignment included."""
     return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+Ticket = TypeVar("Ticket")
+
+
+class Lease(Generic[Ticket]):
+    """A block for as long as it is not released; ``after`` is the ticket that its last user left, if any."""
+
+    def __init__(self, ring: Ring[Ticket], block: torch.Tensor, after: Ticket | None) -> None:
+        self._ring = ring
+        self._block: torch.Tensor | None = block
+        self.after = after
+
+    @property
+    def block(self) -> torch.Tensor:
+        """The memory, as uint8."""
+        assert self._block is not None, "the lease has ended: its block belongs to someone else"
+        return self._block
+
+    def release(self, ticket: Ticket | None = None) -> None:
+        """Give the block back; it may be overwritten once the work of ``ticket`` is done."""
+        block, self._block = self.block, None
+        self._ring.give_back(block, ticket)
+
+
+class Ring(Generic[Ticket]):
+    """At most ``count`` blocks of ``num_bytes``, each made by ``make`` when it is first needed and then used again and
+    again."""
+
+    def __init__(self, count: int, num_bytes: int, make: Callable[[int], torch.Tensor]) -> None:
+        self._make, self._count, self._num_bytes = make, count, num_bytes
+        self._unmade = count
+        self._free: list[tuple[torch.Tensor, Ticket | None]] = []
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def serves(self, count: int, num_bytes: int) -> bool:
+        """Whether it has as many blocks, of at least that size."""
+        return count <= self._count and num_bytes <= self._num_bytes
+
+    def acquire(self) -> Lease[Ticket]:
+        """The next block, the one given back longest ago; waits for one. Raises ReadingStopped after ``close``, and
+        what ``make`` raises."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free or self._unmade or self._closed)
+            if self._closed:
+                raise ReadingStopped
+            if self._unmade:
+                block = self._make(self._num_bytes)  # where this fails the block is still to be made
+                self._unmade -= 1
+                return Lease(self, block, None)
+            block, ticket = self._free.pop(0)
+            return Lease(self, block, ticket)
+
+    def give_back(self, block: torch.Tensor, ticket: Ticket | None) -> None:
+        """Called by leases."""
+        with self._changed:
+            self._free.append((block, ticket))
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Wake whoever waits, and give out nothing more until ``open``."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def open(self) -> None:
+        """Give out blocks again."""
+        with self._changed:
+            self._closed = False
+
+
+def layer_slot_bytes(source: TensorSource, layout: Layout, dtype: torch.dtype) -> int:
+    """Bytes of the slot that holds any one layer in the compute ``dtype``."""
+
+    def placed(name: str) -> int:
+        info = source.info(name)
+        return carved_bytes(info.num_elements * (dtype if info.dtype.is_floating_point else info.dtype).itemsize)
+
+    return max(sum(placed(name) for name in layout.layer_names(i)) for i in range(layout.num_layers))

@@ -17,11 +17,11 @@ from typing import TypeVar
 
 import torch
 
+from streamcollapse.resources.device import give_back_memory
+from streamcollapse.resources.meter import Meter
 from streamcollapse.storage.source import TensorInfo, TensorSource
-from streamcollapse.stream.device import give_back_memory
+from streamcollapse.stream.chunks import Unit, most_held, plan_chunks
 from streamcollapse.stream.loaders import Loaded, Loader
-from streamcollapse.stream.meters import Meter
-from streamcollapse.stream.units import Unit, most_held, plan_units
 
 Result = TypeVar("Result")
 
@@ -30,12 +30,12 @@ _SMALL = 32  # a unit that fits this often into a slot does not take one
 
 @dataclass(frozen=True)
 class Limits:
-    """``prefetch`` units are loaded ahead of use, fewer where memory is short. ``unit_bytes``: what is loaded together
+    """``prefetch`` units are loaded ahead of use, fewer where memory is short. ``chunk_bytes``: what is loaded together
     takes no more in a slot, and a larger tensor is read only when it is asked for. ``slot_budget``: bytes for all slots
     of the loader together, None where it takes none."""
 
     prefetch: int
-    unit_bytes: int = 0
+    chunk_bytes: int = 0
     slot_budget: int | None = None
 
 
@@ -64,7 +64,7 @@ class WeightStream:
     def run(self, steps: Sequence[Sequence[str]]) -> Pass:
         """A pass whose step i needs the tensors ``steps[i]``."""
         missing = [[name for name in names if name not in self.resident and self._streamed(name)] for names in steps]
-        units = plan_units(missing, lambda name: self.loader.size([name]), self._limits.unit_bytes, self._keep)
+        units = plan_chunks(missing, lambda name: self.loader.size([name]), self._limits.chunk_bytes, self._keep)
         sizes = {unit: self.loader.size(unit.names) for unit in units}
         slot_bytes = max(sizes.values(), default=0)
         # A few norms that wait for their layer are not worth a slot: they get memory of their own.
@@ -103,11 +103,11 @@ class WeightStream:
     def _without_slots(self, missing: Sequence[Sequence[str]], num_steps: int) -> Pass:
         if self._fallback is None:
             return Pass(self, self.loader, [], set(), 0, (1, 0), num_steps)
-        units = plan_units(missing, lambda name: 0, 0)
+        units = plan_chunks(missing, lambda name: 0, 0)
         return Pass(self, self._fallback, units, set(), self._limits.prefetch, (1, 0), num_steps)
 
     def _streamed(self, name: str) -> bool:
-        return not self._limits.unit_bytes or self.loader.size([name]) <= self._limits.unit_bytes
+        return not self._limits.chunk_bytes or self.loader.size([name]) <= self._limits.chunk_bytes
 
 
 class Pass:

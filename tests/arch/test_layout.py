@@ -8,19 +8,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config
 
-from streamcollapse.arch.architecture import understand
+from streamcollapse.arch.architecture import load_architecture
 from streamcollapse.arch.config import load_config
 from streamcollapse.arch.skeleton import build_skeleton
 from streamcollapse.errors import ModelError
+from streamcollapse.resources.sampler import sample_memory
 from streamcollapse.storage.checkpoint import Checkpoint
-from streamcollapse.stream.memory import sample_memory
 from tests.checkpoints import edit_json, edit_tensors, llama_config, save_llama, save_model
 
 NORMS = {"input_layernorm.weight", "post_attention_layernorm.weight"}
 
 
 def test_layers_norms_and_the_rest(llama: Path) -> None:
-    layout = understand(Checkpoint(llama)).layout
+    layout = load_architecture(Checkpoint(llama)).layout
     assert layout.stack == "model.layers"
     assert layout.num_layers == 8
     assert layout.norms == NORMS
@@ -43,7 +43,7 @@ def test_names_without_the_decoder_s_prefix(tmp_path: Path) -> None:
     for i in range(3):
         tensors[f"h.{i}.attn.bias"] = torch.ones(1, 1, 64, 64).tril().bool()
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
-    layout = understand(Checkpoint(directory)).layout
+    layout = load_architecture(Checkpoint(directory)).layout
     assert layout.stack == "h"
     assert layout.unmerged == {"attn.bias"}
     assert layout.norms == {"ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias"}
@@ -60,7 +60,7 @@ def test_tensors_that_do_not_match_the_model(tmp_path: Path) -> None:
         (directory / "model.safetensors").write_bytes(original)
         edit_tensors(directory, edit)
         with pytest.raises(ModelError, match=message):
-            understand(Checkpoint(directory))
+            load_architecture(Checkpoint(directory))
 
     refused(lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), r"model.layers.1.mlp.up_proj.weight is missing")
     refused(lambda t: t.pop("model.norm.weight"), "tensor model.norm.weight is missing")
@@ -90,30 +90,30 @@ def test_a_tied_head_that_is_stored_must_be_the_embedding(tmp_path: Path) -> Non
     embedding = load_file(directory / "model.safetensors")["model.embed_tokens.weight"]
     assert "lm_head.weight" not in load_file(directory / "model.safetensors")
     edit_tensors(directory, lambda tensors: tensors.update({"lm_head.weight": embedding.clone()}))
-    layout = understand(Checkpoint(directory)).layout
+    layout = load_architecture(Checkpoint(directory)).layout
     assert layout.tied_head
     assert layout.stored["lm_head.weight"] == "lm_head.weight"
     edit_tensors(directory, lambda tensors: tensors.update({"lm_head.weight": embedding + 1.0}))
     with pytest.raises(
         ModelError, match=r"are tied, but (model.embed_tokens|lm_head).weight and .* differ; set tie_word"
     ):
-        understand(Checkpoint(directory))
+        load_architecture(Checkpoint(directory))
     edit_json(directory / "config.json", lambda d: d.update(tie_word_embeddings=False))
-    assert not understand(Checkpoint(directory)).layout.tied_head
+    assert not load_architecture(Checkpoint(directory)).layout.tied_head
 
 
 @pytest.mark.parametrize("number", ["007", "٣", "9" * 5000, "-1"])
 def test_numbers_that_are_no_layer_s_stay_outside(tmp_path: Path, number: str) -> None:
     directory = save_llama(tmp_path / "m", num_layers=2)
     edit_tensors(directory, lambda tensors: tensors.update({f"model.layers.{number}.extra": torch.ones(1)}))
-    assert f"model.layers.{number}.extra" in understand(Checkpoint(directory)).layout.outside
+    assert f"model.layers.{number}.extra" in load_architecture(Checkpoint(directory)).layout.outside
 
 
 def test_a_wrapper_without_a_single_stack(tmp_path: Path) -> None:
     directory = save_llama(tmp_path / "m", num_layers=2)
     edit_json(directory / "config.json", lambda d: d.update(model_type="bert", architectures=["BertModel"]))
     with pytest.raises(ModelError):
-        understand(Checkpoint(directory))
+        load_architecture(Checkpoint(directory))
 
 
 def test_the_skeleton_of_a_large_model_takes_no_memory(tmp_path: Path) -> None:

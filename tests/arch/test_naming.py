@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM
 
-from streamcollapse.arch.architecture import understand
+from streamcollapse.arch.architecture import load_architecture
 from streamcollapse.arch.naming import natural_key
 from streamcollapse.errors import ModelError
 from streamcollapse.run.opened import open_job
@@ -44,7 +44,7 @@ def test_assembled_parameters_are_those_that_transformers_loads(name: str, tmp_p
 
 
 def test_the_names_on_disk_are_what_is_merged_and_written(mixtral: Path) -> None:
-    layout = understand(Checkpoint(mixtral)).layout
+    layout = load_architecture(Checkpoint(mixtral)).layout
     stored = {n.removeprefix("model.layers.0.") for n in load_file(mixtral / "model.safetensors") if ".0." in n[:16]}
     assert set(layout.layers[0]) == stored
     assert "block_sparse_moe.experts.3.w2.weight" in stored
@@ -55,7 +55,7 @@ def test_the_names_on_disk_are_what_is_merged_and_written(mixtral: Path) -> None
 def test_an_expert_that_is_missing(mixtral: Path) -> None:
     edit_tensors(mixtral, lambda tensors: tensors.pop("model.layers.2.block_sparse_moe.experts.3.w1.weight"))
     with pytest.raises(ModelError):
-        understand(Checkpoint(mixtral))
+        load_architecture(Checkpoint(mixtral))
 
 
 def test_all_experts_missing(mixtral: Path) -> None:
@@ -65,7 +65,7 @@ def test_all_experts_missing(mixtral: Path) -> None:
 
     edit_tensors(mixtral, drop)
     with pytest.raises(ModelError, match=r"layers\.2\..*experts.* is missing"):
-        understand(Checkpoint(mixtral))
+        load_architecture(Checkpoint(mixtral))
 
 
 def test_layers_above_the_stack_that_the_model_leaves_out(tmp_path: Path) -> None:
@@ -76,11 +76,11 @@ def test_layers_above_the_stack_that_the_model_leaves_out(tmp_path: Path) -> Non
     edit_tensors(directory, lambda tensors: tensors.update({"model.layers.61.eh_proj.weight": torch.ones(2, 2)}))
     if not DeepseekV3ForCausalLM._keys_to_ignore_on_load_unexpected:
         pytest.skip("this transformers does not know of them")
-    layout = understand(Checkpoint(directory)).layout
+    layout = load_architecture(Checkpoint(directory)).layout
     assert not any("61" in name for name in layout.outside)
     edit_tensors(directory, lambda tensors: tensors.update({"model.layers.7.eh_proj.weight": torch.ones(2, 2)}))
     with pytest.raises(ModelError, match=r"layers.7.eh_proj.weight belongs to a layer beyond the 6"):
-        understand(Checkpoint(directory))
+        load_architecture(Checkpoint(directory))
 
 
 def test_natural_order() -> None:

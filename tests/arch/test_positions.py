@@ -9,9 +9,8 @@ import torch
 import transformers as hf
 
 from streamcollapse import Checkpoint, Plan, SearchOptions, apply, search
-from streamcollapse.arch.config import load_config, pruned_config
-from streamcollapse.arch.likeness import check_likeness
-from streamcollapse.arch.positions import cut
+from streamcollapse.arch.architecture import check_likeness
+from streamcollapse.arch.config import cut, load_config, pruned_config
 from streamcollapse.arch.skeleton import build_skeleton
 from streamcollapse.arch.stored import config_text
 from streamcollapse.errors import ModelError

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from streamcollapse.arch import replay
-from streamcollapse.arch.architecture import understand
+from streamcollapse.arch.architecture import load_architecture
 from streamcollapse.arch.replay import DecoderStack, LayerCall
 from streamcollapse.errors import ModelError
 from streamcollapse.storage.checkpoint import Checkpoint
@@ -28,7 +28,7 @@ def test_what_a_device_reports_is_not_taken_for_a_fault_of_the_model(
     def fail(*call: Any) -> Any:
         raise error
 
-    stack = DecoderStack(understand(Checkpoint(llama)).skeleton)
+    stack = DecoderStack(load_architecture(Checkpoint(llama)).skeleton)
     monkeypatch.setattr(replay, "functional_call", fail)
     with pytest.raises(kind):
         stack.run(0, {}, torch.zeros(1, 2, 32), LayerCall((), {}, False))

@@ -7,7 +7,7 @@ import os
 import sys
 
 from streamcollapse.batches.run import Cluster, batch
-from streamcollapse.batches.worker import Began, Told
+from streamcollapse.batches.worker import JobEvent, JobStarted
 from streamcollapse.progress import DecisionMade, LayerDone, PhaseStarted
 from streamcollapse.settings.run import Compute, RunSettings
 from tests.batches.test_batch import Killer
@@ -20,7 +20,7 @@ def main(jobs: str, task: str) -> None:
     )
     read: list[int] = []  # layers in each reference pass of the sources of that task
     for message in killer.events:
-        if isinstance(message, Told) and task and message.name.startswith(task[:2]):
+        if isinstance(message, JobEvent) and task and message.name.startswith(task[:2]):
             if isinstance(message.event, PhaseStarted) and message.event.name == "reference":
                 read.append(0)
             elif isinstance(message.event, PhaseStarted):
@@ -32,7 +32,7 @@ def main(jobs: str, task: str) -> None:
             {
                 "statuses": [o.status for o in found.outcomes],
                 "attempts": [o.attempts for o in found.outcomes],
-                "pids": len({m.pid for m in killer.events if isinstance(m, Began)}),
+                "pids": len({m.pid for m in killer.events if isinstance(m, JobStarted)}),
                 "driver": os.getpid(),
                 "references": [layers for layers in read if layers >= 0],
             }

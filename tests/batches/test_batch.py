@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from streamcollapse import Calibration, Compute, SearchOptions, prune
 from streamcollapse.batches.local import machines
 from streamcollapse.batches.run import Batch, Cluster, batch, planned
-from streamcollapse.batches.worker import Began, Ended, Machine, Message, Outcome, Told, run_task
+from streamcollapse.batches.worker import JobEnded, JobEvent, JobStarted, Machine, Message, Outcome, run_task
 from streamcollapse.cli.main import app
 from streamcollapse.errors import DeviceError, JobsError, OptionError, OutputError
 from streamcollapse.progress import DecisionMade, LayerDone, PhaseStarted
@@ -68,9 +68,9 @@ class Killer:
 
     def __call__(self, message: Message) -> None:
         self.events.append(message)
-        if isinstance(message, Began):
+        if isinstance(message, JobStarted):
             self.pids[message.name] = message.pid
-        told = isinstance(message, Told) and message.name.startswith(self.task) and self.when(message.event)
+        told = isinstance(message, JobEvent) and message.name.startswith(self.task) and self.when(message.event)
         if told and self.left:
             self.left -= 1
             with contextlib.suppress(ProcessLookupError):
@@ -191,7 +191,7 @@ def test_a_killed_worker_is_replaced_and_goes_on_where_it_was(base: Path) -> Non
     assert set(statuses(found).values()) == {"done"}
     assert [o.attempts for o in found.outcomes] == [2, 1, 1, 1]
     assert_like_single_runs(base, base / "out")
-    told = [m.event for m in killer.events if isinstance(m, Told) and m.name.startswith("m0-C3-I1-T0.3")]
+    told = [m.event for m in killer.events if isinstance(m, JobEvent) and m.name.startswith("m0-C3-I1-T0.3")]
     second = max(i for i, event in enumerate(told) if event == PhaseStarted("reference", 16))
     search = next(i for i, e in enumerate(told) if i > second and isinstance(e, PhaseStarted) and e.name == "search")
     assert second > 16
@@ -237,7 +237,7 @@ def test_two_batches_do_not_share_a_directory(base: Path) -> None:
     refused: list[str] = []
 
     def second(message: Message) -> None:
-        if isinstance(message, Ended):
+        if isinstance(message, JobEnded):
             with pytest.raises(OutputError, match="in use by another batch") as raised:
                 batch(jobs)
             refused.append(str(raised.value))

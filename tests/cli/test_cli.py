@@ -78,12 +78,7 @@ def test_inspect(llama_bf16: Path) -> None:
     assert found["strategy"] == "greedy"
     assert any("logits" in need["what"] for need in found["needs"]), "what the default judges by needs the head"
     text = _invoke("inspect", str(llama_bf16), *RUN).stdout
-    for expected in (
-        "LlamaForCausalLM (llama)",
-        "not tied",
-        "cpu in float32",
-        "pruning by greedy, the default, needs",
-    ):
+    for expected in ("LlamaForCausalLM (llama)", "not tied", "cpu in float32", "pruning by greedy, the default, needs"):
         assert expected in text
 
 

@@ -14,7 +14,7 @@ from streamcollapse import Compute, Plan, SearchOptions, prune, resume, search
 from streamcollapse.arch.replay import DecoderStack
 from streamcollapse.errors import BudgetError, DeviceFailedError
 from streamcollapse.progress import Event, WarningRaised
-from streamcollapse.run import memory_plan
+from streamcollapse.run import opened
 from streamcollapse.searches import evaluator
 from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.stream.loaders import DeviceLoader
@@ -35,7 +35,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
     def install(**behaviour: Any) -> StandInDevice:
         device = StandInDevice(**behaviour)
         used.append(device)
-        monkeypatch.setattr(memory_plan, "_loader", lambda job, choice: DeviceLoader(job.overlay, False, device))
+        monkeypatch.setattr(opened, "_loader", lambda job, choice: DeviceLoader(job.overlay, False, device))
 
         def run(stack: DecoderStack, index: int, tensors: Any, *rest: Any) -> torch.Tensor:
             device.compute(tensors.values())

@@ -10,10 +10,10 @@ import pytest
 from streamcollapse import Compute, RunSettings
 from streamcollapse.run import memory_plan
 from streamcollapse.run.memory_plan import choose_io
+from streamcollapse.run.needs import MemoryPlan
 from streamcollapse.run.opened import open_job
-from streamcollapse.stream.needs import Allotment
 
-LARGER = Allotment(2, from_cache=True)
+LARGER = MemoryPlan(2, drop_after_use=True)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_auto_measures_what_does_not_fit(
     monkeypatch.setattr(memory_plan, "cached_share", lambda checkpoint: cached)
     monkeypatch.setattr(memory_plan, "read_rate", lambda checkpoint, mode, num_bytes: rates[mode])
     assert choose_io(job, "auto", LARGER) == chosen
-    assert choose_io(job, "auto", Allotment(2, from_cache=False)) == "mmap", "what fits is not read twice"
+    assert choose_io(job, "auto", MemoryPlan(2, drop_after_use=False)) == "mmap", "what fits is not read twice"
     for io in ("mmap", "pread", "direct"):
         assert choose_io(job, io, LARGER) == io
 

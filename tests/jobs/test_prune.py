@@ -19,8 +19,8 @@ from streamcollapse.errors import ModelError, OutputError, PlanError
 from streamcollapse.jobs import apply as module
 from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.progress import DecisionMade, StackChanged, WarningRaised
-from streamcollapse.run.opened import calibration_samples, open_job
-from streamcollapse.run.samples import load_samples
+from streamcollapse.run.opened import open_job
+from streamcollapse.run.samples import calibration_samples, load_samples
 from streamcollapse.settings.run import RunSettings
 from tests.checkpoints import VOCABULARY, edit_tensors, save_llama, save_model
 from tests.in_memory import in_memory_search

@@ -18,10 +18,10 @@ from streamcollapse import Calibration, Compute, Output, Plan, SearchOptions, St
 from streamcollapse.errors import ModelError, OptionError
 from streamcollapse.jobs.prepare import prepare_search
 from streamcollapse.progress import DecisionMade, Event, PhaseStarted, WarningRaised
+from streamcollapse.searches.candidate import Target
 from streamcollapse.searches.registry import complete, strategies
 from streamcollapse.searches.strategies.rule_based import groups_from_the_top
 from streamcollapse.searches.strategy import SearchSpace
-from streamcollapse.searches.target import Target
 from streamcollapse.settings.run import RunSettings
 from tests.checkpoints import llama_config, save_model
 from tests.families import FAMILIES

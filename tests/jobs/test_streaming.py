@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from streamcollapse.run.allotment import least
 
 import streamcollapse
 from streamcollapse import Compute, Plan, SearchOptions, apply, prune, search
@@ -17,10 +18,9 @@ from streamcollapse.errors import BudgetError
 from streamcollapse.forward import stored as stored_layers
 from streamcollapse.jobs import prepare as jobs
 from streamcollapse.run import memory_plan
+from streamcollapse.run.needs import MemoryPlan
 from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.storage.placed import Overlay
-from streamcollapse.stream.allotment import least
-from streamcollapse.stream.needs import Allotment
 from tests.checkpoints import llama_config, save_model
 
 FLOAT32 = Compute("cpu", "float32")
@@ -32,12 +32,12 @@ def allotted(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Make every following run spend memory as the call says, whatever there is."""
 
     def give(**changes: Any) -> None:
-        def allotment(job: Any, samples: Any, streaming: Streaming, options: Any) -> Allotment:
-            work = memory_plan.work_of(job, samples, 8)
+        def plan_memory(job: Any, samples: Any, streaming: Streaming, options: Any) -> MemoryPlan:
+            work = memory_plan.workload_of(job, samples, memory_plan.Demand(8))
             choice = replace(least(work, streaming, False), candidates=streaming.lookahead or 5, **changes)
             return replace(choice, io=memory_plan.choose_io(job, streaming.io, choice))
 
-        monkeypatch.setattr(jobs, "allotment", allotment)
+        monkeypatch.setattr(jobs, "plan_memory", plan_memory)
 
     return give
 
@@ -50,7 +50,7 @@ def _variations() -> list[tuple[Streaming, dict[str, Any]]]:
     for io, _ in itertools.product(("mmap", "pread", "direct", "auto"), range(3)):
         (prefetch, lookahead), (resident, spill, slot_bytes) = next(settings), next(memory)
         streaming = Streaming(lookahead, prefetch, io)
-        choice = {"resident_layers": resident, "spill": spill, "slot_bytes": slot_bytes, "from_cache": resident < 8}
+        choice = {"resident_layers": resident, "spill": spill, "slot_bytes": slot_bytes, "drop_after_use": resident < 8}
         found.append((streaming, choice))
     return found
 
@@ -84,7 +84,7 @@ def test_no_byte_of_the_output_does_either(llama_bf16: Path, tmp_path: Path, rul
         settings=RunSettings(streaming=Streaming(1, 0, "mmap"), compute=FLOAT32),
     )
     for number, resident in enumerate((0, 4)):
-        allotted(resident_layers=resident, from_cache=True)
+        allotted(resident_layers=resident, drop_after_use=True)
         out = tmp_path / str(number)
         prune(llama_bf16, out, options, settings=RunSettings(streaming=Streaming(4, 2, io), compute=FLOAT32))
         assert (out / "model.safetensors").read_bytes() == (tmp_path / "plain/model.safetensors").read_bytes()
@@ -214,7 +214,7 @@ def test_while_layers_run_the_heap_is_as_large_as_their_activations(
         asked.append(activations)
         return False
 
-    monkeypatch.setattr("streamcollapse.stream.allocator.steady_heap", steady_heap)
+    monkeypatch.setattr("streamcollapse.resources.heap.steady_heap", steady_heap)
     (tmp_path / "text.txt").write_text("The river was long and slow. " * 20, encoding="utf-8")
     runs = [
         lambda: prune(llama, tmp_path / "out", SearchOptions(strategy="laco"), settings=RunSettings(compute=FLOAT32)),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from streamcollapse.arch.architecture import understand
+from streamcollapse.arch.architecture import load_architecture
 from streamcollapse.errors import PlanError
 from streamcollapse.merge import mixing
 from streamcollapse.merge.mixing import mix_into, mix_tensors
@@ -49,7 +49,7 @@ def test_pieces_do_not_change_a_bit(dtype: torch.dtype, monkeypatch: pytest.Monk
 
 def _view(directory: Path, layers: list[PlanLayer], norms: bool = False) -> MergedView:
     checkpoint = Checkpoint(directory)
-    return MergedView(checkpoint, understand(checkpoint).layout, layers, norms)
+    return MergedView(checkpoint, load_architecture(checkpoint).layout, layers, norms)
 
 
 def test_the_original_stack_is_the_checkpoint_itself(llama: Path) -> None:
@@ -82,7 +82,7 @@ def test_unlike_layers_do_not_mix(tmp_path: Path) -> None:
 
     edit_tensors(directory, widen)
     checkpoint = Checkpoint(directory)
-    layout = understand(checkpoint).layout
+    layout = load_architecture(checkpoint).layout
     reason = "mlp.up_proj.weight is [48, 32] float32 in source layer 0, [50, 32] float32 in source layer 1"
     assert mismatch(checkpoint, layout, PlanLayer(0, {0: 0.5, 1: 0.5})) == reason
     assert mismatch(checkpoint, layout, PlanLayer(0, {1: 1.0})) == reason
@@ -95,7 +95,7 @@ def test_unlike_layers_do_not_mix(tmp_path: Path) -> None:
 
 def test_a_plan_of_another_source_is_refused(llama: Path) -> None:
     checkpoint = Checkpoint(llama)
-    layout = understand(checkpoint).layout
+    layout = load_architecture(checkpoint).layout
     check_plan(Plan.identity("x", 8, checkpoint.fingerprint()), checkpoint.fingerprint(), checkpoint, layout)
     with pytest.raises(PlanError, match="made for another source"):
         check_plan(Plan.identity("x", 8, "0" * 64), checkpoint.fingerprint(), checkpoint, layout)

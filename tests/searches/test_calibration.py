@@ -7,13 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from streamcollapse.errors import CalibrationError, OptionError
-from streamcollapse.run.samples import (
-    load_samples,
-    load_tokenizer,
-    opening_tokens,
-    samples_digest,
-    tokenize,
-)
+from streamcollapse.run.samples import load_samples, load_tokenizer, opening_tokens, samples_digest, tokenize
 from streamcollapse.settings.run import Calibration
 
 

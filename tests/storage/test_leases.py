@@ -13,7 +13,7 @@ import pytest
 
 from streamcollapse.errors import CheckpointError
 from streamcollapse.storage.checkpoint import Checkpoint
-from streamcollapse.storage.leases import FileLease
+from streamcollapse.storage.locks import FileLease
 from streamcollapse.stream.loaders import MappedLoader
 from tests.checkpoints import save_llama
 from tests.streams import granted, truncating

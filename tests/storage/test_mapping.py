@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from streamcollapse.errors import CheckpointError
+from streamcollapse.resources.sampler import sample_memory
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.extents import Location
 from streamcollapse.storage.mapping import MappedFile
 from streamcollapse.storage.probe import cached_share, forget, read_rate
 from streamcollapse.storage.source import TensorInfo
-from streamcollapse.stream.memory import sample_memory
 from tests.checkpoints import write_raw
 
 SIZE = 64 << 20
@@ -43,10 +43,10 @@ def test_pages_come_and_go(big: Path) -> None:
     mapped.populate(0, SIZE)
     assert _mapped_bytes() - before > 0.9 * SIZE
     assert (mapped.cached_bytes() or 0) > 0.9 * SIZE
-    mapped.give_back(0, SIZE // 2, from_cache=False)
+    mapped.give_back(0, SIZE // 2, drop_after_use=False)
     assert _mapped_bytes() - before < 0.6 * SIZE
     assert (mapped.cached_bytes() or 0) > 0.5 * SIZE, "still in the page cache"
-    mapped.give_back(0, SIZE, from_cache=True)
+    mapped.give_back(0, SIZE, drop_after_use=True)
     assert _mapped_bytes() - before < 0.1 * SIZE
     if mapped.cached_bytes() == SIZE:
         pytest.skip("this file system keeps its pages")

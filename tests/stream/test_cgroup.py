@@ -15,7 +15,7 @@ CODE = """
 import os, sys
 with open(sys.argv[1], "w") as tasks:
     tasks.write(str(os.getpid()))
-from streamcollapse.stream.budget import free_ram, group_usage
+from streamcollapse.resources.budget import free_ram, group_usage
 print(free_ram(), group_usage())
 """
 

@@ -11,12 +11,12 @@ import torch
 from streamcollapse import Compute, SearchOptions, prune, search
 from streamcollapse.errors import BudgetError
 from streamcollapse.merge.mixing import mix_tensors
+from streamcollapse.resources.device import device_errors, free_vram, within_vram
+from streamcollapse.resources.meter import Meter
 from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.stream.copies import CudaCopies
-from streamcollapse.stream.device import device_errors, free_vram, within_vram
 from streamcollapse.stream.loaders import DeviceLoader
-from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.weights import Limits, WeightStream
 
 pytestmark = pytest.mark.gpu

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from streamcollapse.errors import BudgetError, DeviceError, DeviceFailedError, OptionError, is_of_device
+from streamcollapse.resources import device
+from streamcollapse.resources.device import Placement, device_errors, resolve, within_vram
 from streamcollapse.settings.run import Compute
-from streamcollapse.stream import device
-from streamcollapse.stream.device import Placement, device_errors, resolve, within_vram
 
 
 def test_explicit_settings_are_taken() -> None:
@@ -89,11 +89,7 @@ def test_the_allocator_holds_to_a_limit_while_a_run_lasts(monkeypatch: pytest.Mo
     ("error", "kind", "said"),
     [
         (torch.OutOfMemoryError("CUDA out of memory.\nTried"), BudgetError, "cpu: GPU memory ran out; pass a smaller"),
-        (
-            torch.AcceleratorError("CUDA error: unspecified\nmore"),
-            DeviceFailedError,
-            "CUDA error: unspecified; this",
-        ),
+        (torch.AcceleratorError("CUDA error: unspecified\nmore"), DeviceFailedError, "CUDA error: unspecified; this"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when"), DeviceFailedError, "CUBLAS_STATUS_ALLOC_FAILED"),
     ],
 )

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamcollapse.arch.architecture import understand
 from streamcollapse.errors import BudgetError, OptionError
+from streamcollapse.forward.batches import Batch
 from streamcollapse.merge.mixing import mixing_bytes
-from streamcollapse.settings.run import Streaming
-from streamcollapse.storage.checkpoint import Checkpoint
-from streamcollapse.stream import budget as budgets
-from streamcollapse.stream import needs
-from streamcollapse.stream.allotment import allot, least
-from streamcollapse.stream.budget import Budget, budget_for, free_ram
-from streamcollapse.stream.needs import Work, Workload, measure_work, peak_bytes
+from streamcollapse.resources import budget as budgets
+from streamcollapse.resources.budget import Budget, budget_for, free_ram
+from streamcollapse.run import needs
+from streamcollapse.run.memory_plan import Demand, least, spend, workload_of
+from streamcollapse.run.needs import Workload, peak_bytes
+from streamcollapse.run.opened import open_job
+from streamcollapse.run.samples import Samples
+from streamcollapse.settings.run import Compute, RunSettings, Streaming
 
 CPU = torch.device("cpu")
 
@@ -29,16 +30,17 @@ def _nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # 80 layers of 1000, converted to 2000; 10 bytes of hidden states at each of 76 boundaries
-WORK = Work(80, layer=1000, slot=2000, converted=True, state=10, boundaries=76, activations=50, tensor=300)
+WORK = Workload(80, layer=1000, slot=2000, converted=True, state=10, boundaries=76, activations=50, tensor=300)
 
 
 def test_work_follows_from_the_shapes(llama_bf16: Path) -> None:
-    checkpoint = Checkpoint(llama_bf16)
-    layout = understand(checkpoint).layout
+    lengths = [(30, 30), (40,)]
+    samples = Samples([Batch(torch.zeros(len(rows), rows[0], dtype=torch.int64), rows) for rows in lengths], "")
     # q and o 32x32, k and v 16x32, three of 48x32, two norms of 32: all multiples of 64 bytes
     parameters = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32
     for dtype in (torch.float32, torch.bfloat16):
-        work = measure_work(checkpoint, layout, dtype, 32, Workload(tokens=100, call=(2, 30), boundaries=5))
+        job = open_job(llama_bf16, RunSettings(Compute("cpu", str(dtype).removeprefix("torch."))))
+        work = workload_of(job, samples, Demand(boundaries=5))
         assert (work.num_layers, work.layer, work.slot) == (8, 2 * parameters, dtype.itemsize * parameters)
         assert work.converted == (dtype == torch.float32)
         assert (work.state, work.boundaries, work.tensor) == (100 * 32 * dtype.itemsize, 5, 2 * 48 * 32)
@@ -59,18 +61,18 @@ def test_the_least_on_a_cpu_by_hand() -> None:
 
 def test_a_budget_is_spent_in_order() -> None:
     with pytest.raises(BudgetError, match=r"search needs 5110 bytes .*weights in flight 3 kB"):
-        allot(WORK, Budget(5109), Streaming())
-    choice = allot(WORK, Budget(5110), Streaming())
-    assert (choice.spill, choice.candidates, choice.resident_layers, choice.from_cache) == (True, 1, 0, True)
-    choice = allot(WORK, Budget(5300), Streaming())
+        spend(WORK, Budget(5109), Streaming())
+    choice = spend(WORK, Budget(5110), Streaming())
+    assert (choice.spill, choice.candidates, choice.resident_layers, choice.drop_after_use) == (True, 1, 0, True)
+    choice = spend(WORK, Budget(5300), Streaming())
     assert (choice.spill, choice.candidates, choice.resident_layers) == (True, 5, 0)  # a quarter of what is left
-    choice = allot(WORK, Budget(20_000), Streaming())
+    choice = spend(WORK, Budget(20_000), Streaming())
     assert (choice.spill, choice.candidates, choice.resident_layers) == (False, 354, 10)
-    choice = allot(WORK, Budget(200_000), Streaming())
-    assert (choice.resident_layers, choice.from_cache) == (80, False)
+    choice = spend(WORK, Budget(200_000), Streaming())
+    assert (choice.resident_layers, choice.drop_after_use) == (80, False)
     assert choice.resident(80) == range(80)
     for ram in (5110, 5300, 20_000, 200_000):
-        choice = allot(WORK, Budget(ram), Streaming())
+        choice = spend(WORK, Budget(ram), Streaming())
         assert peak_bytes(choice.needs) <= ram
 
 
@@ -80,21 +82,21 @@ def test_a_merge_of_several_layers_holds_them_all() -> None:
 
 
 def test_a_look_ahead_that_was_asked_for_is_not_reduced() -> None:
-    assert allot(WORK, Budget(20_000), Streaming(lookahead=200)).candidates == 200
+    assert spend(WORK, Budget(20_000), Streaming(lookahead=200)).candidates == 200
     with pytest.raises(BudgetError, match=r"hidden states of 200 candidates 2.03 kB"):
-        allot(WORK, Budget(6000), Streaming(lookahead=200))
+        spend(WORK, Budget(6000), Streaming(lookahead=200))
 
 
 def test_a_device_has_a_budget_of_its_own() -> None:
     # RAM: three pinned slots and boundaries; VRAM: three slots, a layer, states, activations
-    choice = allot(WORK, Budget(3000 + 760, vram=3000 + 2000 + 50 + 50), Streaming(lookahead=1))
+    choice = spend(WORK, Budget(3000 + 760, vram=3000 + 2000 + 50 + 50), Streaming(lookahead=1))
     assert (choice.spill, choice.resident_layers) == (True, 0)
     assert peak_bytes(choice.needs, "vram") == 5100
     with pytest.raises(BudgetError, match=r"GPU memory: 5099 bytes may be used.* `vram_budget=1MiB`"):
-        allot(WORK, Budget(10_000, vram=5099), Streaming(lookahead=1))
+        spend(WORK, Budget(10_000, vram=5099), Streaming(lookahead=1))
     with pytest.raises(BudgetError, match=r"^memory: .*pinned slots 3 kB.*`ram_budget=1MiB`"):
-        allot(WORK, Budget(3019, vram=10_000), Streaming(lookahead=1))
-    choice = allot(WORK, Budget(10_000, vram=25_100), Streaming(lookahead=1))
+        spend(WORK, Budget(3019, vram=10_000), Streaming(lookahead=1))
+    choice = spend(WORK, Budget(10_000, vram=25_100), Streaming(lookahead=1))
     assert (choice.resident_layers, choice.spill) == (20, False)
 
 
@@ -107,7 +109,7 @@ def test_what_a_device_holds_besides_layers_is_counted() -> None:
     }
     assert sums == {"embedding": 90_000 + 2000 + 10, "search": 5100 + 400, "write": 6 * 300 + 400 + 90_000}
     with pytest.raises(BudgetError, match=r"GPU memory: .*write needs .*the embedding or the head, whole 90 kB"):
-        allot(work, Budget(10_000, vram=50_000), Streaming(lookahead=1))
+        spend(work, Budget(10_000, vram=50_000), Streaming(lookahead=1))
 
 
 def test_what_mixing_makes_is_bounded_by_its_pieces() -> None:

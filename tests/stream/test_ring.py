@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from streamcollapse.storage.reader import ReadingStopped
-from streamcollapse.stream.ring import Ring
+from streamcollapse.stream.slots import Ring
 
 
 def _ring(count: int) -> Ring[str]:

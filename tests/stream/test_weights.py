@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from streamcollapse.errors import CheckpointError
+from streamcollapse.resources.meter import Meter
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.stream.loaders import DeviceLoader, Loaded, Loader, MappedLoader, PlainLoader, ReadLoader
-from streamcollapse.stream.meters import Meter
 from streamcollapse.stream.weights import Limits, WeightStream
 from tests.checkpoints import llama_config, save_llama, save_model
 from tests.streams import CPU, StandInCopies, StandInDevice
@@ -22,8 +22,8 @@ from tests.streams import CPU, StandInCopies, StandInDevice
 SLOW = {"delay": 0.003}
 LOADERS: dict[str, Callable[[Checkpoint], Loader]] = {
     "plain": lambda c: PlainLoader(c, CPU),
-    "mapped": lambda c: MappedLoader(c, from_cache=False),
-    "mapped, dropped": lambda c: MappedLoader(c, from_cache=True),
+    "mapped": lambda c: MappedLoader(c, drop_after_use=False),
+    "mapped, dropped": lambda c: MappedLoader(c, drop_after_use=True),
     "read": lambda c: ReadLoader(c, direct=False),
     "direct": lambda c: ReadLoader(c, direct=True),
     "device": lambda c: DeviceLoader(c, False, StandInCopies()),
@@ -100,7 +100,7 @@ def test_without_slots_another_way_can_take_over(llama_bf16: Path) -> None:
     checkpoint = Checkpoint(llama_bf16)
     steps = _steps(checkpoint)
     expected = [{name: checkpoint.read(name, CPU) for name in names} for names in steps]
-    fallback = MappedLoader(checkpoint, from_cache=True)
+    fallback = MappedLoader(checkpoint, drop_after_use=True)
     stream = _stream(checkpoint, ReadLoader(checkpoint, direct=False), 2, slot_budget=1, fallback=fallback)
     assert _same(_read_all(stream, steps), expected)
     assert stream.meter.bytes_read == sum(checkpoint.info(n).num_bytes for n in {n for names in steps for n in names})

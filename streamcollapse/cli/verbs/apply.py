@@ -8,12 +8,7 @@ from streamcollapse.cli import options as o
 from streamcollapse.cli.derived import Only, grouped
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.run.first_checks import check_out, check_source
-from streamcollapse.settings.run import (
-    Compute,
-    Output,
-    RunSettings,
-    Streaming,
-)
+from streamcollapse.settings.run import Compute, Output, RunSettings, Streaming
 
 
 @grouped

@@ -154,19 +154,19 @@ class _View:
         self._ended = 0
 
     def listen(self, message: Message) -> None:
-        from streamcollapse.batches.worker import Began, Ended, Told
+        from streamcollapse.batches.worker import JobEnded, JobEvent, JobStarted
 
         match message:
-            case Began(name, _):
+            case JobStarted(name, _):
                 self._running[name] = (time.perf_counter(), "")
-            case Ended(outcome):
+            case JobEnded(outcome):
                 self._running.pop(outcome.name, None)
                 self._ended += 1
                 self._console.print(_line(outcome))
-            case Told(name, PhaseStarted(phase, total)):
+            case JobEvent(name, PhaseStarted(phase, total)):
                 since, _ = self._running.get(name, (time.perf_counter(), ""))
                 self._running[name], self._steps[name] = (since, phase), (0, total)
-            case Told(name, LayerDone() | TensorWritten() | DecisionMade()):
+            case JobEvent(name, LayerDone() | TensorWritten() | DecisionMade()):
                 done, total = self._steps.get(name, (0, None))
                 self._steps[name] = (done + 1, total)
 

@@ -11,13 +11,7 @@ from streamcollapse.cli import options as o
 from streamcollapse.cli.derived import grouped
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.run.first_checks import check_source
-from streamcollapse.settings.run import (
-    BenchConditions,
-    Calibration,
-    Compute,
-    RunSettings,
-    Streaming,
-)
+from streamcollapse.settings.run import BenchConditions, Calibration, Compute, RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
 
 Plot = Annotated[

@@ -14,11 +14,7 @@ from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.cli.tables import memory_line
 from streamcollapse.cli.text import lines_of, plain_console
 from streamcollapse.run.first_checks import check_out, check_source
-from streamcollapse.settings.run import (
-    COMPUTE_DTYPES,
-    Output,
-    Streaming,
-)
+from streamcollapse.settings.run import COMPUTE_DTYPES, Output, Streaming
 from streamcollapse.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -55,7 +51,7 @@ def convert(
     from streamcollapse.jobs.convert import prepare_convert, run_convert
 
     with live_progress(quiet=as_json or dry_run) as listener:
-        prepared = prepare_convert(source, out, dtype=dtype, output=output, listener=listener)
+        prepared = prepare_convert(source, out, dtype, output, listener)
         found = prepared.found if dry_run else run_convert(prepared)
     print_json(found.to_json()) if as_json else show_conversion(found)
 

@@ -35,11 +35,7 @@ def _is_demo(report: Path) -> bool:
 
 
 @grouped
-def demo(
-    compute: Compute,
-    out: DemoOut = Path("streamcollapse-demo"),
-    as_json: o.Json = False,
-) -> None:
+def demo(compute: Compute, out: DemoOut = Path("streamcollapse-demo"), as_json: o.Json = False) -> None:
     """Prune the small trained model that ships with the package (C=4, I=1, T=0.9) and compare perplexities."""
     with resources.as_file(resources.files("streamcollapse.data")) as data:
         from streamcollapse.cli import tables

@@ -61,11 +61,7 @@ def make(
 
 @plan.command()
 def compose(
-    first: PlanFile,
-    second: PlanFile,
-    to: Target,
-    overwrite: o.OverwriteFile = False,
-    as_json: o.Json = False,
+    first: PlanFile, second: PlanFile, to: Target, overwrite: o.OverwriteFile = False, as_json: o.Json = False
 ) -> None:
     """Write one plan against the source of the first PLAN, for what the second makes of its result."""
     with one_line_errors():

@@ -6,13 +6,7 @@ from streamcollapse.cli import options as o
 from streamcollapse.cli.derived import grouped
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.run.first_checks import check_out, check_source
-from streamcollapse.settings.run import (
-    Calibration,
-    Compute,
-    Output,
-    RunSettings,
-    Streaming,
-)
+from streamcollapse.settings.run import Calibration, Compute, Output, RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
 
 

@@ -11,14 +11,10 @@ from streamcollapse.cli import options as o
 from streamcollapse.cli.derived import grouped
 from streamcollapse.cli.screen import print_json
 from streamcollapse.run.first_checks import check_source
-from streamcollapse.settings.run import (
-    Compute,
-    RunSettings,
-)
+from streamcollapse.settings.run import Compute, RunSettings
 
 Against = Annotated[
-    str | None,
-    typer.Option("--against", metavar="SOURCE", help="Another checkpoint, to compare.", show_default="none"),
+    str | None, typer.Option("--against", metavar="SOURCE", help="Another checkpoint, to compare.", show_default="none")
 ]
 NewTokens = Annotated[int, typer.Option("--new-tokens", help="Tokens to generate.")]
 Repeat = Annotated[int, typer.Option("--repeat", help="Measured runs; the median counts.")]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from streamcollapse.merge.plan import Decision, PlanLayer, original_layers
-from streamcollapse.searches.one_pass import OnePass
-from streamcollapse.searches.strategy import Found, SearchContext, SearchSpace
+from streamcollapse.searches.strategy import Found, OnePass, SearchContext, SearchSpace
 
 
 class Angular(OnePass):

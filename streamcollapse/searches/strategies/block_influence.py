@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from streamcollapse.merge.plan import Decision, original_layers
-from streamcollapse.searches.one_pass import OnePass
-from streamcollapse.searches.strategy import Found, SearchContext, SearchSpace
+from streamcollapse.searches.strategy import Found, OnePass, SearchContext, SearchSpace
 
 
 class BlockInfluence(OnePass):

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 
 from streamcollapse.merge.plan import Decision, LayerKey, PlanLayer, collapse, original_layers
 from streamcollapse.progress import CandidateStarted
-from streamcollapse.searches.candidate import Candidate
+from streamcollapse.searches.candidate import Candidate, Target
 from streamcollapse.searches.strategy import SearchContext, SearchResult, SearchSpace, Strategy, fewest_layers
-from streamcollapse.searches.target import Target
 from streamcollapse.settings.search import SearchOptions
 
 if TYPE_CHECKING:

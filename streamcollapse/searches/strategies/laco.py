@@ -88,7 +88,7 @@ def _walk(context: SearchContext, options: SearchOptions, record: bool) -> Searc
         context.run.listener(CandidateStarted(candidate.pointer, candidate.merged, model.threshold))
         decision, accepted = _decide(state, _evaluations(context, state, model), model.threshold)
         if record:
-            context.place.decided(len(model.decisions), decision)
+            context.work.decided(len(model.decisions), decision)
         model.learn(decision)
         state = state.after(accepted)
         context.tell(decision, state.layers)

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from streamcollapse.stream.budget import group_usage
+from streamcollapse.resources.budget import group_usage
 
 SAMPLE_SECONDS = 0.01
 _DEVICE_EVERY = 10  # samples: asking the driver takes a lock that launching kernels needs as well

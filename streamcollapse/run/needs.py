@@ -1,4 +1,4 @@
-"""What a run needs in memory, from headers and samples alone. How a budget is spent on it: allotment.py."""
+"""What a run needs in memory, from headers and samples alone. How a budget is spent on it: memory_plan.py."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ from typing import Any, Literal
 
 import torch
 
-from streamcollapse.arch.assembly import Assembly
 from streamcollapse.arch.layout import Layout
-from streamcollapse.merge.mixing import mixing_bytes
-from streamcollapse.storage.source import TensorSource
-from streamcollapse.stream.budget import Budget
+from streamcollapse.arch.naming import Assembly
+from streamcollapse.progress import MemoryPlanned
+from streamcollapse.resources.budget import Budget
 from streamcollapse.stream.loaders import DeviceLoader
-from streamcollapse.stream.slots import carved_bytes
 
 MOST_CANDIDATES = 512  # in one sweep on its own account; benchmarks/simulate_reads.py shows what they save
-_WHOLE_MIB = 1 << 20
 LIBRARIES = 40 << 20  # code and buffers that libraries load on first use, whatever the model: 20 to 40 MiB were seen
 # torch's workspaces for matrix products (32 MiB each for two libraries on Hopper, less on others) and the allocator's
 # rounding of small blocks to pieces of 2 and 20 MiB; not measured
@@ -39,18 +36,6 @@ class Need:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run does with memory, whatever the model: ``tokens`` of all samples, ``call``: rows of the largest call
-    and tokens of its longest row, ``boundaries`` that candidates start from, ``window``: layers that a merge
-    combines."""
-
-    tokens: int
-    call: tuple[int, int]
-    boundaries: int
-    window: int = 1
-
-
-@dataclass(frozen=True)
-class Work:
     """What a run has to hold, in bytes, whatever the budget.
 
     ``layer``: the largest decoder layer as stored; ``slot``: the same in the compute dtype; ``converted``: whether
@@ -77,16 +62,16 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Allotment:
-    """How the budget is spent. ``from_cache``: file pages are dropped after use, because the checkpoint is larger than
-    what may stay; ``slot_bytes``: for all slots of the weight stream together; ``io``: the way of reading;
+class MemoryPlan:
+    """How the budget is spent. ``drop_after_use``: file pages are dropped, because the checkpoint is
+    larger than what may stay; ``slot_bytes``: for all slots of the weight stream together; ``io``: the way of reading;
     ``activations``: what a call of a layer, or of the head, makes and lets go of."""
 
     prefetch: int
     candidates: int = 1
     resident_layers: int = 0
     spill: bool = True
-    from_cache: bool = False
+    drop_after_use: bool = False
     slot_bytes: int = 0
     needs: tuple[Need, ...] = ()
     budget: Budget | None = None
@@ -106,31 +91,15 @@ class Allotment:
             "budgets": self.budgets
         }
 
+    @property
+    def event(self) -> MemoryPlanned:
+        """What listeners are told of it."""
+        rows = tuple((need.phase, need.what, need.num_bytes, need.memory) for need in self.needs)
+        return MemoryPlanned(rows, self.budgets, self.io)
+
     def resident(self, num_layers: int) -> range:
         """The layers that stay: the top of the stack, which every sweep visits."""
         return range(num_layers - self.resident_layers, num_layers)
-
-
-def measure_work(
-    source: TensorSource, layout: Layout, dtype: torch.dtype, hidden_size: int, workload: Workload, embedding: int = 0
-) -> Work:
-    """What ``workload`` has to hold; ``embedding``: bytes of the input embedding in ``dtype``."""
-    tokens, call = workload.tokens, workload.call
-    infos = [source.info(name) for i in range(layout.num_layers) for name in layout.layer_names(i)]
-    return Work(
-        num_layers=layout.num_layers,
-        layer=max(sum(source.info(n).num_bytes for n in layout.layer_names(i)) for i in range(layout.num_layers)),
-        slot=layer_slot_bytes(source, layout, dtype),
-        converted=any(info.dtype != dtype for info in infos if info.dtype.is_floating_point),
-        state=tokens * hidden_size * dtype.itemsize,
-        boundaries=workload.boundaries,
-        activations=activation_bytes([info.shape for info in infos], hidden_size, call, dtype.itemsize),
-        tensor=max(info.num_bytes for info in infos),
-        window=workload.window,
-        fused=fused_bytes(layout, dtype),
-        embedding=embedding,
-        mixing=max(mixing_bytes(info.num_elements, info.dtype) for info in infos),
-    )
 
 
 def activation_bytes(shapes: Sequence[tuple[int, ...]], hidden_size: int, call: tuple[int, int], itemsize: int) -> int:
@@ -138,16 +107,6 @@ def activation_bytes(shapes: Sequence[tuple[int, ...]], hidden_size: int, call: 
     (gate, up, their product, one temporary) for each token. Attention scores are never whole in memory."""
     widest = max((max(shape[-2:]) for shape in shapes if len(shape) > 1), default=hidden_size)
     return call[0] * call[1] * (6 * hidden_size + 4 * widest) * itemsize
-
-
-def layer_slot_bytes(source: TensorSource, layout: Layout, dtype: torch.dtype) -> int:
-    """Bytes of the slot that holds any one layer in the compute ``dtype``."""
-
-    def placed(name: str) -> int:
-        info = source.info(name)
-        return carved_bytes(info.num_elements * (dtype if info.dtype.is_floating_point else info.dtype).itemsize)
-
-    return max(sum(placed(name) for name in layout.layer_names(i)) for i in range(layout.num_layers))
 
 
 def fused_bytes(layout: Layout, dtype: torch.dtype) -> int:
@@ -161,10 +120,10 @@ def fused_bytes(layout: Layout, dtype: torch.dtype) -> int:
     return max(of_layer(assemblies) for assemblies in layout.assemblies)
 
 
-def needs_on_cpu(work: Work, choice: Allotment) -> list[Need]:
+def needs_on_cpu(work: Workload, plan: MemoryPlan) -> list[Need]:
     """Memory of each phase on a CPU. Weights in flight and resident are file pages if the checkpoint is mapped."""
-    in_flight = (1 + choice.prefetch) * work.layer
-    kept = _boundary_bytes(work, choice)
+    in_flight = (1 + plan.prefetch) * work.layer
+    kept = _boundary_bytes(work, plan)
     return [
         *(Need(phase, "libraries, on first use", LIBRARIES) for phase in ("reference", "search", "write")),
         Need("reference", "weights in flight", in_flight),
@@ -176,39 +135,37 @@ def needs_on_cpu(work: Work, choice: Allotment) -> list[Need]:
         ),
         Need("reference", "hidden states, going up", 2 * work.state),
         Need("reference", "activations", work.activations),
-        Need("reference", _where(choice), kept),
-        Need("search", "weights in flight", (work.window + choice.prefetch) * work.layer),
+        Need("reference", _where(plan), kept),
+        Need("search", "weights in flight", (work.window + plan.prefetch) * work.layer),
         Need("search", "one layer, mixed or converted", work.slot),
         Need(
-            "search",
-            f"hidden states of {_counted(choice.candidates, 'candidate')}",
-            (choice.candidates + 3) * work.state,
+            "search", f"hidden states of {_counted(plan.candidates, 'candidate')}", (plan.candidates + 3) * work.state
         ),
         *([Need("search", "the head, and logits", work.head)] if work.head else []),
         Need("search", "activations", work.activations),
-        Need("search", _where(choice), kept),
-        Need("search", f"resident layers: {choice.resident_layers}", choice.resident_layers * work.layer),
-        Need("write", "tensors in flight", (1 + choice.prefetch) * work.tensor),
+        Need("search", _where(plan), kept),
+        Need("search", f"resident layers: {plan.resident_layers}", plan.resident_layers * work.layer),
+        Need("write", "tensors in flight", (1 + plan.prefetch) * work.tensor),
         Need("write", "one tensor, mixed", work.tensor),
     ]
 
 
-def needs_on_device(work: Work, choice: Allotment) -> list[Need]:
+def needs_on_device(work: Workload, plan: MemoryPlan) -> list[Need]:
     """Memory of each phase with a CUDA device."""
-    kept = _boundary_bytes(work, choice)
-    pinned, resident = DeviceLoader.HOST_SLOTS * work.layer, choice.resident_layers * work.layer
+    kept = _boundary_bytes(work, plan)
+    pinned, resident = DeviceLoader.HOST_SLOTS * work.layer, plan.resident_layers * work.layer
     needs = [
         Need("embedding", "the input embedding, whole", work.embedding, "vram"),
         Need("embedding", "one layer, mixed or converted", work.slot, "vram"),
         Need("embedding", "hidden states", work.state, "vram"),
     ]
-    for phase, states in (("reference", 4), ("search", choice.candidates + 4)):
-        slots = ((work.window if phase == "search" else 1) + choice.prefetch) * work.layer
+    for phase, states in (("reference", 4), ("search", plan.candidates + 4)):
+        slots = ((work.window if phase == "search" else 1) + plan.prefetch) * work.layer
         needs += [
             Need(phase, "libraries, on first use", LIBRARIES),
             Need(phase, "pinned slots", pinned),
             Need(phase, "libraries, on first use", DEVICE_LIBRARIES, "vram"),
-            Need(phase, _where(choice), kept),
+            Need(phase, _where(plan), kept),
             Need(phase, "weights in flight", slots, "vram"),
             Need(phase, "one layer, mixed or converted", work.slot, "vram"),
             *([Need(phase, "sums of a mix", work.mixing, "vram")] if phase == "search" else []),
@@ -221,7 +178,7 @@ def needs_on_device(work: Work, choice: Allotment) -> list[Need]:
             ),
             *([Need(phase, "the head, and logits", work.head, "vram")] if work.head and phase == "search" else []),
             Need(phase, "activations", work.activations, "vram"),
-            Need(phase, f"resident layers: {choice.resident_layers}", resident, "vram"),
+            Need(phase, f"resident layers: {plan.resident_layers}", resident, "vram"),
         ]
     return [
         *needs,
@@ -231,16 +188,16 @@ def needs_on_device(work: Work, choice: Allotment) -> list[Need]:
     ]
 
 
-def _boundary_bytes(work: Work, choice: Allotment) -> int:
-    return 2 * work.state if choice.spill else work.boundaries * work.state
+def _boundary_bytes(work: Workload, plan: MemoryPlan) -> int:
+    return 2 * work.state if plan.spill else work.boundaries * work.state
 
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _where(choice: Allotment) -> str:
-    return "boundary hidden states" + (", one at a time (the others on the disk)" if choice.spill else "")
+def _where(plan: MemoryPlan) -> str:
+    return "boundary hidden states" + (", one at a time (the others on the disk)" if plan.spill else "")
 
 
 def peak_bytes(needs: Sequence[Need], memory: Memory = "ram") -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -14,34 +13,24 @@ from streamcollapse.storage.disk import disk_errors
 from streamcollapse.storage.mapping import forget_pages
 
 
-class Room(Protocol):
-    """Makes room for tensors."""
+class Scratch:
+    """Room for tensors in this process's memory."""
 
-    def make(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An uninitialised tensor on the CPU. Raises OutputError where there is no space for it."""
-        ...
-
-    def settle(self, tensor: torch.Tensor) -> None:
-        """``tensor``, or a contiguous part of one, will not be needed for a while."""
-        ...
-
-
-class InMemory:
-    """Room in this process's memory."""
-
-    def make(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
 
-    def settle(self, tensor: torch.Tensor) -> None: ...
+    def page_out(self, tensor: torch.Tensor) -> None:
+        """``tensor``, or a contiguous part of one, will not be needed for a while."""
 
 
-class OnDisk:
+class DiskScratch(Scratch):
     """Room in files of ``directory``, one for each name; what is there already can be found again."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def make(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         path = self._directory / name
         num_bytes = max(math.prod(shape) * dtype.itemsize, 1)
         with disk_errors(path, needed=num_bytes), path.open("wb") as file:
@@ -50,12 +39,12 @@ class OnDisk:
         return self.find(name, shape, dtype)
 
     def find(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """The tensor that was made under ``name``. Raises OutputError where its file is not whole."""
+        """The tensor that was allocated as ``name``. Raises OutputError where its file is not whole."""
         count = math.prod(shape)
         path = self._directory / name
         if not path.is_file() or path.stat().st_size < count * dtype.itemsize:
             raise OutputError(f"{path}: is not there, or not whole; choose another `work_dir`")
         return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
 
-    def settle(self, tensor: torch.Tensor) -> None:
+    def page_out(self, tensor: torch.Tensor) -> None:
         forget_pages(tensor.data_ptr(), tensor.nbytes)

@@ -19,7 +19,7 @@ class Unit:
     stay: bool = False
 
 
-def plan_units(
+def plan_chunks(
     steps: Sequence[Sequence[str]], size: Callable[[str], int], capacity: int, keep: Container[str] = ()
 ) -> list[Unit]:
     """Units for a pass whose step i needs the tensors ``steps[i]``, in the order in which they are needed.

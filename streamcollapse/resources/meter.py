@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from streamcollapse.stream.memory import MemorySample, MemorySampler, Timeline
+from streamcollapse.resources.sampler import MemorySample, MemorySampler, Timeline
 
 
 @dataclass

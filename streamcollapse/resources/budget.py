@@ -10,8 +10,8 @@ import psutil
 import torch
 
 from streamcollapse.errors import OptionError
+from streamcollapse.resources.device import free_vram
 from streamcollapse.settings.run import Streaming
-from streamcollapse.stream.device import free_vram
 from streamcollapse.units import parse_bytes
 
 MARGIN = 0.1  # of what is free, left to everyone else unless the user says how much to take
