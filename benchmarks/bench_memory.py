@@ -52,7 +52,7 @@ def one_run(source: Path, out: Path, case: dict[str, Any]) -> dict[str, Any]:
     if before is None:
         raise SystemExit("this system does not tell anonymous memory apart; run it on Linux")
     pruned = prune(source, out, options, settings=RunSettings(compute=compute))
-    usage = pruned.report["usage"]
+    usage: Any = pruned.report["usage"]
     return {
         "interpreter_bytes": before,
         "peak_anonymous_bytes": usage["peak_anonymous_rss"] - before,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ class Searched:
     """A search: its plan, and as in a report of ``prune`` what it used and how memory was to be spent."""
 
     plan: Plan
-    usage: dict[str, Any]
+    usage: Mapping[str, Any]
 
 
 def pruned(bench: Bench, shape: str, options: SearchOptions, kind: str | None, streaming: Streaming) -> Pruned:
@@ -113,7 +113,7 @@ def compared(one: Plan, other: Plan) -> Likeness:
     return Likeness(same, apart, f"{words}, similarities of {len(ours)} decisions {how}")
 
 
-def peaks(usage: dict[str, Any], before: MemorySample) -> Peaks:
+def peaks(usage: Mapping[str, Any], before: MemorySample) -> Peaks:
     """The most that was held: reserved by the allocator in all; beyond ``before`` on the device, and by the process."""
     on_device = usage["peak_vram_device"]
     return {
@@ -135,7 +135,7 @@ def described_peaks(found: Peaks) -> str:
     return "peak " + ", ".join(f"{format_bytes(v)} {names[k]}" for k, v in found.items() if v is not None)
 
 
-def described(plan: Plan, usage: dict[str, Any]) -> str:
+def described(plan: Plan, usage: Mapping[str, Any]) -> str:
     """A run in words: layers, what stayed on the device, seconds of each phase and, where it moved more than a norm or
     two, how fast it read, or wrote."""
     memory, parts = usage["memory"], []
@@ -148,6 +148,6 @@ def described(plan: Plan, usage: dict[str, Any]) -> str:
     return f"{layers}, {memory['resident_layers']} resident, by {memory['io']}; {', '.join(parts)}"
 
 
-def seconds_of(usage: dict[str, Any], *names: str) -> float:
+def seconds_of(usage: Mapping[str, Any], *names: str) -> float:
     """Seconds of the phases ``names`` together."""
     return sum(float(phase["seconds"]) for phase in usage["phases"] if phase["name"] in names)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
@@ -175,7 +175,7 @@ def seventy(bench: Bench, shape: str, vram: int, ram: int, options: dict[str, An
     return Finding(words, figures, holds=within_limits(figures["peaks"], vram, ram))
 
 
-def _told(usage: dict[str, Any], before: MemorySample, plan: Plan) -> tuple[str, dict[str, Any]]:
+def _told(usage: Mapping[str, Any], before: MemorySample, plan: Plan) -> tuple[str, dict[str, Any]]:
     """A run in words and as figures."""
     found: Peaks = peaks(usage, before)
     figures = {"peaks": found, "usage": usage, "plan": plan.to_json(), "held_before": vars(before)}

@@ -36,24 +36,8 @@ class LayerDone:
 
 
 @dataclass(frozen=True)
-class TensorWritten:
-    """One tensor of the output is on its way to the disk."""
-
-    name: str
-    num_bytes: int
-
-
-@dataclass(frozen=True)
-class TensorChecked:
-    """One tensor of a checkpoint was looked at and found right."""
-
-    name: str
-    num_bytes: int
-
-
-@dataclass(frozen=True)
-class FileFetched:
-    """One file of a checkpoint on the Hub is in the cache."""
+class StepDone:
+    """A tensor was written or checked, or a file fetched, according to the phase."""
 
     name: str
     num_bytes: int
@@ -94,16 +78,7 @@ class WarningRaised:
 
 
 Event = (
-    PhaseStarted
-    | MemoryPlanned
-    | LayerDone
-    | TensorWritten
-    | TensorChecked
-    | FileFetched
-    | CandidateStarted
-    | StackChanged
-    | DecisionMade
-    | WarningRaised
+    PhaseStarted | MemoryPlanned | LayerDone | StepDone | CandidateStarted | StackChanged | DecisionMade | WarningRaised
 )
 Listener = Callable[[Event], None]
 

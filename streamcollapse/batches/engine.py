@@ -40,16 +40,12 @@ class Engine(Protocol):
 
     def is_free(self) -> bool:
         """Whether another chain may be submitted now."""
-        ...
 
     def submit(self, number: int, chain: Chain) -> None:
         """Run ``chain`` and call it ``number``."""
-        ...
 
     def reports(self) -> list[Report]:
         """What has come in since the last call; waits a little if nothing has."""
-        ...
 
     def close(self) -> None:
         """End what is still running, and let go of the workers."""
-        ...

@@ -20,13 +20,26 @@ from typing import Any
 from streamcollapse.batches.engine import ChainEnded, Engine, FromChain, WorkerLost
 from streamcollapse.batches.local import LocalEngine, machines
 from streamcollapse.batches.spec import read_jobs
-from streamcollapse.batches.tasks import Chain, Prune, Task, chains_of
-from streamcollapse.batches.worker import STATE, JobEnded, Machine, Message, Outcome, Place
-from streamcollapse.errors import JobsError, OutputError, StreamCollapseError
+from streamcollapse.batches.tasks import Chain, Prune, Task, chains_of, result_key
+from streamcollapse.batches.worker import (
+    STATE,
+    JobEnded,
+    Machine,
+    Message,
+    Outcome,
+    Place,
+    finished,
+    is_ours,
+    prepare_task,
+    source_version,
+)
+from streamcollapse.errors import JobsError, OutputError, StreamCollapseError, printable
 from streamcollapse.jobs.inspect import inspect
 from streamcollapse.output.report import versions
+from streamcollapse.progress import silent
 from streamcollapse.settings.run import Cluster, Compute, RunSettings, Streaming
 from streamcollapse.storage.disk import disk_errors, write_whole
+from streamcollapse.storage.hub import local_directory
 from streamcollapse.storage.locks import lock
 from streamcollapse.units import parse_bytes
 
@@ -74,6 +87,43 @@ def batch(
         if streaming.work_dir is None and not record.batch().num_failed:
             shutil.rmtree(place.work, ignore_errors=True)
     return record.batch()
+
+
+def preview(
+    jobs: str | Path,
+    out: str | Path | None,
+    *,
+    settings: RunSettings = RunSettings(),  # noqa: B008 - frozen
+) -> Batch:
+    """An outcome for each task of the file ``jobs``: kept (done already), ready, or failed with what it would fail of.
+
+    Sources on the Hub are fetched into its cache. Raises what ``batch`` would raise.
+    """
+    tasks, place = planned(jobs, out, settings.streaming)
+    streaming = replace(settings.streaming, work_dir=None)
+    machine = Machine(settings.compute.device, streaming, None, settings.trust_remote_code)
+    outcomes = {task.name: _checked(task, place, machine) for task in tasks}
+    return Batch(place.out, list(outcomes.values()), batch_report(place, tasks, outcomes, 0.0))
+
+
+def _checked(task: Task, place: Place, machine: Machine) -> Outcome:
+    out = place.out / task.name
+    try:
+        directory = local_directory(task.source, silent)
+        known = finished(task, place, result_key(task, source_version(directory)))
+        if known is not None:
+            return known
+        # Where results go does not exist yet; what is asked of a place is asked of the nearest one that does.
+        stand_in = out if place.out.is_dir() else _nearest(place.out) / f".{task.name}"
+        is_ours(out)
+        prepare_task(task, directory, stand_in, machine, None)
+    except StreamCollapseError as error:
+        return Outcome(task.name, "failed", str(out), printable(error))
+    return Outcome(task.name, "ready", str(out))
+
+
+def _nearest(path: Path) -> Path:
+    return next(parent for parent in path.parents if parent.is_dir())
 
 
 def planned(jobs: str | Path, out: str | Path | None, streaming: Streaming) -> tuple[tuple[Task, ...], Place]:

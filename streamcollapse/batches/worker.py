@@ -14,11 +14,12 @@ import torch
 
 from streamcollapse.batches.tasks import Chain, Convert, Prune, Task, result_key, search_key
 from streamcollapse.errors import DeviceFailedError, OutputError, StreamCollapseError, printable
-from streamcollapse.jobs.convert import CONVERSION_FILE, convert
-from streamcollapse.jobs.prune import prune
+from streamcollapse.jobs.convert import CONVERSION_FILE, PreparedConversion, prepare_convert, run_convert
+from streamcollapse.jobs.prepare import Prepared, prepare_prune
+from streamcollapse.jobs.prune import run_prune
 from streamcollapse.output.checkpoint import REPORT_FILE
 from streamcollapse.output.files import every_file_beside
-from streamcollapse.progress import Event, Listener
+from streamcollapse.progress import Event, Listener, silent
 from streamcollapse.settings.run import Compute, Output, RunSettings, Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.disk import disk_errors, write_whole
@@ -113,15 +114,13 @@ def run_task(task: Task, place: Place, machine: Machine, listener: Listener) -> 
         key = result_key(task, version)
         if (known := finished(task, place, key)) is not None:
             return known
-        output = Output(task.max_shard_size, overwrite=is_ours(out))
-        if isinstance(task.work, Convert):
-            figures = _converted(directory, out, task.work, output, listener)
-        else:
+        work_dir = None
+        if isinstance(task.work, Prune):
             work_dir = place.work / search_key(task.work, version, torch.device(machine.device).type)
-            streaming = replace(machine.streaming, work_dir=work_dir)
-            compute = Compute(machine.device, task.work.compute_dtype)
-            settings = RunSettings(compute, task.work.calibration, streaming, output, machine.trust_remote_code)
-            figures = _pruned(directory, out, task.work, settings, work_dir, listener)
+            with disk_errors(place.work):
+                place.work.mkdir(parents=True, exist_ok=True)
+        prepared = prepare_task(task, directory, out, machine, work_dir, listener)
+        figures = _pruned(prepared) if isinstance(prepared, Prepared) else _converted(prepared)
         outcome = Outcome(task.name, "done", str(out), seconds=time.perf_counter() - start, figures=figures)
         _keep(place.record(task), key, outcome, _files(out))
     except DeviceFailedError:
@@ -130,6 +129,19 @@ def run_task(task: Task, place: Place, machine: Machine, listener: Listener) -> 
         said = str(error) if isinstance(error, StreamCollapseError) else f"{error.filename}: {error.strerror}"
         return Outcome(task.name, "failed", str(out), printable(said), time.perf_counter() - start)
     return outcome
+
+
+def prepare_task(
+    task: Task, directory: Path, out: Path, machine: Machine, work_dir: Path | None, listener: Listener = silent
+) -> Prepared | PreparedConversion:
+    """``task`` on the source in ``directory``, checked. Raises what it would raise before it begins."""
+    output = Output(task.max_shard_size, overwrite=is_ours(out))
+    if isinstance(task.work, Convert):
+        return prepare_convert(directory, out, task.work.dtype, output, listener)
+    streaming = replace(machine.streaming, work_dir=work_dir)
+    compute = Compute(machine.device, task.work.compute_dtype)
+    settings = RunSettings(compute, task.work.calibration, streaming, output, machine.trust_remote_code)
+    return prepare_prune(directory, out, task.work.options, settings, listener)
 
 
 def finished(task: Task, place: Place, key: str) -> Outcome | None:
@@ -153,18 +165,16 @@ def is_ours(out: Path) -> bool:
     return True
 
 
-def _converted(directory: Path, out: Path, work: Convert, output: Output, listener: Listener) -> dict[str, Any]:
-    found = convert(directory, out, dtype=work.dtype, output=output, listener=listener)
-    sizes = {"before": sum(found.before.values()), "after": sum(found.after.values())}
-    return {"bytes": sizes, "bytes_read": found.usage["bytes_read"], "peak_rss": found.usage["peak_rss"]}
+def _converted(prepared: PreparedConversion) -> dict[str, Any]:
+    found = run_convert(prepared)
+    figures: dict[str, Any] = {"bytes": {"before": sum(found.before.values()), "after": sum(found.after.values())}}
+    if found.usage is not None:  # None: an earlier run had finished it but for the name
+        figures |= {"bytes_read": found.usage["bytes_read"], "peak_rss": found.usage["peak_rss"]}
+    return figures
 
 
-def _pruned(
-    directory: Path, out: Path, work: Prune, settings: RunSettings, work_dir: Path, listener: Listener
-) -> dict[str, Any]:
-    with disk_errors(work_dir.parent):
-        work_dir.parent.mkdir(parents=True, exist_ok=True)
-    pruned = prune(directory, out, work.options, settings=settings, listener=listener)
+def _pruned(prepared: Prepared) -> dict[str, Any]:
+    pruned = run_prune(prepared)
     report, search = pruned.report, pruned.plan.search
     decisions = search.decisions if search is not None else ()
     return {

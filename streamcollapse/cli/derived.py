@@ -31,7 +31,7 @@ def option(setting: Declared) -> inspect.Parameter:
     flags = [setting.flag]
     more: dict[str, Any] = {"help": _help(setting)}
     if kind is bool:
-        flags = [f"{said.on or setting.flag}/{said.off}" if said.off else setting.flag]
+        flags = [f"{setting.flag}/{said.off}" if said.off else setting.flag]
         python: Any = bool if setting.default is not None else bool | None
     elif kind in (int, float):
         python = kind if setting.default is not None else kind | None
@@ -39,11 +39,11 @@ def option(setting: Declared) -> inspect.Parameter:
         python = str if setting.default is not None else str | None
     if said.letter:
         flags.append(f"-{said.letter}")
-    if said.default is not None:
-        more["show_default"] = said.default
+    if said.default is not None or setting.default is None:
+        more["show_default"] = setting.default_text
     if metavar := said.metavar or "|".join(setting.choices):
         more["metavar"] = metavar
-    annotation = Annotated[python, typer.Option(*flags, rich_help_panel=said.panel, **more)]
+    annotation = Annotated[python, typer.Option(*flags, rich_help_panel=setting.panel, **more)]
     default = setting.default
     if python is str:
         default = str(default)

@@ -119,4 +119,4 @@ def show_metrics() -> None:
     """What each metric compares, and where it is from."""
     console = plain_console()
     console.print(Text("metrics, of which 1 is the same", "bold"))
-    console.print(lines_of([(f"  {name}", f"{metric.does} ({metric.source})") for name, metric in METRICS.items()]))
+    console.print(lines_of([(f"  {name}", f"{metric.summary} ({metric.source})") for name, metric in METRICS.items()]))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import typer
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -24,14 +24,12 @@ from streamcollapse.progress import (
     CandidateStarted,
     DecisionMade,
     Event,
-    FileFetched,
     LayerDone,
     Listener,
     MemoryPlanned,
     PhaseStarted,
     StackChanged,
-    TensorChecked,
-    TensorWritten,
+    StepDone,
     WarningRaised,
 )
 from streamcollapse.units import format_bytes, format_seconds
@@ -118,41 +116,43 @@ def _warn(event: Event) -> None:
         print(f"warning: {said(event.text)}", file=sys.stderr)
 
 
+def steps_bar(*more: ProgressColumn) -> Progress:
+    """Rows of a name, a bar and ``more``, to be drawn as a part of a screen."""
+    return Progress(TextColumn("[bold]{task.description:<10}"), BarColumn(_BAR_CELLS), *more, auto_refresh=False)
+
+
+class _Amount(ProgressColumn):
+    """Where a phase is, how much it has read or written, how fast, for how long."""
+
+    def render(self, task: Task) -> Text:
+        num_bytes, seconds = task.fields["num_bytes"], task.elapsed or 0.0
+        rate = f"{num_bytes / seconds / 1e9:.2f} GB/s" if seconds else ""
+        at = Text("" if task.finished_time is not None else task.fields["at"])
+        return at.append(f"{format_bytes(num_bytes)}  {rate}  {format_seconds(seconds)}", "dim")
+
+
 class _View:
-    """The state of the screen: one line per phase, the candidate under test, the stack."""
+    """The state of the screen: what was planned, a line per phase, the stack, the candidate under test."""
 
     def __init__(self, unicode: bool) -> None:
         self._unicode = unicode
-        self._finished: list[Text | Table] = []
-        self._phase: str | None = None
-        self._started = 0.0
-        self._steps = 0
-        self._total: int | None = None
-        self._bytes = 0
-        self._layer: tuple[int, int] | None = None
+        self._notes: list[Text | Table] = []
+        self._phases = steps_bar(_Amount())
         self._candidate: CandidateStarted | None = None
         self._last: DecisionMade | None = None
-        self._decided = [0, 0]
         self._threshold: float | None = None
+        self._decided = [0, 0]
         self._cells: tuple[int, ...] = ()
-        self._num_layers = 0
 
     def listen(self, event: Event) -> None:
         match event:
             case PhaseStarted(name, total):
                 self._finish_phase()
-                self._phase, self._total, self._started = name, total, time.perf_counter()
-                self._steps, self._bytes, self._layer = 0, 0, None
+                self._phases.add_task(name, total=total, num_bytes=0, at="")
             case LayerDone(index, count, num_bytes):
-                self._steps += 1
-                self._bytes += num_bytes
-                self._layer = (index, count)
-            case TensorWritten(_, num_bytes):
-                self._steps += 1
-                self._bytes += num_bytes
-            case TensorChecked(_, num_bytes) | FileFetched(_, num_bytes):
-                self._steps += 1
-                self._bytes += num_bytes
+                self._step(num_bytes, f"layer {index + 1}/{count}  ")
+            case StepDone(_, num_bytes):
+                self._step(num_bytes)
             case CandidateStarted():
                 self._candidate, self._threshold = event, event.threshold
             case DecisionMade():
@@ -160,60 +160,43 @@ class _View:
                 self._decided[0 if event.accepted else 1] += 1
             case StackChanged(cells):
                 self._cells = cells
-                self._num_layers = sum(cells)
             case MemoryPlanned(needs, budgets, _):
-                self._finished.append(needs_table(needs, budgets))
+                self._notes.append(needs_table(needs, budgets))
             case WarningRaised(text):
-                self._finished.append(Text(f"warning: {said(text)}", "yellow"))
+                self._notes.append(Text(f"warning: {said(text)}", "yellow"))
+
+    def _step(self, num_bytes: int, at: str = "") -> None:
+        for task in self._phases.tasks[-1:]:
+            total = task.fields["num_bytes"] + num_bytes
+            self._phases.update(task.id, advance=1, num_bytes=total, at=at)
 
     def _finish_phase(self) -> None:
-        if self._phase is not None:
-            self._finished.append(self._phase_line(done=True))
-            self._phase = None
+        for task in self._phases.tasks[-1:]:
+            self._phases.update(task.id, total=task.completed or 1, completed=task.completed or 1)
 
     def __rich__(self) -> Group:
-        lines = list(self._finished)
-        if self._phase is not None:
-            lines.append(self._phase_line(done=False))
+        lines: list[RenderableType] = [*self._notes, self._phases]
         if self._cells:
             lines.append(self._stack_line())
-        if self._phase == "search":
+        if any(task.description == "search" for task in self._phases.tasks[-1:]):
             lines.append(self._candidate_line())
         return Group(*lines)
-
-    def _phase_line(self, done: bool) -> Text:
-        elapsed = time.perf_counter() - self._started
-        line = Text(f"{self._phase:<11}", "bold")
-        if self._total:
-            filled = _BAR_CELLS if done else min(_BAR_CELLS * self._steps // self._total, _BAR_CELLS)
-            full, empty = ("█", "░") if self._unicode else ("#", ".")
-            line.append(full * filled, "green").append(empty * (_BAR_CELLS - filled), "dim").append("  ")
-        if not done and self._layer is not None:
-            line.append(f"layer {self._layer[0] + 1}/{self._layer[1]}  ")
-        rate = f"{self._bytes / elapsed / 1e9:.2f} GB/s" if elapsed > 0 else ""
-        return line.append(f"{format_bytes(self._bytes)}  {rate}  {format_seconds(elapsed)}", "dim")
 
     def _stack_line(self) -> Text:
         tested = range(0)
         if self._candidate is not None:
             tested = range(self._candidate.pointer - 1, self._candidate.pointer + self._candidate.merged)
         line = Text(f"{'stack':<11}", "bold").append(strip(self._cells, tested, self._unicode))
-        return line.append(f"  {self._num_layers} -> {len(self._cells)} layers", "dim")
+        return line.append(f"  {sum(self._cells)} -> {len(self._cells)} layers", "dim")
 
     def _candidate_line(self) -> Text:
-        line = Text(" " * 11)
-        if self._last is not None:
-            last, limit = self._last, self._threshold
-            if last.similarity is None:
-                line.append(f"layer {last.pointer - 1}: skipped", "red")
-            elif last.accepted:
-                above = "" if limit is None else f" > T = {limit:g}"
-                line.append(f"layer {last.pointer - 1}: {last.similarity:.4f}{above}, merged", "green")
-            else:
-                below = "" if limit is None else f" <= T = {limit:g}"
-                line.append(f"layer {last.pointer - 1}: {last.similarity:.4f}{below}, rejected", "red")
+        line, last, next_one = Text(" " * 11), self._last, self._candidate
+        if last is not None:
+            sign, verdict = (">", "merged") if last.accepted else ("<=", "rejected")
+            limit = "" if self._threshold is None else f" {sign} T = {self._threshold:g}"
+            what = "skipped" if last.similarity is None else f"{last.similarity:.4f}{limit}, {verdict}"
+            line.append(f"layer {last.pointer - 1}: {what}", "green" if last.accepted else "red")
             line.append(f"  {self._decided[0]} of {sum(self._decided)} merged", "dim")
-        if self._candidate is not None:
-            layer = f"layer {self._candidate.pointer - 1}"
-            line.append(f"  next: {layer}" if self._last else layer)
+        if next_one is not None:
+            line.append(f"{'  next: ' if last else ''}layer {next_one.pointer - 1}")
         return line

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for their names alone: importing them takes seconds
     from streamcollapse.jobs.perplexity import Score
     from streamcollapse.jobs.prepare import Prepared
     from streamcollapse.jobs.speed import Speed
+    from streamcollapse.resources.meter import Usage
 
 
 def show_inspection(found: Inspection) -> None:
@@ -75,7 +76,7 @@ def show_pruned(pruned: Pruned) -> None:
     plain_console().print(lines_of(rows))
 
 
-def memory_line(usage: dict[str, Any]) -> str:
+def memory_line(usage: Usage) -> str:
     """Peaks of a run in words."""
     anonymous = usage["peak_anonymous_rss"]
     text = f"peak RSS {format_bytes(usage['peak_rss'])}"
@@ -227,12 +228,12 @@ def show_demo(pruned: Pruned, before: Score, after: Score) -> None:
     for heading in ("", "stack", "layers", "weights", "perplexity"):
         table.add_column(heading, no_wrap=True)
     whole = strip([1] * pruned.plan.num_source_layers, unicode=unicode())
-    for name, stack, key, score in (
-        ("before", whole, "before", before),
-        ("after", plan_strip(pruned.plan), "after", after),
+    layers, sizes = pruned.report["layers"], pruned.report["bytes"]
+    for name, stack, count, size, score in (
+        ("before", whole, layers["before"], sizes["before"], before),
+        ("after", plan_strip(pruned.plan), layers["after"], sizes["after"], after),
     ):
-        layers, size = pruned.report["layers"][key], format_bytes(pruned.report["bytes"][key])
-        table.add_row(name, stack, str(layers), size, f"{score.perplexity:.2f}")
+        table.add_row(name, stack, str(count), format_bytes(size), f"{score.perplexity:.2f}")
     console.print(table)
     console.print("In the stack, a number is that many layers collapsed into one.", style="dim")
     console.print(f"\nThe pruned model is in {pruned.out.resolve()}", markup=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from streamcollapse.jobs.prepare import Prepared, prepare_apply
 from streamcollapse.merge.plan import Plan
@@ -16,7 +15,7 @@ from streamcollapse.output.checkpoint import (
     write_config,
     write_weights,
 )
-from streamcollapse.output.report import build_report, load_report, sizes
+from streamcollapse.output.report import Report, build_report, load_report, sizes
 from streamcollapse.progress import Listener, PhaseStarted, silent
 from streamcollapse.run.opened import Run, open_run
 from streamcollapse.run.request import output_work
@@ -29,11 +28,11 @@ from streamcollapse.storage.writer import plan_shards
 
 @dataclass(frozen=True)
 class Pruned:
-    """What ``prune`` and ``apply`` give back: where the checkpoint is, its plan, and the report as JSON types."""
+    """What ``prune`` and ``apply`` give back: where the checkpoint is, its plan, and the report."""
 
     out: Path
     plan: Plan
-    report: dict[str, Any]
+    report: Report
 
 
 def apply(

@@ -10,6 +10,7 @@ from typing import Any
 from streamcollapse.errors import OutputError
 from streamcollapse.jobs.prepare import prepare_open
 from streamcollapse.jobs.prune import run_prune
+from streamcollapse.output.report import Report
 from streamcollapse.progress import Listener, PhaseStarted, silent
 from streamcollapse.resources.sampler import MemorySample
 from streamcollapse.run.opened import open_job
@@ -30,7 +31,7 @@ class Bench:
     since the start and the memory held then.
     """
 
-    report: dict[str, Any]
+    report: Report
     read_rates: dict[str, float | None]
     copy_rate: float | None
     cached_before: float

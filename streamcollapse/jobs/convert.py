@@ -14,9 +14,9 @@ from streamcollapse.arch.stored import CONFIG_FILE, config_text, refuse_packed, 
 from streamcollapse.errors import ModelError, OptionError
 from streamcollapse.output.files import copy_files, every_file_beside
 from streamcollapse.output.report import save_report, versions
-from streamcollapse.progress import Listener, PhaseStarted, TensorWritten, silent
+from streamcollapse.progress import Listener, PhaseStarted, StepDone, silent
 from streamcollapse.resources.budget import free_ram
-from streamcollapse.resources.meter import Meter
+from streamcollapse.resources.meter import Meter, Usage
 from streamcollapse.run.first_checks import check_out, check_source
 from streamcollapse.run.request import Request, output_work
 from streamcollapse.run.work_directory import FORMAT, check_directory
@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 @dataclass(frozen=True)
 class Conversion:
     """What ``convert`` did, or would do: ``before`` and ``after`` map dtype to bytes, ``shards`` file names to sha256.
-    ``usage`` is empty, and so are the sha256, if nothing was written."""
+    ``usage`` is None, and the sha256 are empty, if nothing was written."""
 
     source: str
     fingerprint: str
@@ -48,11 +48,12 @@ class Conversion:
     before: dict[str, int]
     after: dict[str, int]
     shards: dict[str, str]
-    usage: dict[str, Any]
+    usage: Usage | None
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON types."""
-        return {"format": "streamcollapse.conversion/1", "versions": versions(), **vars(self)}
+        document = {"format": "streamcollapse.conversion/1", "versions": versions(), **vars(self)}
+        return document | {"usage": self.usage or {}}
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def prepare_convert(
         before=bytes_by_dtype(checkpoint),
         after=bytes_by_dtype(target),
         shards=dict.fromkeys((shard.file_name for shard in shards), ""),
-        usage={},
+        usage=None,
     )
     request = Request("convert", checkpoint.directory, Path(out), RunSettings(output=output), dtype=dtype)
     state = checkpoint.state(CONFIG_FILE)
@@ -159,7 +160,7 @@ def _cast(source: TensorSource, dtype: str | None) -> TensorSource:
 
 def _write(
     prepared: PreparedConversion, stage: Path, finished: Collection[str], on_shard: Callable[[str, str], None]
-) -> dict[str, Any]:
+) -> Usage:
     """Write the shards that are not ``finished``; returns what it took."""
     meter, checkpoint, listener = Meter(CPU), prepared.checkpoint, prepared.listener
     left = [name for shard in prepared.shards if shard.file_name not in finished for name in shard.names]
@@ -168,7 +169,7 @@ def _write(
 
     def written(name: str, num_bytes: int) -> None:
         meter.written(num_bytes)
-        listener(TensorWritten(name, num_bytes))
+        listener(StepDone(name, num_bytes))
 
     with meter.phase("convert"):
         listener(PhaseStarted("convert", len(left)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from streamcollapse.errors import OptionError
 from streamcollapse.forward.batches import MOST_CALL_TOKENS
@@ -14,6 +13,7 @@ from streamcollapse.merge.plan import Plan, original_layers
 from streamcollapse.merge.view import check_plan
 from streamcollapse.progress import Listener, PhaseStarted, silent
 from streamcollapse.resources.heap import heap_for
+from streamcollapse.resources.meter import Usage
 from streamcollapse.run.memory_plan import plan_one_layer
 from streamcollapse.run.opened import open_job, open_stream
 from streamcollapse.run.samples import check_vocabulary, load_tokenizer, longest_context, opening_tokens, read_text
@@ -35,7 +35,7 @@ class Score:
     window: int
     stride: int
     layers: int
-    usage: dict[str, Any]
+    usage: Usage
 
 
 def perplexity(

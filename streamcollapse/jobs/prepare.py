@@ -17,7 +17,8 @@ from streamcollapse.run.needs import MemoryPlan
 from streamcollapse.run.opened import Job, open_job
 from streamcollapse.run.request import Request
 from streamcollapse.run.samples import Samples, calibration_samples
-from streamcollapse.run.work_directory import check_directory, search_path, work_key
+from streamcollapse.run.saved_reference import work_key
+from streamcollapse.run.work_directory import check_directory, search_path
 from streamcollapse.searches.registry import complete, ignored_settings, strategy_of
 from streamcollapse.searches.space import check_space, demand_of, search_space
 from streamcollapse.searches.strategy import SearchSpace, fewest_layers

@@ -16,11 +16,12 @@ from streamcollapse.merge.plan import collapse, original_layers
 from streamcollapse.merge.view import mismatch
 from streamcollapse.progress import Listener, PhaseStarted, silent
 from streamcollapse.resources.heap import heap_for
+from streamcollapse.resources.meter import Usage
 from streamcollapse.run.memory_plan import Demand, plan_memory
 from streamcollapse.run.opened import open_job, open_run
 from streamcollapse.run.samples import calibration_samples
-from streamcollapse.run.saved_reference import save_reference
-from streamcollapse.run.work_directory import search_work, work_key
+from streamcollapse.run.saved_reference import save_reference, work_key
+from streamcollapse.run.work_directory import search_work
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.searches.evaluator import Evaluator
 from streamcollapse.searches.registry import complete
@@ -47,7 +48,7 @@ class Similarities:
     hidden_cosines: list[float]
     block_influence: list[float]
     merges: dict[str, dict[int, list[float | None]]]
-    usage: dict[str, Any]
+    usage: Usage
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON types."""

@@ -16,8 +16,8 @@ from streamcollapse.jobs.convert import CONVERSION_FILE
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
 from streamcollapse.output.checkpoint import PLAN_FILE, REPORT_FILE
-from streamcollapse.output.report import load_report
-from streamcollapse.progress import Listener, PhaseStarted, TensorChecked, silent
+from streamcollapse.output.report import recorded_shards
+from streamcollapse.progress import Listener, PhaseStarted, StepDone, silent
 from streamcollapse.run.memory_plan import plan_one_layer
 from streamcollapse.run.opened import Job, open_job, open_stream
 from streamcollapse.settings.run import Compute, RunSettings, Streaming
@@ -85,10 +85,12 @@ def verify(
 
 def _check_contents(job: Job, listener: Listener) -> int:
     """Look at every weight; returns how many shards have the digest that they should have."""
-    checkpoint, recorded = job.checkpoint, _recorded_digests(job.checkpoint.directory)
+    checkpoint, directory = job.checkpoint, job.checkpoint.directory
+    reports = [directory / name for name in (CONVERSION_FILE, REPORT_FILE) if is_file(directory / name)]
+    recorded = recorded_shards(reports[0]) if reports else {}
     for name in recorded:
         if name not in {shard.path.name for shard in checkpoint.shards}:
-            raise CheckpointError(f"{checkpoint.directory / name}: the report has it, the index has not")
+            raise CheckpointError(f"{directory / name}: the report has it, the index has not")
     with job.meter.phase("verify"):
         listener(PhaseStarted("verify", len(checkpoint.names)))
         for shard in checkpoint.shards:
@@ -100,16 +102,6 @@ def _check_contents(job: Job, listener: Listener) -> int:
                     "the file was changed or damaged after it was written"
                 )
     return len(recorded)
-
-
-def _recorded_digests(directory: Path) -> dict[str, str]:
-    path = next((directory / n for n in (CONVERSION_FILE, REPORT_FILE) if is_file(directory / n)), None)
-    if path is None:
-        return {}
-    recorded = load_report(path).get("shards", {})
-    if not isinstance(recorded, dict) or not all(isinstance(value, str) for value in recorded.values()):
-        raise CheckpointError(f"{path}: its shards are not names and digests")
-    return recorded
 
 
 def _digest_of(checkpoint: Checkpoint, shard: ShardHeader, listener: Listener) -> str:
@@ -125,7 +117,7 @@ def _digest_of(checkpoint: Checkpoint, shard: ShardHeader, listener: Listener) -
             hashed.result()
             mapped.give_back(position, tensor.end, drop_after_use=False)
             position = max(tensor.end, position)
-            listener(TensorChecked(name, tensor.info.num_bytes))
+            listener(StepDone(name, tensor.info.num_bytes))
         digest.update(mapped.raw(position, shard.file_bytes)).result()
     return digest.close()
 
@@ -161,7 +153,7 @@ def _check_against(job: Job, origin: Job, listener: Listener) -> int:
                     f"{checkpoint.directory}: tensor {name} is not what the plan makes of the "
                     "source; write it again with apply"
                 )
-            listener(TensorChecked(name, view.info(name).num_bytes))
+            listener(StepDone(name, view.info(name).num_bytes))
     return len(names)
 
 

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData, metadata_load
 from yaml import YAMLError
 
 from streamcollapse.merge.plan import Plan, SearchRecord
+from streamcollapse.output.report import Report
 from streamcollapse.searches.registry import strategies
 from streamcollapse.units import format_bytes
 
@@ -18,7 +19,7 @@ _MOST_WORDS, _LONGEST = 200, 200
 _CARRIED = ("language", "license", "license_name", "license_link")
 
 
-def model_card(plan: Plan, report: dict[str, Any], source_card: Path) -> str:
+def model_card(plan: Plan, report: Report, source_card: Path) -> str:
     """The card's text. Licence and language come from ``source_card`` where it exists and can be read."""
     data = ModelCardData(
         base_model=plan.source_name,
@@ -49,7 +50,7 @@ def _is_plain(value: object) -> bool:
     return all(isinstance(word, str) and word.isprintable() and 0 < len(word) <= _LONGEST for word in words)
 
 
-def _body(plan: Plan, report: dict[str, Any]) -> str:
+def _body(plan: Plan, report: Report) -> str:
     layers, parameters, size = report["layers"], report["parameters"], report["bytes"]
     name = _plain(plan.source_name)
     lines = [

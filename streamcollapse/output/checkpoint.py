@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
 from streamcollapse.arch.architecture import Architecture, check_likeness
 from streamcollapse.arch.config import ModelConfig, load_config, pruned_config
@@ -16,8 +15,8 @@ from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import MergedView
 from streamcollapse.output.card import model_card
 from streamcollapse.output.files import companion_files, copy_files
-from streamcollapse.output.report import save_report
-from streamcollapse.progress import Listener, TensorWritten
+from streamcollapse.output.report import Report, save_report
+from streamcollapse.progress import Listener, StepDone
 from streamcollapse.storage.disk import write_whole
 from streamcollapse.storage.writer import ShardPlan, Writing, write_shards
 from streamcollapse.stream.weights import WeightStream
@@ -43,7 +42,7 @@ def write_weights(
 
     def written(name: str, num_bytes: int) -> None:
         stream.meter.written(num_bytes)
-        listener(TensorWritten(name, num_bytes))
+        listener(StepDone(name, num_bytes))
 
     left = [shard for shard in shards if shard.file_name not in skip]
     with stream.run([view.sources_of(name) for shard in left for name in shard.names]) as weights_pass:
@@ -70,7 +69,7 @@ def check_loadable(stage: Path, view: MergedView, source: Architecture, trust_re
         raise ModelError(f"the pruned model could not be loaded again: {error}") from error
 
 
-def write_companions(stage: Path, source_directory: Path, plan: Plan, report: dict[str, Any]) -> None:
+def write_companions(stage: Path, source_directory: Path, plan: Plan, report: Report) -> None:
     """Write plan, report and model card into ``stage``. Raises OutputError."""
     plan.save(stage / PLAN_FILE)
     save_report(report, stage / REPORT_FILE)

@@ -4,19 +4,47 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+from pydantic import TypeAdapter, ValidationError
 
 from streamcollapse.errors import CheckpointError
 from streamcollapse.merge.plan import Plan
+from streamcollapse.resources.meter import Usage
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.disk import write_whole
 from streamcollapse.storage.index import read_json
 from streamcollapse.storage.source import TensorSource
 
 FORMAT = "streamcollapse.report/1"
+
+
+class Change(TypedDict):
+    """A figure of the source, and of what came of it."""
+
+    before: int
+    after: int
+
+
+class Report(TypedDict):
+    """What a run did and what it cost, as JSON types. ``shards`` maps file names to sha256. ``ratio`` is pruned
+    parameters over all parameters, as in the paper's Table 1."""
+
+    format: str
+    versions: dict[str, str]
+    source: dict[str, str]
+    options: dict[str, Any]
+    compute: dict[str, str]
+    layers: Change
+    parameters: Change
+    bytes: Change
+    ratio: float
+    shards: dict[str, str]
+    usage: Usage
 
 
 @dataclass(frozen=True)
@@ -41,25 +69,24 @@ def build_report(
     after: Sizes,
     compute: dict[str, str],
     options: dict[str, Any],
-    usage: dict[str, Any],
+    usage: Usage,
     shards: dict[str, str],
-) -> dict[str, Any]:
-    """The report as JSON types. ``shards`` maps file names to sha256. ``ratio`` is pruned parameters over all
-    parameters, as in the paper's Table 1."""
+) -> Report:
+    """The report of the run that made what measures ``after`` by ``plan``."""
     before = sizes(checkpoint, plan.num_source_layers)
-    return {
-        "format": FORMAT,
-        "versions": versions(),
-        "source": {"path": str(checkpoint.directory), "name": plan.source_name, "fingerprint": plan.fingerprint},
-        "options": options,
-        "compute": compute,
-        "layers": {"before": before.layers, "after": after.layers},
-        "parameters": {"before": before.parameters, "after": after.parameters},
-        "bytes": {"before": before.bytes, "after": after.bytes},
-        "ratio": 1.0 - after.parameters / before.parameters,
-        "shards": shards,
-        "usage": usage,
-    }
+    return Report(
+        format=FORMAT,
+        versions=versions(),
+        source={"path": str(checkpoint.directory), "name": plan.source_name, "fingerprint": plan.fingerprint},
+        options=options,
+        compute=compute,
+        layers=Change(before=before.layers, after=after.layers),
+        parameters=Change(before=before.parameters, after=after.parameters),
+        bytes=Change(before=before.bytes, after=after.bytes),
+        ratio=1.0 - after.parameters / before.parameters,
+        shards=shards,
+        usage=usage,
+    )
 
 
 def _version(package: str) -> str:
@@ -75,14 +102,24 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
 
 
-def load_report(path: Path) -> dict[str, Any]:
+def load_report(path: Path) -> Report:
     """The report at ``path``. Raises CheckpointError."""
-    report = read_json(path)
-    if not isinstance(report, dict):
-        raise CheckpointError(f"{path}: is no report")
-    return report
+    try:
+        return TypeAdapter(Report).validate_python(read_json(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise CheckpointError(f"{path}: is no report: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
-def save_report(report: dict[str, Any], path: Path) -> None:
+def recorded_shards(path: Path) -> dict[str, str]:
+    """sha256 by file name, as the report or the conversion's record at ``path`` has them. Raises CheckpointError."""
+    document = read_json(path)
+    shards = document.get("shards", {}) if isinstance(document, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(value, str) for value in shards.values()):
+        raise CheckpointError(f"{path}: its shards are not names and digests")
+    return shards
+
+
+def save_report(report: Mapping[str, Any], path: Path) -> None:
     """Write ``report`` to ``path``. Raises OutputError."""
     write_whole(path, json.dumps(report, indent=2, allow_nan=False) + "\n")

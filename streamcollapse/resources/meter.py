@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 
@@ -37,6 +37,24 @@ class PhaseUsage:
     peak_vram: int | None = None
     peak_vram_reserved: int | None = None
     peak_vram_device: int | None = None
+
+
+class Usage(TypedDict):
+    """Totals and peaks over the phases of a run, and the phases (``PhaseUsage``) themselves, as JSON types; ``memory``:
+    how it was planned."""
+
+    seconds: float
+    bytes_read: int
+    bytes_written: int
+    peak_rss: int
+    peak_anonymous_rss: int | None
+    peak_file_rss: int | None
+    peak_group: int | None
+    peak_vram: int | None
+    peak_vram_reserved: int | None
+    peak_vram_device: int | None
+    phases: list[dict[str, Any]]
+    memory: NotRequired[dict[str, Any]]
 
 
 @dataclass
@@ -132,17 +150,13 @@ class Meter:
     def _sampled(self, moment: float, sample: MemorySample) -> None:
         self.timeline.add(moment - self._started, sample)
 
-    def summary(self) -> dict[str, Any]:
-        """Totals over the phases and the phases themselves, as JSON types."""
+    def summary(self) -> Usage:
+        """What all phases used."""
 
         def peak(name: str) -> int | None:
             return max((v for p in self.phases if (v := getattr(p, name)) is not None), default=None)
 
-        peaks = [f.name for f in fields(PhaseUsage) if f.name.startswith("peak_")]
-        return {
-            "seconds": sum(p.seconds for p in self.phases),
-            "bytes_read": sum(p.bytes_read for p in self.phases),
-            "bytes_written": sum(p.bytes_written for p in self.phases),
-            **{name: peak(name) for name in peaks},
-            "phases": [asdict(p) for p in self.phases],
-        }
+        totals = {"seconds": sum(p.seconds for p in self.phases)}
+        totals |= {name: sum(getattr(p, name) for p in self.phases) for name in ("bytes_read", "bytes_written")}
+        peaks = {f.name: peak(f.name) for f in fields(PhaseUsage) if f.name.startswith("peak_")}
+        return cast(Usage, {**totals, **peaks, "phases": [asdict(p) for p in self.phases]})

@@ -1,4 +1,5 @@
-"""The reference pass of a run: an earlier run's, where the work directory has it, or made now and saved there."""
+"""The reference pass of a run: an earlier run's, where the work directory has it, or made now and saved there; and what
+tells whether two runs can share one."""
 
 from __future__ import annotations
 
@@ -7,16 +8,41 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import transformers
 
+from streamcollapse.arch.stored import CONFIG_FILE
 from streamcollapse.errors import OutputError
 from streamcollapse.forward.batches import Batch
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.forward.reference import Reference, reference_pass
 from streamcollapse.run.opened import Job, Run
 from streamcollapse.run.samples import Samples
-from streamcollapse.run.work_directory import REFERENCE, TemporaryWork, WorkDirectory, read_document, write_document
+from streamcollapse.run.work_directory import (
+    FORMAT,
+    REFERENCE,
+    TemporaryWork,
+    WorkDirectory,
+    read_document,
+    write_document,
+)
 from streamcollapse.storage.disk import disk_errors, to_disk
 from streamcollapse.storage.scratch import DiskScratch
+
+
+def work_key(job: Job, samples: Samples | None, merge_norms: bool, plan_digest: str | None = None) -> dict[str, Any]:
+    """Everything besides the mixes that a similarity depends on; of a job without a search, its plan."""
+    return {
+        "format": FORMAT,
+        "source": job.checkpoint.fingerprint(),
+        "source_files": job.checkpoint.state(CONFIG_FILE),
+        "calibration": None if samples is None else samples.digest,
+        "plan": plan_digest,
+        "compute_device": job.placement.device.type,
+        "compute_dtype": job.placement.dtype_name,
+        "merge_norms": merge_norms,
+        "torch_version": str(torch.__version__),
+        "transformers_version": str(transformers.__version__),
+    }
 
 
 def reference_of(run: Run, work: TemporaryWork, samples: Samples, starts: range) -> Reference:

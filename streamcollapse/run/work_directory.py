@@ -24,16 +24,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-from streamcollapse.arch.stored import CONFIG_FILE
 from streamcollapse.errors import OutputError, StreamCollapseError, printable
 from streamcollapse.merge.plan import Decision
 from streamcollapse.run.evaluations import JournalMemory, Memory
 from streamcollapse.run.first_checks import JOURNAL
-from streamcollapse.run.opened import Job
-from streamcollapse.run.samples import Samples
 from streamcollapse.settings.run import Streaming
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.disk import disk_errors, is_intact, write_whole
@@ -217,22 +211,6 @@ def search_path(streaming: Streaming, save_as: Path | None) -> Path | None:
     if streaming.work_dir is not None:
         return Path(streaming.work_dir)
     return None if save_as is None else work_of(save_as)
-
-
-def work_key(job: Job, samples: Samples | None, merge_norms: bool, plan_digest: str | None = None) -> dict[str, Any]:
-    """Everything besides the mixes that a similarity depends on; of a job without a search, its plan."""
-    return {
-        "format": FORMAT,
-        "source": job.checkpoint.fingerprint(),
-        "source_files": job.checkpoint.state(CONFIG_FILE),
-        "calibration": None if samples is None else samples.digest,
-        "plan": plan_digest,
-        "compute_device": job.placement.device.type,
-        "compute_dtype": job.placement.dtype_name,
-        "merge_norms": merge_norms,
-        "torch_version": str(torch.__version__),
-        "transformers_version": str(transformers.__version__),
-    }
 
 
 def check_directory(path: Path, key: Mapping[str, Any]) -> None:

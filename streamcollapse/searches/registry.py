@@ -93,7 +93,7 @@ def describe() -> dict[str, dict[str, Any]]:
     """What each strategy says of itself, as JSON types."""
     return {
         name: {
-            "does": one.summary,
+            "summary": one.summary,
             "source": one.source,
             "reads": one.cost,
             "defaults": dict(one.defaults),

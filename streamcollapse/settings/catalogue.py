@@ -21,7 +21,7 @@ class Metric:
     """How alike a candidate is to the original; 1 is the same. ``highest`` that it can be. ``by_logits``: it needs the
     head, as the others need last hidden states."""
 
-    does: str
+    summary: str
     source: str
     highest: float = 1.0
     by_logits: bool = False

@@ -38,17 +38,15 @@ class Setting:
 
     ``help``: a sentence. ``letter``: the paper's. ``default``: words, where the default is no value. ``metavar``: what
     stands for the value in --help. ``key``: the name users know, where it is not the field's. ``off``: the flag that
-    says no, for a setting that is a flag; ``on``: the one that says yes, where it is not the name.
+    says no, for a setting that is a flag.
     """
 
     help: str
-    panel: Panel
     letter: str = ""
     default: str | None = None
     metavar: str | None = None
     key: str = ""
     off: str | None = None
-    on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,7 @@ class Declared:
 
     name: str
     key: str
+    panel: Panel
     kind: Any
     default: Any
     said: Setting
@@ -81,6 +80,8 @@ class Declared:
         """The default in words."""
         if self.said.default is not None:
             return self.said.default
+        if self.default is FROM_STRATEGY:
+            return "the strategy's"
         if self.default is REQUIRED:
             return "required"
         if isinstance(self.default, bool):
@@ -89,8 +90,13 @@ class Declared:
 
 
 @dataclass_transform(frozen_default=True)
-def settings(cls: type[Made]) -> type[Made]:
-    """A frozen dataclass whose fields are checked: raises OptionError, in one line, for what a field does not allow."""
+def settings(panel: Panel) -> Callable[[type[Made]], type[Made]]:
+    """A frozen dataclass whose fields are checked: raises OptionError, in one line, for what a field does not allow.
+    ``panel``: the heading in --help under which its options stand."""
+    return lambda cls: _checked(cls, panel)
+
+
+def _checked(cls: type[Made], panel: Panel) -> type[Made]:
     made = checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))(cls)
     check = made.__init__
 
@@ -106,6 +112,7 @@ def settings(cls: type[Made]) -> type[Made]:
             raise OptionError(_said(made, error)) from None
 
     made.__init__ = init  # type: ignore[assignment]
+    made.panel = panel  # type: ignore[attr-defined]
     return made  # type: ignore[return-value]
 
 
@@ -117,11 +124,11 @@ def declared(cls: type) -> dict[str, Declared]:
 @cache
 def _all_declared(cls: Any) -> dict[str, Declared]:
     hints = get_type_hints(cls, include_extras=True)
-    found = [_declared(field, hints[field.name]) for field in dataclasses.fields(cls)]
+    found = [_declared(cls, field, hints[field.name]) for field in dataclasses.fields(cls)]
     return {one.key: one for one in found if one is not None}
 
 
-def _declared(field: dataclasses.Field[Any], hint: Any) -> Declared | None:
+def _declared(cls: Any, field: dataclasses.Field[Any], hint: Any) -> Declared | None:
     notes = list(_notes(hint))
     said = next((note for note in notes if isinstance(note, Setting)), None)
     if said is None:
@@ -132,7 +139,7 @@ def _declared(field: dataclasses.Field[Any], hint: Any) -> Declared | None:
     most = next((note.le for note in bounds if getattr(note, "le", None) is not None), None)
     choices = next((note.choices for note in notes if isinstance(note, OneOf)), ())
     kind = str if any(isinstance(note, FromText) for note in notes) else _plain(hint)
-    return Declared(field.name, said.key or field.name, kind, default, said, least, most, choices)
+    return Declared(field.name, said.key or field.name, cls.panel, kind, default, said, least, most, choices)
 
 
 def make(cls: type[Made], chosen: Mapping[str, Any]) -> Made:

@@ -33,7 +33,7 @@ def _device(name: str) -> str:
     return name
 
 
-@settings
+@settings("The run")
 class Compute:
     """Where the forward pass runs.
 
@@ -41,22 +41,19 @@ class Compute:
     computes in bfloat16 where the checkpoint is stored so and the processor multiplies it natively, else in float32.
     """
 
-    device: Annotated[
-        str, AfterValidator(_device), Setting("Where to compute.", "The run", metavar="auto|cpu|cuda[:N]")
-    ] = "auto"
+    device: Annotated[str, AfterValidator(_device), Setting("Where to compute.", metavar="auto|cpu|cuda[:N]")] = "auto"
     dtype: Annotated[
         str,
         OneOf(("auto", *COMPUTE_DTYPES)),
         Setting(
             "Precision of the forward pass; auto: the checkpoint's dtype if the hardware supports it natively, "
             "otherwise float32.",
-            "The run",
             key="compute_dtype",
         ),
     ] = "auto"
 
 
-@settings
+@settings("The method")
 class Calibration:
     """Which samples to calibrate on; without ``file`` those of SAMPLES that suit the strategy."""
 
@@ -65,20 +62,17 @@ class Calibration:
         Setting(
             "Samples: .txt with one a line, or .jsonl with a field text; sentences or passages, which ship with the "
             "package.",
-            "The method",
             key="calibration",
             default="passages for greedy, else sentences",
             metavar="FILE",
         ),
     ] = None
     max_tokens: Annotated[
-        Whole,
-        Field(ge=1),
-        Setting("Cut each calibration sample to this many tokens, special tokens included.", "The method"),
+        Whole, Field(ge=1), Setting("Cut each calibration sample to this many tokens, special tokens included.")
     ] = 512
 
 
-@settings
+@settings("The run")
 class Streaming:
     """How weights are streamed; no setting here changes a result."""
 
@@ -88,54 +82,47 @@ class Streaming:
         Setting(
             "Candidates evaluated in one pass over the weights; auto weighs reading against computing. Changes no "
             "result.",
-            "The run",
             default="auto",
             metavar="auto|N",
         ),
     ] = None
     prefetch: Annotated[
-        Whole, Field(ge=0, le=64), Setting("Layers read ahead of the computation. Changes no result.", "The run")
+        Whole, Field(ge=0, le=64), Setting("Layers read ahead of the computation. Changes no result.")
     ] = 2
     io: Annotated[
         str,
         OneOf(IO_MODES),
         Setting(
             "How weights are read: in place (mmap), through the page cache (pread) or past it (direct); auto measures. "
-            "Changes no result.",
-            "The run",
+            "Changes no result."
         ),
     ] = "auto"
     ram_budget: Annotated[
         Size | None,
         Setting(
-            "Memory to stay within, beyond the interpreter's own.",
-            "The run",
-            default="what is free, less a tenth",
-            metavar="SIZE",
+            "Memory to stay within, beyond the interpreter's own.", default="what is free, less a tenth", metavar="SIZE"
         ),
     ] = None
     vram_budget: Annotated[
-        Size | None,
-        Setting("GPU memory to stay within.", "The run", default="what is free, less a tenth", metavar="SIZE"),
+        Size | None, Setting("GPU memory to stay within.", default="what is free, less a tenth", metavar="SIZE")
     ] = None
     work_dir: Annotated[
         str | Path | None,
         Setting(
             "Save progress here, to resume after a crash and to reuse in later searches of the same source and "
             "samples.",
-            "The run",
             default="beside the output, until it is done",
             metavar="DIR",
         ),
     ] = None
 
 
-@settings
+@settings("The output")
 class Output:
     """How a checkpoint is written."""
 
-    max_shard_size: Annotated[Size, Setting("Largest shard of weights.", "The output", metavar="SIZE")] = "5GB"
-    overwrite: Annotated[bool, Setting("Replace DIR once the new one is complete.", "The output")] = False
+    max_shard_size: Annotated[Size, Setting("Largest shard of weights.", metavar="SIZE")] = "5GB"
+    overwrite: Annotated[bool, Setting("Replace DIR once the new one is complete.")] = False
 
     @property
     def max_shard_bytes(self) -> int:
@@ -143,31 +130,28 @@ class Output:
         return parse_bytes(self.max_shard_size)
 
 
-@settings
+@settings("The method")
 class EvaluationText:
     """A text to predict, and how it is cut into windows."""
 
-    file: Annotated[str | Path, Setting("UTF-8 text to predict.", "The method", key="text", metavar="FILE")]
+    file: Annotated[str | Path, Setting("UTF-8 text to predict.", key="text", metavar="FILE")]
     window: Annotated[
-        Annotated[Whole, Field(ge=2)] | None,
-        Setting("Tokens per window.", "The method", default="the model's context, at most 2048"),
+        Annotated[Whole, Field(ge=2)] | None, Setting("Tokens per window.", default="the model's context, at most 2048")
     ] = None
     stride: Annotated[
         Annotated[Whole, Field(ge=1)] | None,
         Setting(
             "Tokens from the beginning of a window to that of the next; each token is predicted once, with what the "
             "window has before it.",
-            "The method",
             default="windows do not overlap",
         ),
     ] = None
     max_tokens: Annotated[
-        Annotated[Whole, Field(ge=2)] | None,
-        Setting("Use only the first tokens of the text.", "The method", default="all"),
+        Annotated[Whole, Field(ge=2)] | None, Setting("Use only the first tokens of the text.", default="all")
     ] = None
 
 
-@settings
+@settings("The run")
 class BenchConditions:
     """Under what conditions a job is measured."""
 
@@ -175,38 +159,35 @@ class BenchConditions:
         str | Path | None,
         Setting(
             "Directory for the pruned checkpoint, which is removed again.",
-            "The run",
             default="the system's temporary directory",
             metavar="DIR",
         ),
     ] = None
-    cold: Annotated[bool, Setting("Drop SOURCE from the page cache first.", "The run")] = False
+    cold: Annotated[bool, Setting("Drop SOURCE from the page cache first.")] = False
 
 
-@settings
+@settings("The run")
 class Cluster:
     """What runs the tasks of a batch."""
 
     engine: Annotated[
-        str, OneOf(("local", "ray")), Setting("Processes on this machine, or tasks of a Ray cluster.", "The run")
+        str, OneOf(("local", "ray")), Setting("Processes on this machine, or tasks of a Ray cluster.")
     ] = "local"
     ray_address: Annotated[
         str | None,
-        Setting(
-            "Ray cluster to run on.", "The run", default="what RAY_ADDRESS names, else a local one", metavar="ADDRESS"
-        ),
+        Setting("Ray cluster to run on.", default="what RAY_ADDRESS names, else a local one", metavar="ADDRESS"),
     ] = None
     workers: Annotated[
-        Annotated[Whole, Field(ge=1)] | None, Setting("Jobs side by side.", "The run", default="one for each device")
+        Annotated[Whole, Field(ge=1)] | None, Setting("Jobs side by side.", default="one for each device")
     ] = None
-    retries: Annotated[Whole, Field(ge=0), Setting("How often to try again where a worker was lost.", "The run")] = 2
+    retries: Annotated[Whole, Field(ge=0), Setting("How often to try again where a worker was lost.")] = 2
 
     def __post_init__(self) -> None:
         if self.ray_address is not None and self.engine != "ray":
             raise OptionError(f"a Ray address is given, but the engine is {self.engine}; pass `engine=ray`")
 
 
-@settings
+@settings("The run")
 class RunSettings:
     """Everything that may be set about a run besides its method. ``trust_remote_code``: run Python code that comes with
     the checkpoint."""

@@ -49,43 +49,25 @@ def _scales(value: Any) -> Any:
     return scales[0] if len(scales) == 1 else scales
 
 
-@settings
+@settings("The method")
 class SearchOptions:
     """The settings of a search. ``lowest`` and ``highest`` are counted from 1, as in the paper."""
 
-    layers_per_merge: Annotated[
-        Whole,
-        Field(ge=2),
-        Setting("Layers combined in each merge.", "The method", letter="C", default="the strategy's"),
-    ] = FROM_STRATEGY
-    interval: Annotated[
-        Whole,
-        Field(ge=1),
-        Setting("Layers the pointer moves down after a merge.", "The method", letter="I", default="the strategy's"),
-    ] = FROM_STRATEGY
+    layers_per_merge: Annotated[Whole, Field(ge=2), Setting("Layers combined in each merge.", "C")] = FROM_STRATEGY
+    interval: Annotated[Whole, Field(ge=1), Setting("Layers the pointer moves down after a merge.", "I")] = (
+        FROM_STRATEGY
+    )
     lowest: Annotated[
-        Whole,
-        Field(ge=1),
-        Setting("Lowest layer to merge into, counted from 1 as in the paper.", "The method", letter="L"),
+        Whole, Field(ge=1), Setting("Lowest layer to merge into, counted from 1 as in the paper.", "L")
     ] = 1
     highest: Annotated[
         Annotated[Whole, Field(ge=1)] | None,
-        Setting(
-            "Layer at which the range ends, counted from 1 as in the paper.",
-            "The method",
-            letter="H",
-            default="all layers",
-        ),
+        Setting("Layer at which the range ends, counted from 1 as in the paper.", "H", default="all layers"),
     ] = None
     threshold: Annotated[
         float,
         Field(ge=-1.0),
-        Setting(
-            "Keep a merge if its similarity is above this; 1 is the same as the original.",
-            "The method",
-            letter="T",
-            default="the strategy's",
-        ),
+        Setting("Keep a merge if its similarity is above this; 1 is the same as the original.", "T"),
     ] = FROM_STRATEGY
     rule: Annotated[
         str,
@@ -95,45 +77,33 @@ class SearchOptions:
             "of its first: what the authors' released code computes. rdsc: the paper's Eq. (1), base + sum of "
             "differences, which usually destroys trained models. mean: equal weights. Of several with commas, or best "
             "(all of them), the most similar counts for each candidate.",
-            "The method",
-            default="the strategy's",
             metavar="RULE,..",
         ),
     ] = FROM_STRATEGY
     rdsc_scale: Annotated[
         float | tuple[float, ...],
         BeforeValidator(_scales),
-        Setting(
-            "Factor of the differences under rule rdsc; 1 is Eq. (1). Several compete.",
-            "The method",
-            metavar="NUMBER,..",
-        ),
+        Setting("Factor of the differences under rule rdsc; 1 is Eq. (1). Several compete.", metavar="NUMBER,.."),
     ] = 1.0
     merge_norms: Annotated[
-        bool,
-        Setting("Merge normalisation weights too, or keep those of the first layer.", "The method", off="--keep-norms"),
+        bool, Setting("Merge normalisation weights too, or keep those of the first layer.", off="--keep-norms")
     ] = False
     strategy: Annotated[
         str,
         Setting(
             "How the layers are found. The verb strategies says what each does, and costs.",
-            "The method",
             default="greedy, or laco where C or I is given",
             metavar="NAME",
         ),
     ] = FROM_STRATEGY
     target_layers: Annotated[
         Annotated[Whole, Field(ge=1)] | None,
-        Setting(
-            "Prune to this many layers, whatever the threshold.", "The method", default="as far as the threshold allows"
-        ),
+        Setting("Prune to this many layers, whatever the threshold.", default="as far as the threshold allows"),
     ] = None
     target_ratio: Annotated[
         Annotated[float, Field(gt=0.0, lt=1.0)] | None,
         Setting(
-            "Remove up to this fraction of the parameters (0.25 = 25 %).",
-            "The method",
-            default="as far as the threshold allows",
+            "Remove up to this fraction of the parameters (0.25 = 25 %).", default="as far as the threshold allows"
         ),
     ] = None
     metric: Annotated[
@@ -142,8 +112,6 @@ class SearchOptions:
         Setting(
             "What similarity is: of last hidden states (cosine, token-cosine, cka-linear, cka-kernel), or of what the "
             "head makes of them (nll, kl). 1 is the same.",
-            "The method",
-            default="the strategy's",
             metavar="NAME",
         ),
     ] = FROM_STRATEGY
@@ -151,19 +119,11 @@ class SearchOptions:
         bool,
         Setting(
             "At the end, find a scale for each layer that stays, so that the result is most similar.",
-            "The method",
-            default="the strategy's",
             off="--no-rescale",
         ),
     ] = FROM_STRATEGY
     merges_per_round: Annotated[
-        Whole,
-        Field(ge=1),
-        Setting(
-            "Merges taken in a round of greedy search, if they have no layer in common.",
-            "The method",
-            default="the strategy's",
-        ),
+        Whole, Field(ge=1), Setting("Merges taken in a round of greedy search, if they have no layer in common.")
     ] = FROM_STRATEGY
 
     def __post_init__(self) -> None:

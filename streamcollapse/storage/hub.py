@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.errors import HTTPError as HubHTTPError  # type: ignore[attr-defined]
 
 from streamcollapse.errors import CheckpointError
-from streamcollapse.progress import FileFetched, Listener, PhaseStarted
+from streamcollapse.progress import Listener, PhaseStarted, StepDone
 from streamcollapse.storage.index import (
     FORMATS,
     HUB_ID,
@@ -90,7 +90,7 @@ def _fetch(repo: str, commit: str, found: Sequence[str], listener: Listener) -> 
     path = Path()
     for file in files:  # one after the other: the client splits large files itself, and an interrupt ends it at once
         path = fetch(file)
-        listener(FileFetched(file, path.stat().st_size))
+        listener(StepDone(file, path.stat().st_size))
     return Path(str(path).removesuffix(files[-1]))
 
 

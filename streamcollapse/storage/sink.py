@@ -30,15 +30,12 @@ class Sink(Protocol):
 
     def write(self, data: memoryview) -> None:
         """Append ``data`` (bytes), which may change afterwards."""
-        ...
 
     def finish(self) -> None:
         """Return when everything is on the disk."""
-        ...
 
     def close(self) -> None:
         """Let go of the file, finished or not."""
-        ...
 
 
 def open_sink(path: Path, num_bytes: int) -> Sink:

@@ -43,19 +43,15 @@ class TensorSource(Protocol):
     @property
     def names(self) -> Sequence[str]:
         """Every tensor name, each once, in a fixed order."""
-        ...
 
     def info(self, name: str) -> TensorInfo:
         """dtype and shape of ``name``; KeyError if there is none."""
-        ...
 
     def read(self, name: str, device: torch.device) -> torch.Tensor:
         """The values of ``name`` on ``device``. Never written to by the caller: it may alias the file."""
-        ...
 
     def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """Rows ``rows`` (int64, on the CPU) of the matrix ``name``, on the CPU; nothing else of it is read."""
-        ...
 
 
 def bytes_by_dtype(source: TensorSource) -> dict[str, int]:

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 
 @dataclass(frozen=True)
-class Unit:
+class Chunk:
     """Tensors that are loaded together for step ``first`` of a pass and held until the end of step ``last``, or for
     good if they are to ``stay``."""
 
@@ -21,17 +21,17 @@ class Unit:
 
 def plan_chunks(
     steps: Sequence[Sequence[str]], size: Callable[[str], int], capacity: int, keep: Container[str] = ()
-) -> list[Unit]:
-    """Units for a pass whose step i needs the tensors ``steps[i]``, in the order in which they are needed.
+) -> list[Chunk]:
+    """Chunks for a pass whose step i needs the tensors ``steps[i]``, in the order in which they are needed.
 
-    Those in ``keep`` are to stay. Each tensor is in one unit: it is read once and held from its first use to its last.
-    A unit holds at most ``capacity`` bytes as ``size`` counts them, unless it is a single tensor. Tensors of different
+    Those in ``keep`` are to stay. Each tensor is in one chunk: it is read once and held from its first use to its last.
+    A chunk holds at most ``capacity`` bytes as ``size`` counts them, unless it is a single tensor. Tensors of different
     length of life are kept apart, so that what is needed longer does not hold up the rest.
     """
     last: dict[str, int] = {}
     for number, names in enumerate(steps):
         last.update(dict.fromkeys(names, number))
-    units: list[Unit] = []
+    chunks: list[Chunk] = []
     seen: set[str] = set()
     for number, names in enumerate(steps):
         groups: dict[tuple[int, bool], list[str]] = {}
@@ -41,8 +41,8 @@ def plan_chunks(
                 stay = name in keep
                 groups.setdefault((number if stay else last[name], stay), []).append(name)
         for (end, stay), group in sorted(groups.items()):
-            units += [Unit(part, number, end, stay) for part in _within(group, size, capacity)]
-    return units
+            chunks += [Chunk(part, number, end, stay) for part in _within(group, size, capacity)]
+    return chunks
 
 
 def _within(names: Sequence[str], size: Callable[[str], int], capacity: int) -> list[tuple[str, ...]]:
@@ -57,11 +57,11 @@ def _within(names: Sequence[str], size: Callable[[str], int], capacity: int) -> 
     return [tuple(part) for part in parts]
 
 
-def most_held(units: Sequence[Unit]) -> int:
-    """How many units that do not stay are held at once, at most."""
+def most_held(chunks: Sequence[Chunk]) -> int:
+    """How many chunks that do not stay are held at once, at most."""
     change: Counter[int] = Counter()
-    for unit in units:
-        if not unit.stay:
-            change[unit.first] += 1
-            change[unit.last + 1] -= 1
+    for chunk in chunks:
+        if not chunk.stay:
+            change[chunk.first] += 1
+            change[chunk.last + 1] -= 1
     return max(accumulate(change[step] for step in sorted(change)), default=0)

@@ -26,32 +26,25 @@ class Copies(Protocol):
 
     def host_block(self, num_bytes: int) -> torch.Tensor:
         """``num_bytes`` of page-aligned host memory, as uint8, from which copies need not wait."""
-        ...
 
     def device_block(self, num_bytes: int) -> torch.Tensor:
         """``num_bytes`` of device memory, as uint8."""
-        ...
 
     def upload(self, target: torch.Tensor, source: torch.Tensor, after: Any | None) -> Any:
         """Begin to copy ``source`` to ``target`` once the work of ``after`` (None: all computation issued so far) is
         done; returns the copy's ticket."""
-        ...
 
     def arrive(self, ticket: Any) -> None:
         """Computation issued from now on sees what the copy of ``ticket`` brought."""
-        ...
 
     def mark(self) -> Any:
         """A ticket for all computation issued so far."""
-        ...
 
     def wait(self, ticket: Any) -> None:
         """Return when the work of ``ticket`` is done."""
-        ...
 
     def free(self) -> None:
         """Let go of all host blocks, once no copy reads them."""
-        ...
 
 
 class CudaCopies:

@@ -1,4 +1,4 @@
-"""Ways to bring a unit of tensors to where they are computed with. Each is slow and simple inside; passes overlap them.
+"""Ways to bring a chunk of tensors to where they are computed with. Each is slow and simple; passes overlap them.
 
 PlainLoader    asks a tensor source, one tensor after the other: what every other way must equal
 MappedLoader   views of the mapped file, populated ahead and given back: no copy on a CPU
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -30,7 +30,7 @@ _POPULATE_BYTES = 1 << 25  # between two looks at whether to stop
 
 @dataclass(frozen=True)
 class Loaded:
-    """Tensors of a unit by name, complete after ``arrive``; ``release`` once nothing will be issued that uses them."""
+    """Tensors of a chunk by name, complete after ``arrive``; ``release`` once nothing will be issued that uses them."""
 
     tensors: dict[str, torch.Tensor]
     num_bytes: int
@@ -38,57 +38,42 @@ class Loaded:
     release: Callable[[], None] = lambda: None
 
 
-class Loader(Protocol):
-    """Loads units for one pass after the other; ``load`` runs in a thread of its own, one call at a time."""
+class Loader:
+    """Loads chunks for one pass after the other; ``load`` runs in a thread of its own, one call at a time."""
 
     def size(self, names: Sequence[str]) -> int:
-        """Bytes that a unit of ``names`` takes in a slot; 0 where no slots are needed."""
-        ...
+        """Bytes that a chunk of ``names`` takes in a slot; 0 where no slots are needed."""
+        return 0
 
     def start(self, slots: int, slot_bytes: int) -> None:
         """Begin a pass with ``slots`` slots of ``slot_bytes``; those of the pass before are used again if they do."""
-        ...
 
-    def load(self, names: Sequence[str], apart: bool) -> Loaded:
-        """Bring in ``names``; ``apart``: in memory of their own, not in a slot. Raises CheckpointError."""
-        ...
+    def load(self, names: Sequence[str], own_memory: bool) -> Loaded:
+        """Bring in ``names``; ``own_memory``: in memory of their own, not in a slot. Raises CheckpointError."""
+        raise NotImplementedError
 
     def stop(self) -> None:
         """Break off a running ``load`` from another thread: it raises ReadingStopped, or comes to its end soon."""
-        ...
 
     def finish(self) -> None:
         """End the pass, once no ``load`` runs and everything loaded is released."""
-        ...
 
     def close(self) -> None:
         """Let go of all memory, after the last pass."""
-        ...
 
 
-class PlainLoader:
+class PlainLoader(Loader):
     """Reads from any ``source``, onto ``device``."""
 
     def __init__(self, source: TensorSource, device: torch.device) -> None:
         self._source, self._device = source, device
 
-    def size(self, names: Sequence[str]) -> int:
-        return 0
-
-    def load(self, names: Sequence[str], apart: bool) -> Loaded:
+    def load(self, names: Sequence[str], own_memory: bool) -> Loaded:
         tensors = {name: self._source.read(name, self._device) for name in names}
         return Loaded(tensors, sum(self._source.info(name).num_bytes for name in names))
 
-    def start(self, slots: int, slot_bytes: int) -> None: ...
 
-    def stop(self) -> None: ...
-
-    def finish(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class MappedLoader:
+class MappedLoader(Loader):
     """Populates the mapped pages of ``tensors``. With ``drop_after_use``, pages that were used leave the page cache.
 
     A checkpoint that does not fit into memory would otherwise push out the very pages that are needed next.
@@ -98,31 +83,28 @@ class MappedLoader:
         self._placed, self._from_cache = tensors, drop_after_use
         self._stopped = threading.Event()
         self._leases: dict[Path, FileLease] = {}
-        self._apart: dict[Path, MappedFile] = {}  # files with tensors that are used in later passes too
-
-    def size(self, names: Sequence[str]) -> int:
-        return 0
+        self._own_memory: dict[Path, MappedFile] = {}  # files with tensors that are used in later passes too
 
     def start(self, slots: int, slot_bytes: int) -> None:
         self._stopped.clear()
-        for path, mapped in self._apart.items():
+        for path, mapped in self._own_memory.items():
             self._hold(path)
             mapped.check_size()
 
-    def load(self, names: Sequence[str], apart: bool) -> Loaded:
+    def load(self, names: Sequence[str], own_memory: bool) -> Loaded:
         extents = _extents(self._placed, names, gap=0)  # there is nothing to seek over
         tensors: dict[str, torch.Tensor] = {}
         for extent in extents:
             mapped = self._placed.mapped(extent.tensors[0][1])
             self._hold(extent.path)
-            if apart:
-                self._apart[extent.path] = mapped
+            if own_memory:
+                self._own_memory[extent.path] = mapped
             for start in range(extent.start, extent.end, _POPULATE_BYTES):
                 if self._stopped.is_set():
                     raise ReadingStopped
                 mapped.populate(start, min(start + _POPULATE_BYTES, extent.end))
             tensors |= {name: mapped.tensor(place) for name, place in extent.tensors}
-        release = (lambda: None) if apart else (lambda: self._give_back(extents))
+        release = (lambda: None) if own_memory else (lambda: self._give_back(extents))
         return Loaded(tensors, _file_bytes(extents), release=release)
 
     def _hold(self, path: Path) -> None:
@@ -144,10 +126,8 @@ class MappedLoader:
             lease.close()
         self._leases.clear()
 
-    def close(self) -> None: ...
 
-
-class ReadLoader:
+class ReadLoader(Loader):
     """Reads into slots in host memory, past the page cache if ``direct``."""
 
     def __init__(self, tensors: PlacedTensors, direct: bool) -> None:
@@ -163,9 +143,9 @@ class ReadLoader:
             self._ring = Ring(slots, slot_bytes, page_aligned)
         self._ring.open()
 
-    def load(self, names: Sequence[str], apart: bool) -> Loaded:
+    def load(self, names: Sequence[str], own_memory: bool) -> Loaded:
         extents = _extents(self._placed, names)
-        if apart:
+        if own_memory:
             block = page_aligned(needed_bytes(extents))
             self._reader.read(extents, block)
             return Loaded(tensors_in(block, extents), _file_bytes(extents))
@@ -188,7 +168,7 @@ class ReadLoader:
         self._ring = Ring(0, 0, page_aligned)
 
 
-class DeviceLoader:
+class DeviceLoader(Loader):
     """Disk -> pinned slot -> copy on the side -> device slot.
 
     Two rings: a host slot is free again once its copy is done, a device slot once the computation that was issued while
@@ -215,7 +195,7 @@ class DeviceLoader:
         self._host.open()
         self._device.open()
 
-    def load(self, names: Sequence[str], apart: bool) -> Loaded:
+    def load(self, names: Sequence[str], own_memory: bool) -> Loaded:
         extents = _extents(self._placed, names)
         taken, ticket = needed_bytes(extents), None
         host = self._host.acquire()
@@ -223,7 +203,7 @@ class DeviceLoader:
             if host.after is not None:
                 self._copies.wait(host.after)
             self._reader.read(extents, host.block)
-            if apart:
+            if own_memory:
                 block = self._copies.device_block(taken)
                 ticket = self._copies.upload(block, host.block[:taken], None)
                 return self._on_device(extents, block, ticket, lambda: None)

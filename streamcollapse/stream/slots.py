@@ -1,7 +1,11 @@
-"""A layer slot: one block of memory that every layer's weights pass through in turn.
+"""Blocks of memory that weights pass through in turn: the slot of the layer that runs, and the ring of those that come.
 
-Allocated once, at the size of the largest layer, so that a pass over the model neither grows nor fragments memory and
+A layer slot is allocated once, at the size of the largest layer, so that a pass over the model neither grows nor fragments memory and
 no page is faulted in twice. Handed out as a lease: while a layer's weights are in use the slot cannot be filled again.
+
+A ring hands out equal blocks as leases that cannot outlive the data in them. A block goes back with a **ticket**: work
+that may still be using it (a copy on its way, a computation that was issued). Whoever takes the block next waits for
+that work, on the host or on the device, before overwriting it.
 """
 
 from __future__ import annotations
@@ -10,11 +14,10 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
-from streamcollapse.arch.layout import Layout
 from streamcollapse.storage.reader import ReadingStopped
 from streamcollapse.storage.source import TensorSource
 
@@ -52,6 +55,9 @@ def carved_bytes(size: int) -> int:
     """What a tensor of ``size`` bytes takes in a slot, alignment included."""
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
+
+if TYPE_CHECKING:  # converting needs slots and no model: importing that takes seconds
+    from streamcollapse.arch.layout import Layout
 
 Ticket = TypeVar("Ticket")
 

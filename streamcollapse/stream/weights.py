@@ -20,19 +20,19 @@ import torch
 from streamcollapse.resources.device import give_back_memory
 from streamcollapse.resources.meter import Meter
 from streamcollapse.storage.source import TensorInfo, TensorSource
-from streamcollapse.stream.chunks import Unit, most_held, plan_chunks
+from streamcollapse.stream.chunks import Chunk, most_held, plan_chunks
 from streamcollapse.stream.loaders import Loaded, Loader
 
 Result = TypeVar("Result")
 
-_SMALL = 32  # a unit that fits this often into a slot does not take one
+_SMALL = 32  # a chunk that fits this often into a slot does not take one
 
 
 @dataclass(frozen=True)
 class Limits:
-    """``prefetch`` units are loaded ahead of use, fewer where memory is short. ``chunk_bytes``: what is loaded together
-    takes no more in a slot, and a larger tensor is read only when it is asked for. ``slot_budget``: bytes for all slots
-    of the loader together, None where it takes none."""
+    """``prefetch`` chunks are loaded ahead of use, fewer where memory is short. ``chunk_bytes``: what is loaded
+    together takes no more in a slot, and a larger tensor is read only when it is asked for. ``slot_budget``: bytes for
+    all slots of the loader together, None where it takes none."""
 
     prefetch: int
     chunk_bytes: int = 0
@@ -64,17 +64,17 @@ class WeightStream:
     def run(self, steps: Sequence[Sequence[str]]) -> Pass:
         """A pass whose step i needs the tensors ``steps[i]``."""
         missing = [[name for name in names if name not in self.resident and self._streamed(name)] for names in steps]
-        units = plan_chunks(missing, lambda name: self.loader.size([name]), self._limits.chunk_bytes, self._keep)
-        sizes = {unit: self.loader.size(unit.names) for unit in units}
+        chunks = plan_chunks(missing, lambda name: self.loader.size([name]), self._limits.chunk_bytes, self._keep)
+        sizes = {chunk: self.loader.size(chunk.names) for chunk in chunks}
         slot_bytes = max(sizes.values(), default=0)
         # A few norms that wait for their layer are not worth a slot: they get memory of their own.
-        small = {unit for unit in units if 0 < sizes[unit] * _SMALL <= slot_bytes}
-        held, ahead = max(most_held([unit for unit in units if unit not in small]), 1), self._limits.prefetch
+        small = {chunk for chunk in chunks if 0 < sizes[chunk] * _SMALL <= slot_bytes}
+        held, ahead = max(most_held([chunk for chunk in chunks if chunk not in small]), 1), self._limits.prefetch
         if self._limits.slot_budget is not None and slot_bytes:
             ahead = min(ahead, self._limits.slot_budget // slot_bytes - held)
             if ahead < 0:
                 return self._without_slots(missing, len(steps))
-        return Pass(self, self.loader, units, small, ahead, (held + ahead, slot_bytes), len(steps))
+        return Pass(self, self.loader, chunks, small, ahead, (held + ahead, slot_bytes), len(steps))
 
     def keep_none(self) -> bool:
         """Let go of the tensors that stayed, and let none stay from now on. Returns whether that frees anything."""
@@ -103,8 +103,8 @@ class WeightStream:
     def _without_slots(self, missing: Sequence[Sequence[str]], num_steps: int) -> Pass:
         if self._fallback is None:
             return Pass(self, self.loader, [], set(), 0, (1, 0), num_steps)
-        units = plan_chunks(missing, lambda name: 0, 0)
-        return Pass(self, self._fallback, units, set(), self._limits.prefetch, (1, 0), num_steps)
+        chunks = plan_chunks(missing, lambda name: 0, 0)
+        return Pass(self, self._fallback, chunks, set(), self._limits.prefetch, (1, 0), num_steps)
 
     def _streamed(self, name: str) -> bool:
         return not self._limits.chunk_bytes or self.loader.size([name]) <= self._limits.chunk_bytes
@@ -117,17 +117,17 @@ class Pass:
         self,
         stream: WeightStream,
         loader: Loader,
-        units: Sequence[Unit],
-        small: Collection[Unit],
+        chunks: Sequence[Chunk],
+        small: Collection[Chunk],
         ahead: int,
         slots: tuple[int, int],
         num_steps: int,
     ) -> None:
         self._stream, self._loader, self._small = stream, loader, small
         self._ahead, self._slots = ahead, slots
-        self._to_come = deque(units)
-        self._pending: deque[tuple[Unit, Future[Loaded]]] = deque()
-        self._held: dict[Unit, Loaded] = {}
+        self._to_come = deque(chunks)
+        self._pending: deque[tuple[Chunk, Future[Loaded]]] = deque()
+        self._held: dict[Chunk, Loaded] = {}
         self._tensors: dict[str, torch.Tensor] = dict(stream.resident)
         self._step, self._num_steps = -1, num_steps
         self._thread: ThreadPoolExecutor | None = None
@@ -157,47 +157,47 @@ class Pass:
     def step(self) -> Iterator[None]:
         """Have the tensors of the next step at hand while the body runs; they are not to be used after it."""
         self._step += 1
-        while (unit := self._next()) is not None and unit.first <= self._step:
+        while (chunk := self._next()) is not None and chunk.first <= self._step:
             self._take()
         yield
-        for unit in [unit for unit in self._held if unit.last <= self._step]:
-            for name in unit.names:
+        for chunk in [chunk for chunk in self._held if chunk.last <= self._step]:
+            for name in chunk.names:
                 del self._tensors[name]
-            self._held.pop(unit).release()
+            self._held.pop(chunk).release()
 
-    def _next(self) -> Unit | None:
+    def _next(self) -> Chunk | None:
         if self._pending:
             return self._pending[0][0]
         return self._to_come[0] if self._to_come else None
 
     def _request(self) -> None:
-        """Ask for as many units as may be ahead."""
+        """Ask for as many chunks as may be ahead."""
         assert self._thread is not None
         while self._to_come and len(self._pending) < self._ahead:
-            unit = self._to_come.popleft()
-            self._pending.append((unit, self._thread.submit(self._load, unit)))
+            chunk = self._to_come.popleft()
+            self._pending.append((chunk, self._thread.submit(self._load, chunk)))
 
     def _take(self) -> None:
         if self._ahead:
-            unit, future = self._pending[0]
+            chunk, future = self._pending[0]
             with self._stream.meter.waiting():
                 loaded = future.result()
             self._pending.popleft()
             self._request()
         else:
-            unit = self._to_come.popleft()
+            chunk = self._to_come.popleft()
             with self._stream.meter.waiting():
-                loaded = self._load(unit)
+                loaded = self._load(chunk)
         loaded.arrive()
         self._tensors |= loaded.tensors
-        if unit.stay:
+        if chunk.stay:
             self._stream.resident |= loaded.tensors
         else:
-            self._held[unit] = loaded
+            self._held[chunk] = loaded
 
-    def _load(self, unit: Unit) -> Loaded:
+    def _load(self, chunk: Chunk) -> Loaded:
         start = time.perf_counter()
-        loaded = self._loader.load(unit.names, unit.stay or unit in self._small)
+        loaded = self._loader.load(chunk.names, chunk.stay or chunk in self._small)
         self._stream.meter.loaded(time.perf_counter() - start, loaded.num_bytes)
         return loaded
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from streamcollapse import Conversion, Output, convert, resume, verify
 from streamcollapse.errors import CheckpointError, ModelError, NonFiniteError, OptionError, OutputError
 from streamcollapse.jobs.convert import prepare_convert
-from streamcollapse.progress import Event, TensorWritten
+from streamcollapse.progress import Event, StepDone
 from tests.checkpoints import edit_json, edit_tensors, save_llama
 from tests.formats import as_torch
 
@@ -126,7 +126,7 @@ def test_small_files_come_along_and_other_weights_do_not(tmp_path: Path, source:
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, source: Path) -> None:
-    found = prepare_convert(source, tmp_path / "out", dtype="float16").found
+    found = prepare_convert(source, tmp_path / "out", "float16", Output()).found
     assert not found.usage
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
 
@@ -151,7 +151,7 @@ def test_bad_input(tmp_path: Path, source: Path) -> None:
 def test_every_tensor_is_told(tmp_path: Path, source: Path) -> None:
     events: list[Any] = []
     convert(source, tmp_path / "out", listener=events.append)
-    written = [e for e in events if type(e).__name__ == "TensorWritten"]
+    written = [e for e in events if type(e).__name__ == "StepDone"]
     assert len(written) == events[0].total_steps == len(tensors_of(source))
 
 
@@ -159,7 +159,7 @@ def test_a_conversion_that_was_broken_off_goes_on_where_it_was(tmp_path: Path, s
     written: list[str] = []
 
     def listen(event: Event) -> None:
-        if isinstance(event, TensorWritten):
+        if isinstance(event, StepDone):
             written.append(event.name)
             if len(written) == 8:
                 raise KeyboardInterrupt

@@ -13,7 +13,7 @@ import pytest
 
 from streamcollapse import Compute, Output, SearchOptions, prune, resume
 from streamcollapse.errors import OutputError
-from streamcollapse.progress import DecisionMade, Event, PhaseStarted, TensorWritten
+from streamcollapse.progress import DecisionMade, Event, PhaseStarted, StepDone
 from streamcollapse.settings.run import RunSettings, Streaming
 from tests.checkpoints import save_llama
 
@@ -87,7 +87,7 @@ def test_what_is_reserved_already_does_not_count_twice(source: Path, small_disk:
     out = small_disk / "out"
 
     def meddle(event: Event) -> None:
-        if isinstance(event, TensorWritten) and not (small_disk / "filler").exists():
+        if isinstance(event, StepDone) and not (small_disk / "filler").exists():
             fill(small_disk, 0)
 
     with pytest.raises(OutputError, match="no space on the disk"):

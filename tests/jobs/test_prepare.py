@@ -33,7 +33,7 @@ def _same(source: Path, out: Path, *more: str) -> Any:
 
 def _interrupted(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     """A run that is broken off when it calls ``place``, a method of the work directory."""
-    module = pytest.importorskip("streamcollapse.run.workdir")
+    module = pytest.importorskip("streamcollapse.run.work_directory")
     with monkeypatch.context() as broken:
 
         def stop(*given: Any) -> None:

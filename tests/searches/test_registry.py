@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from typer.testing import CliRunner
 import streamcollapse
 from streamcollapse import RunSettings, SearchOptions, prune
 from streamcollapse.cli.main import app
-from streamcollapse.cli.pages import strategies_page
 from streamcollapse.errors import OptionError
 from streamcollapse.searches import registry
 from streamcollapse.searches.registry import complete, ignored_settings, strategies
@@ -54,7 +54,8 @@ def test_a_strategy_from_a_package_runs_everywhere(llama: Path, tmp_path: Path, 
     listed = json.loads(_invoke("strategies", "--json"))["strategies"]["every-other"]
     assert listed["defaults"] == {"metric": "token-cosine", "rescale": False}
     assert "drops every other layer, from the top" in _invoke("strategies")
-    assert "| `every-other` | drops every other layer, from the top |" in strategies_page()
+    pages = runpy.run_path(str(PACKAGE.parent / "docs" / "generate.py"))["PAGES"]
+    assert "| `every-other` | drops every other layer, from the top |" in pages["strategies.md"]()
 
     out = tmp_path / "out"
     dry = _invoke("prune", str(llama), "--out", str(out), *METHOD, "--dry-run")

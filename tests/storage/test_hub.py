@@ -17,7 +17,7 @@ from huggingface_hub import constants
 
 from streamcollapse import Compute, SearchOptions, convert, inspect, prune
 from streamcollapse.errors import CheckpointError
-from streamcollapse.progress import Event, FileFetched, PhaseStarted, silent
+from streamcollapse.progress import Event, PhaseStarted, StepDone, silent
 from streamcollapse.settings.run import RunSettings
 from streamcollapse.storage.hub import is_hub_id, local_directory
 from tests.checkpoints import save_llama
@@ -66,7 +66,7 @@ def test_only_what_is_needed_is_fetched(hub: Hub) -> None:
     assert fetched == shards | small | {"model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"}
     assert hub.fetched() == fetched
     assert events[0] == PhaseStarted("fetch", len(fetched))
-    sizes = {e.name: e.num_bytes for e in events if isinstance(e, FileFetched)}
+    sizes = {e.name: e.num_bytes for e in events if isinstance(e, StepDone)}
     assert sizes == {name: (source / name).stat().st_size for name in fetched}
     hub.requests.clear()
     assert local_directory("org/small@main", silent) == found

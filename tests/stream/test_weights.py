@@ -190,10 +190,10 @@ def test_weights_come_while_the_computation_runs(llama_bf16: Path) -> None:
     checkpoint = Checkpoint(llama_bf16)
 
     class Slow(PlainLoader):
-        def load(self, names: Any, apart: bool) -> Loaded:
+        def load(self, names: Any, own_memory: bool) -> Loaded:
             time.sleep(0.02)
             events.append("loaded")
-            return super().load(names, apart)
+            return super().load(names, own_memory)
 
     events: list[str] = []
     layers = [[n for n in checkpoint.names if f"layers.{i}." in n] for i in range(8)]
@@ -227,7 +227,7 @@ def test_pinned_memory_is_kept_while_it_is_large_enough(llama_bf16: Path) -> Non
     registered = []
     for slots, slot_bytes in ((3, 1 << 20), (6, 1 << 20), (2, 1 << 19), (6, 1 << 21)):
         loader.start(slots, slot_bytes)
-        loader.load(checkpoint.names[:1], apart=False).release()
+        loader.load(checkpoint.names[:1], own_memory=False).release()
         loader.finish()
         registered.append(device.registered)
     assert registered == [1, 2, 3, 1], "more slots on the device need no new ones here, larger ones do"

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
+from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from streamcollapse.cli import options as o
 from streamcollapse.cli.derived import Only, grouped
-from streamcollapse.cli.screen import print_json
+from streamcollapse.cli.screen import print_json, steps_bar
 from streamcollapse.cli.text import plain_console, said
 from streamcollapse.errors import printable
-from streamcollapse.progress import DecisionMade, LayerDone, PhaseStarted, TensorWritten
+from streamcollapse.progress import DecisionMade, LayerDone, PhaseStarted, StepDone
 from streamcollapse.settings.run import Cluster, Compute, RunSettings, Streaming
 from streamcollapse.units import format_bytes, format_seconds
 
@@ -57,11 +57,10 @@ def batch(
 
     read_jobs(jobs)  # a mistake in it is told before seconds go into imports
     from streamcollapse.batches import run as batches
-    from streamcollapse.batches.preview import preview
 
     settings = RunSettings(compute, streaming=streaming, trust_remote_code=trust_remote_code)
     if dry_run:
-        found = preview(jobs, out, settings=settings)
+        found = batches.preview(jobs, out, settings=settings)
     else:
         with _progress(quiet=as_json) as listener:
             found = batches.batch(jobs, out, cluster=cluster, settings=settings, listener=listener)
@@ -145,36 +144,28 @@ def _progress(quiet: bool) -> Iterator[Callable[[Message], None]]:
 
 
 class _View:
-    """What is running, by task: since when, which phase, how far."""
+    """What is running: which phase, how far, since when."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._running: dict[str, tuple[float, str]] = {}
-        self._steps: dict[str, tuple[int, int | None]] = {}
-        self._ended = 0
+        self._bars = steps_bar(TextColumn("{task.fields[phase]}"), TimeElapsedColumn())
+        self._ids: dict[str, TaskID] = {}
 
     def listen(self, message: Message) -> None:
         from streamcollapse.batches.worker import JobEnded, JobEvent, JobStarted
 
         match message:
             case JobStarted(name, _):
-                self._running[name] = (time.perf_counter(), "")
+                self._ids[name] = self._bars.add_task(printable(name), total=None, phase="")
             case JobEnded(outcome):
-                self._running.pop(outcome.name, None)
-                self._ended += 1
+                if outcome.name in self._ids:
+                    self._bars.remove_task(self._ids.pop(outcome.name))
                 self._console.print(_line(outcome))
-            case JobEvent(name, PhaseStarted(phase, total)):
-                since, _ = self._running.get(name, (time.perf_counter(), ""))
-                self._running[name], self._steps[name] = (since, phase), (0, total)
-            case JobEvent(name, LayerDone() | TensorWritten() | DecisionMade()):
-                done, total = self._steps.get(name, (0, None))
-                self._steps[name] = (done + 1, total)
+            case JobEvent(name, PhaseStarted(phase, total)) if name in self._ids:
+                self._bars.update(self._ids[name], completed=0, phase=phase)
+                self._bars.tasks[self._bars.task_ids.index(self._ids[name])].total = total
+            case JobEvent(name, LayerDone() | StepDone() | DecisionMade()) if name in self._ids:
+                self._bars.advance(self._ids[name])
 
-    def __rich__(self) -> Group:
-        lines = []
-        for name, (since, phase) in self._running.items():
-            done, total = self._steps.get(name, (0, None))
-            far = f" {min(100 * done // total, 100)} %" if total else ""
-            elapsed = format_seconds(time.perf_counter() - since)
-            lines.append(Text("running ", "cyan").append(printable(name), "bold").append(f"  {phase}{far}  {elapsed}"))
-        return Group(*lines)
+    def __rich__(self) -> Progress:
+        return self._bars
