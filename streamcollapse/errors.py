@@ -1,22 +1,7 @@
 """The error tree: everything the library raises on purpose.
 
-    StreamCollapseError            what a caller catches; its text is one line that says what, where and what to do
-    ├── CheckpointError            the files of a checkpoint: missing, truncated, contradictory, not readable
-    │   └── NonFiniteError         a weight that is NaN or infinite
-    ├── ModelError                 the model: not a decoder, quantised, its code not trusted, names that do not match
-    ├── PlanError                  a plan that is malformed or belongs to another source
-    ├── JobsError                  a file of jobs: malformed, an unknown setting, two jobs with one result
-    ├── OptionError                a setting outside its range
-    ├── CalibrationError           calibration or evaluation text that cannot be used
-    ├── BudgetError                memory that does not suffice for what was asked
-    ├── DeviceError                a device that is not there, or cannot do what it should
-    │   └── DeviceFailedError      a device that failed while it was used; this process cannot use it any more
-    └── OutputError                where the result should go: exists, inside the source, no space
-
 Mistakes of our own are ``assert`` and never part of this tree.
 """
-
-from __future__ import annotations
 
 
 class StreamCollapseError(Exception):

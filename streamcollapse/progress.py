@@ -1,7 +1,5 @@
 """What the library says while it runs: plain events, sent to whoever listens. Knows nothing of terminals."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

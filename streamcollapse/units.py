@@ -1,7 +1,5 @@
 """Bytes and durations, as people write and read them. Knows nothing of models."""
 
-from __future__ import annotations
-
 import re
 
 from streamcollapse.errors import OptionError

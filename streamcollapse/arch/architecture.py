@@ -1,7 +1,5 @@
 """A checkpoint understood as a decoder: config, skeleton and layout together."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

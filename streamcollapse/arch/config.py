@@ -3,8 +3,6 @@
 Knows which entries speak of layers. Knows nothing of weights.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Tensor names on disk <-> decoder layers: which tensors a layer has and how each of them may be merged."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@ The same rules are applied here, to one layer at a time. transformers 4 has rena
 modules are as stored.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Iterable, Mapping

@@ -7,8 +7,6 @@ is the model's own forward too, with a stack that returns the given hidden state
 Shapes: hidden states are [N samples, T tokens, D model].
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

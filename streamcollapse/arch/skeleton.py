@@ -3,8 +3,6 @@
 No table of architectures: the decoder stack is the ModuleList of ``num_hidden_layers``.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager

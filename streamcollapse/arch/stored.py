@@ -1,7 +1,5 @@
 """A checkpoint's ``config.json`` as it is stored, without transformers: in which precision the weights are."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

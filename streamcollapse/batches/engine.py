@@ -1,7 +1,5 @@
 """What runs chains of tasks: processes on this machine (local.py) or a Ray cluster (on_ray.py)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

@@ -3,8 +3,6 @@
 A process of its own for each worker: what is killed or crashes leaves the others alone, and gives its memory back.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import signal
 import sys

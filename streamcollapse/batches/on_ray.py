@@ -4,8 +4,6 @@ Every machine of a cluster must see the sources and the results under the same p
 processor and the memory that it needs; Ray decides where and when it runs.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import socket

@@ -5,8 +5,6 @@ run         submit, listen, try again where a worker was lost
 report      what came of each task, in batch_report.json, kept up to date
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

@@ -11,8 +11,6 @@ jobs:
     dtype: bfloat16
 """
 
-from __future__ import annotations
-
 import glob
 import itertools
 import os
@@ -27,7 +25,7 @@ from streamcollapse.batches.tasks import Convert, Prune, Task
 from streamcollapse.errors import JobsError, OptionError
 from streamcollapse.searches.registry import OWNED, complete, strategy_of
 from streamcollapse.settings.declared import Declared, declared, make, unknown
-from streamcollapse.settings.run import COMPUTE_DTYPES, SAMPLES, Calibration, Compute, Output
+from streamcollapse.settings.run import COMPUTE_DTYPES, SAMPLES, Calibration, Compute, Output, RunSettings
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.index import is_hub_id
 
@@ -36,8 +34,7 @@ _MOST_BYTES = 1_000_000
 _SETTINGS: dict[str, Declared] = {
     **declared(SearchOptions),
     **declared(Calibration),
-    **{key: one for key, one in declared(Compute).items() if key == "compute_dtype"},
-    **{key: one for key, one in declared(Output).items() if key == "max_shard_size"},
+    **{key: one for key, one in declared(RunSettings).items() if key in ("compute_dtype", "max_shard_size")},
 }
 _LETTERS = {one.said.letter: key for key, one in _SETTINGS.items() if one.said.letter}
 _OF_PRUNE = _SETTINGS.keys()

@@ -1,7 +1,5 @@
 """What a batch consists of: one task for each source and setting, and which tasks go well together."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What a worker does with a chain of tasks: each is done, or found done already, or fails alone."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -1,7 +1,5 @@
 """The command ``streamcollapse``."""
 
-from __future__ import annotations
-
 import os
 
 # Threads that wait for work sleep instead of spinning. Before torch is imported, which reads it once: spinning threads

@@ -1,7 +1,5 @@
 """Memory over time: a line of blocks in the terminal, a picture with matplotlib where that is installed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path

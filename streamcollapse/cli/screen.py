@@ -1,7 +1,5 @@
 """What a person sees: the stack as a strip of cells, one-line errors, live progress. A skin: decides nothing."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

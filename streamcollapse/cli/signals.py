@@ -1,7 +1,5 @@
 """Signals that end a run: cleaned up after, in one line, and at once if they are sent again."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

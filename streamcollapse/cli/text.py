@@ -1,7 +1,5 @@
 """Plain lines on standard output."""
 
-from __future__ import annotations
-
 import re
 import sys
 from functools import cache
@@ -14,16 +12,7 @@ from streamcollapse.settings import run
 from streamcollapse.settings.declared import declared
 from streamcollapse.settings.search import SearchOptions
 
-_GROUPS = (
-    SearchOptions,
-    run.Compute,
-    run.Calibration,
-    run.Streaming,
-    run.Output,
-    run.EvaluationText,
-    run.BenchConditions,
-    run.Cluster,
-)
+_GROUPS = (SearchOptions, run.RunSettings, run.EvaluationText, run.BenchConditions, run.Cluster)
 _OF_VERBS = {"out", "plan"}  # options that are no settings
 _SETTING = re.compile(r"`([a-z_]+)(?:=(\w+))?`")
 _WIDE = 10_000  # columns

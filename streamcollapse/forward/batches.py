@@ -1,7 +1,5 @@
 """Samples of token ids, put together into calls of the model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """How much layers do, from the hidden states between them."""
 
-from __future__ import annotations
-
 import math
 
 import torch

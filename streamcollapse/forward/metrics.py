@@ -4,8 +4,6 @@ Shapes: hidden states are [N samples, T tokens, D]; row n counts its first ``len
 where a state is not finite, or where there is nothing to compare.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -3,8 +3,6 @@
 Shapes: hidden states are [N samples, T tokens, D model] in the compute dtype, on the compute device.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

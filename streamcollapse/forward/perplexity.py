@@ -3,8 +3,6 @@
 Knows token ids, not tokenizers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

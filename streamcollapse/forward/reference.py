@@ -4,8 +4,6 @@ Boundary i (0-based) is the point before source layer i. Algorithm 1 only moves 
 model is always the original, and the candidate starts from the boundary there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ that the writer would write, so what comes of it is bit for bit the same whoever
 the same way up to some layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Write the checkpoint that a plan describes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The real job on a checkpoint, measured: what each phase took, against what this machine's disk and bus can do."""
 
-from __future__ import annotations
-
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,8 +1,6 @@
 """A checkpoint written anew: as safetensors, in another precision, in shards of another size. Streamed, and without
 looking at the model: any checkpoint will do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a checkpoint is and what pruning it would need, from its headers alone."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any

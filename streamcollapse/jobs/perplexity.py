@@ -1,7 +1,5 @@
 """Perplexity of a checkpoint on a text, with weights streamed."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Plans without a search: made by hand for a source, or put together from two."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Every check of a job before a weight is read. What --dry-run prints is what the run then executes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any

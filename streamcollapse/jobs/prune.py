@@ -6,8 +6,6 @@ search      propose merges, run each from the boundary below, keep what stays si
 write       stream the merged tensors into a new checkpoint
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from streamcollapse.jobs.apply import Pruned, finished, write_pruned

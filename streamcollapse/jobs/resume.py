@@ -1,7 +1,5 @@
 """Goes on with a run that was broken off, from what its work directory holds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from streamcollapse.jobs.apply import Pruned, apply

@@ -1,7 +1,5 @@
 """Find the plan of a pruned model, and write no weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from streamcollapse.jobs.prepare import Prepared, prepare_search

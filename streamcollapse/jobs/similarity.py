@@ -1,7 +1,5 @@
 """How alike the layers of a model are: their weights, what they do to hidden states, and every merge of neighbours."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass

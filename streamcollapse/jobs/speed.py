@@ -1,7 +1,5 @@
 """Memory and generation speed of a checkpoint, loaded the ordinary way: the paper's Table 5, for any model."""
 
-from __future__ import annotations
-
 import multiprocessing
 import statistics
 import time

@@ -1,7 +1,5 @@
 """Is a checkpoint what it should be? Its files among themselves, and a pruned one against its source, bit by bit."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path

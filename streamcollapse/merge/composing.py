@@ -1,7 +1,5 @@
 """Plans made by hand, and of other plans. Pure, like the plans themselves."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Plans in the words of another tool: a configuration by which mergekit builds the same model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

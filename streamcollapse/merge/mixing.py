@@ -3,8 +3,6 @@
 Elementwise, so the result does not depend on the size of the pieces. Pure: never writes into an argument but ``out``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

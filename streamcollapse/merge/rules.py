@@ -4,8 +4,6 @@ A mix says which linear combination of **source** layers a layer is. Because eve
 a merge of merged layers is again a mix of source layers, however often layers collapse onto each other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 Mix = Mapping[int, float]  # source layer (0-based) -> coefficient, none of them zero

@@ -1,7 +1,5 @@
 """The model card (README.md) of a pruned checkpoint."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

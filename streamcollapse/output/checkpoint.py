@@ -1,7 +1,5 @@
 """A pruned checkpoint directory, whole: shards, index, config, companion files, plan, report, card."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The small files of a checkpoint that a pruned one keeps: tokenizer, generation settings, licence, trusted code."""
 
-from __future__ import annotations
-
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``streamcollapse_report.json``: what a run did and what it cost."""
 
-from __future__ import annotations
-
 import json
 import platform
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """How much memory there is: of the machine, of the control group that this process is in, of a CUDA device."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

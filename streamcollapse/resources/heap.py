@@ -7,8 +7,6 @@ mapping each of them anew costs a page fault for every 4 KiB of every activation
 the measurements).
 """
 
-from __future__ import annotations
-
 import ctypes
 import platform
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Time, bytes and memory per phase of a run, measured while it runs."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

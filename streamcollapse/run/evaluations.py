@@ -1,7 +1,5 @@
 """Evaluated candidates by what they are: for one run, or in a journal for another one as well."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass

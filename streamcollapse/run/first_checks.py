@@ -4,8 +4,6 @@ Imports nothing heavy, so that a mistake in a path is told within a second. Ever
 (jobs/prepare.py); the command line does so before it imports what computes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -5,8 +5,6 @@ read. What is then left goes to hidden states kept in memory instead of on the d
 to layers that stay resident, in this order: the first two cost little, the last can take everything.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 

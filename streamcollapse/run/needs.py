@@ -1,7 +1,5 @@
 """What a run needs in memory, from headers and samples alone. How a budget is spent on it: memory_plan.py."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

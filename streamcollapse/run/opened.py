@@ -1,7 +1,5 @@
 """What every job on a checkpoint opens: the checkpoint, of which only headers are read, and the run with its stream."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

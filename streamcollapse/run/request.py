@@ -1,7 +1,5 @@
 """A job as it was asked for: what of it makes a difference to the result, and how to ask for it again."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

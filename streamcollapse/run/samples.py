@@ -1,7 +1,5 @@
 """Calibration and evaluation text: read, tokenised as the model's tokenizer does it, and told apart by a digest."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 """The reference pass of a run: an earlier run's, where the work directory has it, or made now and saved there; and what
 tells whether two runs can share one."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -11,8 +11,6 @@ Evaluations do not depend on threshold, rule, C or I, so a search with other set
 and shards belong to one run: those behind the last record that says which.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

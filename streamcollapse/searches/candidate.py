@@ -1,7 +1,5 @@
 """A candidate: a merge to be tested, and the stack it leaves. Without tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

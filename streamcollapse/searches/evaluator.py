@@ -1,7 +1,5 @@
 """Evaluated candidates: remembered by what they are, found by sweeps over the weights. Knows no strategy."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -4,8 +4,6 @@ Each evaluation branches into accept and reject. A sweep reads the weights once 
 pays to evaluate those that may be needed next as well. Speculation never changes a result, only what is read.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A strategy is found where it is: every module of search/strategies/, and what in
 point ``streamcollapse.strategies``. Listing them needs no torch.
 """
 
-from __future__ import annotations
-
 import pkgutil
 from functools import cache
 from importlib import import_module

@@ -1,7 +1,5 @@
 """From the settings of a search to what they mean for one model, before a weight is read."""
 
-from __future__ import annotations
-
 from streamcollapse.arch import architecture as likeness
 from streamcollapse.errors import ModelError
 from streamcollapse.merge.view import mismatch

@@ -19,6 +19,7 @@ from streamcollapse.settings.search import SearchOptions
 
 if TYPE_CHECKING:  # what follows needs torch; listing strategies does not
     from streamcollapse.forward.reference import Reference
+    from streamcollapse.run.evaluations import Evaluation
     from streamcollapse.run.opened import Run
     from streamcollapse.run.work_directory import TemporaryWork
     from streamcollapse.searches.evaluator import Evaluator
@@ -178,6 +179,17 @@ def method_line(strategy: Strategy, options: SearchOptions) -> str:
     said += [f"rule {options.rule}"] if strategy.uses("rule", options) else []
     said += [f"metric {options.metric}"] if strategy.uses("metric", options) else []
     return ", ".join(said + ["then scales"] * options.rescale)
+
+
+def competition(
+    taken: Candidate, candidates: Sequence[Candidate], evaluations: Sequence[Evaluation], options: SearchOptions
+) -> tuple[str | None, dict[str, float | None] | None]:
+    """Where rules compete, the one of ``taken``, and how similar each of them is at its place alone."""
+    if len(options.variants) == 1:
+        return None, None
+    pairs = zip(candidates, evaluations, strict=True)
+    there = {label: e.similarity for c, e in pairs if c.pointer == taken.pointer for label in c.rules}
+    return taken.rule, {v.label: there[v.label] for v in options.variants if v.label in there}
 
 
 def cells(layers: Sequence[PlanLayer], num_layers: int) -> tuple[int, ...]:

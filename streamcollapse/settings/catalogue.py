@@ -3,8 +3,6 @@
 Strategies are objects of their own (search/strategies/).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 RULES = {

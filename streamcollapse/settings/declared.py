@@ -5,8 +5,6 @@ is said that is no value. The command line, files of jobs, plans, saved requests
 declarations. Imports nothing heavy, so that --help is quick.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import operator
@@ -51,12 +49,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Declared:
-    """A setting with everything that its declaration says; ``kind`` is its type without None, ``least`` and ``most``
-    the bounds that belong to its range, ``choices`` the values there are, where they are few."""
+    """A setting of the class ``owner`` with everything that its declaration says; ``kind`` is its type without None,
+    ``least`` and ``most`` the bounds that belong to its range, ``choices`` the values there are, where they are few."""
 
+    owner: Any
     name: str
     key: str
-    panel: Panel
     kind: Any
     default: Any
     said: Setting
@@ -117,15 +115,25 @@ def _checked(cls: type[Made], panel: Panel) -> type[Made]:
 
 
 def declared(cls: type) -> dict[str, Declared]:
-    """The settings that ``cls`` declares, by the names users know, in order."""
+    """The settings that ``cls`` declares, and those of the classes of settings that it has, by the names users know."""
     return _all_declared(cls)
 
 
 @cache
 def _all_declared(cls: Any) -> dict[str, Declared]:
     hints = get_type_hints(cls, include_extras=True)
-    found = [_declared(cls, field, hints[field.name]) for field in dataclasses.fields(cls)]
-    return {one.key: one for one in found if one is not None}
+    found: dict[str, Declared] = {}
+    for field in dataclasses.fields(cls):
+        if is_group(hints[field.name]):
+            found |= declared(hints[field.name])
+        elif (one := _declared(cls, field, hints[field.name])) is not None:
+            found[one.key] = one
+    return found
+
+
+def is_group(kind: Any) -> bool:
+    """Whether ``kind`` is a class of settings."""
+    return isinstance(kind, type) and hasattr(kind, "panel")
 
 
 def _declared(cls: Any, field: dataclasses.Field[Any], hint: Any) -> Declared | None:
@@ -139,12 +147,15 @@ def _declared(cls: Any, field: dataclasses.Field[Any], hint: Any) -> Declared | 
     most = next((note.le for note in bounds if getattr(note, "le", None) is not None), None)
     choices = next((note.choices for note in notes if isinstance(note, OneOf)), ())
     kind = str if any(isinstance(note, FromText) for note in notes) else _plain(hint)
-    return Declared(field.name, said.key or field.name, cls.panel, kind, default, said, least, most, choices)
+    return Declared(cls, field.name, said.key or field.name, kind, default, said, least, most, choices)
 
 
 def make(cls: type[Made], chosen: Mapping[str, Any]) -> Made:
-    """A ``cls`` of those of ``chosen`` that are its own, by the names users know."""
-    return cls(**{one.name: chosen[key] for key, one in declared(cls).items() if key in chosen})
+    """A ``cls``, with the classes of settings that it has, of those of ``chosen`` that are their own, by the names
+    users know."""
+    groups = {name: hint for name, hint in get_type_hints(cls).items() if is_group(hint)}
+    own = {one.name: chosen[key] for key, one in declared(cls).items() if one.owner is cls and key in chosen}
+    return cls(**own, **{name: make(group, chosen) for name, group in groups.items()})
 
 
 def _notes(hint: Any) -> Iterable[Any]:

@@ -1,7 +1,5 @@
 """What a user may set besides the method: where it computes, on which samples, how weights stream, what is written."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import field
 from pathlib import Path
@@ -189,11 +187,10 @@ class Cluster:
 
 @settings("The run")
 class RunSettings:
-    """Everything that may be set about a run besides its method. ``trust_remote_code``: run Python code that comes with
-    the checkpoint."""
+    """Everything that may be set about a run besides its method."""
 
     compute: Compute = field(default_factory=Compute)
     calibration: Calibration = field(default_factory=Calibration)
     streaming: Streaming = field(default_factory=Streaming)
     output: Output = field(default_factory=Output)
-    trust_remote_code: bool = False
+    trust_remote_code: Annotated[bool, Setting("Run Python code that comes with the checkpoint.")] = False

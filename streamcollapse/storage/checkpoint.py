@@ -3,8 +3,6 @@
 Knows shards, names and bytes. Knows nothing of decoder layers, configs or devices' speed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """Writing to a disk that may be full: errors in one line, space asked for beforehand, small files whole or not at
 all."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Where tensors lie in files, and in which pieces they are best read: by (file, offset), neighbours together."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What tells one checkpoint from another without reading it whole (docs/decisions/0002-fingerprint.md)."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ then the data, which the tensors cover without gap or overlap. We parse it ourse
 ``safetensors`` package because reads are planned by byte offset; the tests hold both parsers to the same verdicts.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import struct

@@ -1,8 +1,6 @@
 """Checkpoints on the Hugging Face Hub: ``org/name`` or ``org/name@revision``. What is needed of one is fetched into the
 Hub's own cache, where other tools find it too."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

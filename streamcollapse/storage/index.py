@@ -1,8 +1,6 @@
 """What a source is, a directory or an id on the Hub, and which shards a directory has: a single file, or an index that
 maps names to shards."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

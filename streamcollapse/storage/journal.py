@@ -3,8 +3,6 @@
 A process that is killed leaves at most a torn last line, which is dropped when the file is read again.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence

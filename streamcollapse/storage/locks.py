@@ -11,8 +11,6 @@ has the file open for writing: there is no lease then, and nothing else changes.
 back, and need not be.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -4,8 +4,6 @@ The kernel is called through ctypes, which lets other threads run meanwhile; the
 not.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import mmap

@@ -5,8 +5,6 @@ function it gets the name, and where it calls one, a record of the call. Knows n
 ``torch.load``: docs/decisions/0013-pickles.md.
 """
 
-from __future__ import annotations
-
 import pickletools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field

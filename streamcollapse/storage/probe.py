@@ -4,8 +4,6 @@ What was read for a measurement was not in the page cache and is dropped from it
 ahead.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 

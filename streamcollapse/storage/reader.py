@@ -1,8 +1,6 @@
 """Reads extents of files into memory that the caller owns: several requests in flight, through or past the page
 cache."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import mmap

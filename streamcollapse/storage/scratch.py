@@ -1,7 +1,5 @@
 """Where tensors that a run makes are kept: in memory, or in files of a directory, whose pages the system can drop."""
 
-from __future__ import annotations
-
 import math
 import os
 from pathlib import Path

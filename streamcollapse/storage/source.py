@@ -4,8 +4,6 @@ A checkpoint is a TensorSource, a plan over a checkpoint is one; the streamed fo
 consume one. Tests and benchmarks wrap it to count, slow down or break reads. Knows nothing of decoder layers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

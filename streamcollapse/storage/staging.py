@@ -1,7 +1,5 @@
 """An output directory that appears whole or not at all: filled beside its place, then renamed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

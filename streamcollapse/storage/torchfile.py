@@ -5,8 +5,6 @@ a sequence of pickles followed by the storages. Either way a pickle says which t
 (pickles.py), and the tensors are then used in place, like those of a safetensors file.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import struct

@@ -4,8 +4,6 @@ Names, shapes and dtypes are known in advance, so each shard's header goes first
 (a full disk is found before any work), and tensors stream through one at a time. Memory: one tensor.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """What a pass over the weights reads, in which pieces and for how long each is needed. Pure: no bytes are touched."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Everything about CUDA streams, events and pinned memory is here. Tests put a sta
 slow, late or fail.
 """
 
-from __future__ import annotations
-
 import contextlib
 import mmap
 import time

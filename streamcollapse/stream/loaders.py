@@ -6,8 +6,6 @@ ReadLoader     reads into blocks of memory, through or past the page cache
 DeviceLoader   reads into pinned blocks and copies them to device blocks on the side
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """Blocks of memory that weights pass through in turn: the slot of the layer that runs, and the ring of those that come.
 
-A layer slot is allocated once, at the size of the largest layer, so that a pass over the model neither grows nor fragments memory and
-no page is faulted in twice. Handed out as a lease: while a layer's weights are in use the slot cannot be filled again.
+A layer slot is allocated once, at the size of the largest layer, so that a pass over the model neither grows nor
+fragments memory and no page is faulted in twice. It is handed out as a lease: while a layer's weights are in use it
+cannot be filled again.
 
 A ring hands out equal blocks as leases that cannot outlive the data in them. A block goes back with a **ticket**: work
 that may still be using it (a copy on its way, a computation that was issued). Whoever takes the block next waits for

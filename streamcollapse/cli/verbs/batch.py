@@ -15,12 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from streamcollapse.cli import options as o
-from streamcollapse.cli.derived import Only, grouped
 from streamcollapse.cli.screen import print_json, steps_bar
 from streamcollapse.cli.text import plain_console, said
 from streamcollapse.errors import printable
 from streamcollapse.progress import DecisionMade, LayerDone, PhaseStarted, StepDone
-from streamcollapse.settings.run import Cluster, Compute, RunSettings, Streaming
+from streamcollapse.settings.run import Cluster, RunSettings
 from streamcollapse.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -40,16 +39,18 @@ Out = Annotated[
 ]
 
 
-@grouped
+# the others differ from job to job, and are said in the file
+_SETTINGS = ("device", "prefetch", "io", "ram_budget", "vram_budget", "work_dir", "trust_remote_code")
+
+
+@o.grouped
 def batch(
     jobs: JobsFile,
     cluster: Cluster,
-    compute: Annotated[Compute, Only(("device",))],
-    streaming: Annotated[Streaming, Only(("prefetch", "io", "ram_budget", "vram_budget", "work_dir"))],
+    settings: Annotated[RunSettings, o.Only(_SETTINGS)],
     out: Out = None,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
-    trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Prune and convert many checkpoints: every source in JOBS with each of its settings. What is finished already is
     left as it is. Budgets are those of one worker."""
@@ -58,7 +59,6 @@ def batch(
     read_jobs(jobs)  # a mistake in it is told before seconds go into imports
     from streamcollapse.batches import run as batches
 
-    settings = RunSettings(compute, streaming=streaming, trust_remote_code=trust_remote_code)
     if dry_run:
         found = batches.preview(jobs, out, settings=settings)
     else:

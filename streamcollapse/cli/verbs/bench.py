@@ -1,17 +1,14 @@
 """The verb bench."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from streamcollapse.cli import options as o
-from streamcollapse.cli.derived import grouped
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.run.first_checks import check_source
-from streamcollapse.settings.run import BenchConditions, Calibration, Compute, RunSettings, Streaming
+from streamcollapse.settings.run import BenchConditions
 from streamcollapse.settings.search import SearchOptions
 
 Plot = Annotated[
@@ -26,17 +23,14 @@ Plot = Annotated[
 ]
 
 
-@grouped
+@o.grouped
 def bench(
     source: o.Source,
     method: SearchOptions,
-    samples: Calibration,
-    compute: Compute,
-    streaming: Streaming,
+    settings: o.Searching,
     conditions: BenchConditions,
     plot: Plot = None,
     as_json: o.Json = False,
-    trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Prune SOURCE into a directory that is removed again, and say what each phase took against what the disk can
     do."""
@@ -46,7 +40,6 @@ def bench(
 
     if plot is not None:
         plots.check_plot(plot)
-    settings = RunSettings(compute, samples, streaming, trust_remote_code=trust_remote_code)
     with live_progress(quiet=as_json) as listener:
         found = run(source, method, conditions=conditions, settings=settings, listener=listener)
     if plot is not None:

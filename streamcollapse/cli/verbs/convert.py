@@ -9,7 +9,6 @@ import typer
 from rich.text import Text
 
 from streamcollapse.cli import options as o
-from streamcollapse.cli.derived import grouped
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.cli.tables import memory_line
 from streamcollapse.cli.text import lines_of, plain_console
@@ -35,7 +34,7 @@ Dtype = Annotated[
 ]
 
 
-@grouped
+@o.grouped
 def convert(
     source: o.Source,
     out: ConvertedOut,

@@ -1,7 +1,5 @@
 """The demo: the whole job on a small trained model that ships with the package."""
 
-from __future__ import annotations
-
 import json
 from importlib import resources
 from pathlib import Path
@@ -10,7 +8,6 @@ from typing import Annotated
 import typer
 
 from streamcollapse.cli import options as o
-from streamcollapse.cli.derived import grouped
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.settings.run import Compute, Output, RunSettings
 from streamcollapse.settings.search import SearchOptions
@@ -34,7 +31,7 @@ def _is_demo(report: Path) -> bool:
         return False
 
 
-@grouped
+@o.grouped
 def demo(compute: Compute, out: DemoOut = Path("streamcollapse-demo"), as_json: o.Json = False) -> None:
     """Prune the small trained model that ships with the package (C=4, I=1, T=0.9) and compare perplexities."""
     with resources.as_file(resources.files("streamcollapse.data")) as data:

@@ -1,17 +1,14 @@
 """The verb perplexity."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from streamcollapse.cli import options as o
-from streamcollapse.cli.derived import grouped
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.run.first_checks import check_source
-from streamcollapse.settings.run import Compute, EvaluationText, RunSettings
+from streamcollapse.settings.run import EvaluationText
 
 ScoredPlan = Annotated[
     Path | None,
@@ -25,14 +22,9 @@ ScoredPlan = Annotated[
 ]
 
 
-@grouped
+@o.grouped
 def perplexity(
-    model: o.Model,
-    text: EvaluationText,
-    compute: Compute,
-    plan: ScoredPlan = None,
-    as_json: o.Json = False,
-    trust_remote_code: o.TrustRemoteCode = False,
+    model: o.Model, text: EvaluationText, settings: o.Computing, plan: ScoredPlan = None, as_json: o.Json = False
 ) -> None:
     """Perplexity of MODEL on a text, with weights streamed; with --plan of what PLAN makes of it, unwritten."""
     check_source(model)
@@ -41,7 +33,6 @@ def perplexity(
     from streamcollapse.merge.plan import Plan
 
     parsed = None if plan is None else Plan.load(plan)
-    settings = RunSettings(compute, trust_remote_code=trust_remote_code)
     with live_progress(quiet=as_json) as listener:
         score = run(model, text, plan=parsed, settings=settings, listener=listener)
     print_json(tables.score_json(score)) if as_json else tables.show_score(score, model)

@@ -1,15 +1,12 @@
 """The verbs that make plans without a search."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from streamcollapse.cli import options as o
-from streamcollapse.cli.derived import Only, grouped
-from streamcollapse.cli.screen import one_line_errors, print_json
+from streamcollapse.cli.screen import print_json
 from streamcollapse.settings.search import SearchOptions
 
 plan = typer.Typer(
@@ -21,11 +18,12 @@ PlanFile = Annotated[Path, typer.Argument(readable=False, metavar="PLAN")]
 
 
 @plan.command()
-@grouped
+@o.grouped
 def make(
     source: o.Source,
     to: Target,
-    method: Annotated[SearchOptions, Only(("merge_norms",))],
+    method: Annotated[SearchOptions, o.Only(("merge_norms",))],
+    settings: o.Trust,
     drop: Annotated[
         str | None,
         typer.Option(
@@ -46,7 +44,6 @@ def make(
     ] = None,
     overwrite: o.OverwriteFile = False,
     as_json: o.Json = False,
-    trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Write a plan for SOURCE by hand, such as a published list of layers."""
     from streamcollapse.cli.plans import show_plan
@@ -54,44 +51,45 @@ def make(
     from streamcollapse.run.first_checks import check_plan_path
 
     check_plan_path(to, overwrite)
-    made = make_plan(source, drop, merge or (), merge_norms=method.merge_norms, trust_remote_code=trust_remote_code)
+    trusted = settings.trust_remote_code
+    made = make_plan(source, drop, merge or (), merge_norms=method.merge_norms, trust_remote_code=trusted)
     made.save(to)
     print_json(made.to_json()) if as_json else show_plan(made, to)
 
 
 @plan.command()
+@o.grouped
 def compose(
     first: PlanFile, second: PlanFile, to: Target, overwrite: o.OverwriteFile = False, as_json: o.Json = False
 ) -> None:
     """Write one plan against the source of the first PLAN, for what the second makes of its result."""
-    with one_line_errors():
-        from streamcollapse.cli.plans import show_plan
-        from streamcollapse.jobs.planning import compose_plans
-        from streamcollapse.run.first_checks import check_plan_path
+    from streamcollapse.cli.plans import show_plan
+    from streamcollapse.jobs.planning import compose_plans
+    from streamcollapse.run.first_checks import check_plan_path
 
-        check_plan_path(to, overwrite)
-        made = compose_plans(first, second)
-        made.save(to)
-        print_json(made.to_json()) if as_json else show_plan(made, to)
+    check_plan_path(to, overwrite)
+    made = compose_plans(first, second)
+    made.save(to)
+    print_json(made.to_json()) if as_json else show_plan(made, to)
 
 
 @plan.command()
+@o.grouped
 def export(
     source: o.Source,
     made: Annotated[Path, typer.Argument(readable=False, metavar="PLAN", help="Plan of this source.")],
     out: Annotated[Path, typer.Option("--out", readable=False, metavar="FILE", help="Where to write it.")],
+    settings: o.Trust,
     to: Annotated[str, typer.Option("--to", metavar="mergekit", help="The tool to write it for.")] = "mergekit",
     overwrite: o.OverwriteFile = False,
     as_json: o.Json = False,
-    trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Write PLAN in the words of another tool, which then builds the same model of SOURCE."""
-    with one_line_errors():
-        from streamcollapse.jobs.planning import export_plan
-        from streamcollapse.merge.plan import Plan
-        from streamcollapse.run.first_checks import check_plan_path
-        from streamcollapse.storage.disk import write_whole
+    from streamcollapse.jobs.planning import export_plan
+    from streamcollapse.merge.plan import Plan
+    from streamcollapse.run.first_checks import check_plan_path
+    from streamcollapse.storage.disk import write_whole
 
-        check_plan_path(out, overwrite, "out")
-        write_whole(out, export_plan(source, Plan.load(made), to, trust_remote_code=trust_remote_code))
-        print_json({"out": str(out)}) if as_json else print(f"{out}: mergekit-yaml {out} DIR builds the model")
+    check_plan_path(out, overwrite, "out")
+    write_whole(out, export_plan(source, Plan.load(made), to, trust_remote_code=settings.trust_remote_code))
+    print_json({"out": str(out)}) if as_json else print(f"{out}: mergekit-yaml {out} DIR builds the model")

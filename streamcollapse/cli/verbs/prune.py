@@ -1,36 +1,28 @@
 """The verb prune."""
 
-from __future__ import annotations
-
 from streamcollapse.cli import options as o
-from streamcollapse.cli.derived import grouped
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.run.first_checks import check_out, check_source
-from streamcollapse.settings.run import Calibration, Compute, Output, RunSettings, Streaming
+from streamcollapse.settings.run import RunSettings
 from streamcollapse.settings.search import SearchOptions
 
 
-@grouped
+@o.grouped
 def prune(
     source: o.Source,
     out: o.Out,
     method: SearchOptions,
-    samples: Calibration,
-    compute: Compute,
-    streaming: Streaming,
-    output: Output,
+    settings: RunSettings,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
-    trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Prune SOURCE by layer collapse into the new directory DIR: reference pass, search, write."""
     check_source(source)
-    check_out(source, out, streaming, output)
+    check_out(source, out, settings.streaming, settings.output)
     from streamcollapse.cli import tables
     from streamcollapse.jobs.prepare import prepare_prune
     from streamcollapse.jobs.prune import run_prune
 
-    settings = RunSettings(compute, samples, streaming, output, trust_remote_code)
     with live_progress(quiet=as_json or dry_run) as listener:
         prepared = prepare_prune(source, out, method, settings, listener)
         pruned = None if dry_run else run_prune(prepared)

@@ -1,27 +1,23 @@
 """The verb search."""
 
-from __future__ import annotations
+from dataclasses import replace
 
 from streamcollapse.cli import options as o
-from streamcollapse.cli.derived import grouped
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.run.first_checks import check_plan_path, check_source
-from streamcollapse.settings.run import Calibration, Compute, Output, RunSettings, Streaming
+from streamcollapse.settings.run import Output
 from streamcollapse.settings.search import SearchOptions
 
 
-@grouped
+@o.grouped
 def search(
     source: o.Source,
     plan: o.PlanOut,
     method: SearchOptions,
-    samples: Calibration,
-    compute: Compute,
-    streaming: Streaming,
+    settings: o.Searching,
     overwrite: o.OverwriteFile = False,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
-    trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Search SOURCE for merges and write the plan; no weights are written."""
     check_source(source)
@@ -30,7 +26,7 @@ def search(
     from streamcollapse.jobs.prepare import prepare_search
     from streamcollapse.jobs.search import run_search
 
-    settings = RunSettings(compute, samples, streaming, Output(overwrite=overwrite), trust_remote_code)
+    settings = replace(settings, output=Output(overwrite=overwrite))
     with live_progress(quiet=as_json or dry_run) as listener:
         prepared = prepare_search(source, method, settings, plan, listener)
         found = None if dry_run else run_search(prepared)

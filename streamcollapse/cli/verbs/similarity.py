@@ -10,13 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from streamcollapse.cli import options as o
-from streamcollapse.cli.derived import Only, grouped
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.cli.text import lines_of, plain_console
 from streamcollapse.errors import OutputError
 from streamcollapse.run.first_checks import check_source
 from streamcollapse.settings.catalogue import BEST
-from streamcollapse.settings.run import Calibration, Compute, RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
 
 if TYPE_CHECKING:
@@ -35,20 +33,17 @@ MetricName = Annotated[str, typer.Option("--metric", help="What similarity is, a
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over the figures and pictures that are in DIR.")]
 
 
-@grouped
+@o.grouped
 def similarity(
     source: o.Source,
     out: Folder,
-    samples: Calibration,
-    compute: Compute,
-    streaming: Streaming,
-    method: Annotated[SearchOptions, Only(("rdsc_scale", "merge_norms"))],
+    settings: o.Searching,
+    method: Annotated[SearchOptions, o.Only(("rdsc_scale", "merge_norms"))],
     layers_per_merge: Largest = 4,
     rule: Rules = BEST,
     metric: MetricName = "cosine",
     overwrite: Overwrite = False,
     as_json: o.Json = False,
-    trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Say how alike the layers of SOURCE are: their weights, their hidden states, and every merge of 2 to C of them."""
     check_source(source)
@@ -61,7 +56,6 @@ def similarity(
     if overwrite and out.exists() and not (out / SIMILARITY_FILE).is_file():
         raise OutputError(f"{out}: holds no {SIMILARITY_FILE}; choose another --out")
     method = method.but(layers_per_merge=layers_per_merge, rule=rule, metric=metric)
-    settings = RunSettings(compute, samples, streaming, trust_remote_code=trust_remote_code)
     with live_progress(quiet=as_json) as listener:
         found = run(source, method, settings=settings, listener=listener)
     try:

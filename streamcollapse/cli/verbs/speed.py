@@ -1,17 +1,13 @@
 """The verb speed."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 
 import typer
 
 from streamcollapse.cli import options as o
-from streamcollapse.cli.derived import grouped
 from streamcollapse.cli.screen import print_json
 from streamcollapse.run.first_checks import check_source
-from streamcollapse.settings.run import Compute, RunSettings
 
 Against = Annotated[
     str | None, typer.Option("--against", metavar="SOURCE", help="Another checkpoint, to compare.", show_default="none")
@@ -20,15 +16,14 @@ NewTokens = Annotated[int, typer.Option("--new-tokens", help="Tokens to generate
 Repeat = Annotated[int, typer.Option("--repeat", help="Measured runs; the median counts.")]
 
 
-@grouped
+@o.grouped
 def speed(
     directory: Annotated[str, typer.Argument(metavar="DIR", help=o.CHECKPOINT)],
-    compute: Compute,
+    settings: o.Computing,
     against: Against = None,
     new_tokens: NewTokens = 64,
     repeat: Repeat = 3,
     as_json: o.Json = False,
-    trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Memory and generated tokens per second of DIR, loaded as a whole; beside those of SOURCE with --against."""
     for path in (directory, against):
@@ -39,7 +34,6 @@ def speed(
     from streamcollapse.jobs.speed import speed as run
     from streamcollapse.jobs.speed import speed_apart
 
-    settings = RunSettings(compute, trust_remote_code=trust_remote_code)
     paths = [directory] if against is None else [directory, against]
     if against is None:
         found = [run(directory, new_tokens=new_tokens, repeat=repeat, settings=settings)]

@@ -1,7 +1,5 @@
 """The verb strategies."""
 
-from __future__ import annotations
-
 from streamcollapse.cli import options as o
 from streamcollapse.cli.screen import print_json
 

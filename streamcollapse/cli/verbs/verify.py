@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from streamcollapse.cli import options as o
-from streamcollapse.cli.screen import live_progress, one_line_errors, print_json
+from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.cli.text import lines_of, plain_console
 from streamcollapse.units import format_bytes
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from streamcollapse.jobs.verify import Verification
 
 
+@o.grouped
 def verify(
     directory: Annotated[str, typer.Argument(metavar="DIR", help=o.CHECKPOINT)],
+    settings: o.Trust,
     source: Annotated[
         str | None,
         typer.Option("--source", metavar="SOURCE", help="What DIR was pruned from.", show_default="not compared"),
     ] = None,
     as_json: o.Json = False,
-    trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Check the files of DIR: index, shapes, digests, every weight; with --source, that it is what its plan makes of
     it, bit by bit."""
-    with one_line_errors():
-        from streamcollapse.jobs.verify import verify as run
+    from streamcollapse.jobs.verify import verify as run
 
-        with live_progress(quiet=as_json) as listener:
-            found = run(directory, source, trust_remote_code=trust_remote_code, listener=listener)
-        print_json(found.to_json()) if as_json else show_verification(found)
+    with live_progress(quiet=as_json) as listener:
+        found = run(directory, source, trust_remote_code=settings.trust_remote_code, listener=listener)
+    print_json(found.to_json()) if as_json else show_verification(found)
 
 
 def show_verification(found: Verification) -> None:

@@ -1,7 +1,5 @@
 """The block of neighbouring layers between whose ends the last token turns least is dropped (Gromov et al., 2024)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from streamcollapse.merge.plan import Decision, PlanLayer, original_layers

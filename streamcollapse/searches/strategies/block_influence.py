@@ -1,7 +1,5 @@
 """The layers that change their input least are dropped (ShortGPT)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from streamcollapse.merge.plan import Decision, original_layers

@@ -16,11 +16,18 @@ from typing import TYPE_CHECKING
 from streamcollapse.merge.plan import Decision, LayerKey, PlanLayer, collapse, original_layers
 from streamcollapse.progress import CandidateStarted
 from streamcollapse.searches.candidate import Candidate, Target
-from streamcollapse.searches.strategy import SearchContext, SearchResult, SearchSpace, Strategy, fewest_layers
+from streamcollapse.searches.strategy import (
+    SearchContext,
+    SearchResult,
+    SearchSpace,
+    Strategy,
+    competition,
+    fewest_layers,
+)
 from streamcollapse.settings.search import SearchOptions
 
 if TYPE_CHECKING:
-    from streamcollapse.run.evaluations import Evaluation
+    pass
 
 
 class Greedy(Strategy):
@@ -83,7 +90,7 @@ class Greedy(Strategy):
             taken = good.index(False) if False in good else len(good)
             told = together[:taken] or together[:1]
             for (candidate, stack), similarity in zip(told, joint, strict=False):
-                rule, tried = _competition(candidate, state.candidates, evaluations, options)
+                rule, tried = competition(candidate, state.candidates, evaluations, options)
                 decision = Decision(candidate.pointer, candidate.merged, similarity, taken > 0, None, rule, tried)
                 context.record(decision, len(decisions), stack.layers if taken else state.layers)
                 decisions.append(decision)
@@ -161,14 +168,3 @@ class GreedyState:
     def after(self, accepted: Candidate | None) -> GreedyState:
         """The state after a round in which ``accepted`` was taken, or none was good enough."""
         return replace(self, done=True) if accepted is None else replace(self, layers=accepted.layers)
-
-
-def _competition(
-    taken: Candidate, candidates: Sequence[Candidate], evaluations: Sequence[Evaluation], options: SearchOptions
-) -> tuple[str | None, dict[str, float | None] | None]:
-    """Where rules compete, the one of ``taken``, and how similar each of them is at its place alone."""
-    if len(options.variants) == 1:
-        return None, None
-    pairs = zip(candidates, evaluations, strict=True)
-    there = {label: e.similarity for c, e in pairs if c.pointer == taken.pointer for label in c.rules}
-    return taken.rule, {v.label: there[v.label] for v in options.variants if v.label in there}

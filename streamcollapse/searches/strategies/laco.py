@@ -14,7 +14,7 @@ from streamcollapse.searches.accept_model import AcceptModel
 from streamcollapse.searches.algorithm1 import SearchState, most_candidates
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.searches.lookahead import Depth, Outcome, likely_states
-from streamcollapse.searches.strategy import SearchContext, SearchResult, SearchSpace, Strategy
+from streamcollapse.searches.strategy import SearchContext, SearchResult, SearchSpace, Strategy, competition
 from streamcollapse.settings.catalogue import METRICS
 from streamcollapse.settings.search import SearchOptions
 
@@ -137,15 +137,9 @@ def _decide(
     best = _most_similar(evaluations)
     candidate, evaluation = state.candidates[best], evaluations[best]
     accepted = _accepts(evaluation, threshold)
-    rule, tried = None, None
-    if len(state.options.variants) > 1:
-        rule = candidate.rule
-        pairs = zip(state.candidates, evaluations, strict=True)
-        tried = {label: one.similarity for tested, one in pairs for label in tested.rules}
-        tried = {variant.label: tried[variant.label] for variant in state.options.variants}
-    decision = Decision(
-        candidate.pointer, candidate.merged, evaluation.similarity, accepted, evaluation.reason, rule, tried
-    )
+    rule, tried = competition(candidate, state.candidates, evaluations, state.options)
+    similarity, reason = evaluation.similarity, evaluation.reason
+    decision = Decision(candidate.pointer, candidate.merged, similarity, accepted, reason, rule, tried)
     return decision, candidate if accepted else None
 
 

@@ -1,7 +1,5 @@
 """Groups of C layers merged from the top, I layers apart, without looking (LaCo, appendix B.7)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from streamcollapse.merge.plan import Decision, PlanLayer, collapse, original_layers
