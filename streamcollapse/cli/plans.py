@@ -13,8 +13,6 @@ from streamcollapse.errors import printable
 from streamcollapse.searches.registry import strategies
 from streamcollapse.searches.strategy import Strategy
 from streamcollapse.searches.strategy import method_line as strategy_line
-from streamcollapse.settings.catalogue import METRICS
-from streamcollapse.settings.declared import Declared, declared
 from streamcollapse.settings.search import SearchOptions
 
 if TYPE_CHECKING:  # for their names alone: importing them takes seconds
@@ -92,31 +90,3 @@ def method_line(options: SearchOptions) -> str:
 def show_plan(plan: Plan, path: Path) -> None:
     """The outcome of a search, and where the plan is."""
     plain_console().print(lines_of([*plan_rows(plan), ("plan", str(path))]))
-
-
-def show_strategies() -> None:
-    """What each strategy does, where it is from, what it reads."""
-    console, known = plain_console(), declared(SearchOptions)
-    for name, strategy in strategies().items():
-        rows: list[tuple[str, str | Text]] = [("does", strategy.summary), ("source", strategy.source)]
-        rows.append(("model reads", strategy.cost))
-        chosen = [option_text(known[key], value) for key, value in strategy.defaults.items()]
-        rows.append(("default", " ".join([*filter(None, chosen), f"--calibration {strategy.samples}"])))
-        if strategy.needs_target:
-            rows.append(("needs", "--target-layers or --target-ratio"))
-        console.print(Text(name, "bold"))
-        console.print(lines_of([(f"  {key}", value) for key, value in rows]))
-
-
-def option_text(setting: Declared, value: object) -> str:
-    """``setting`` with ``value`` as it would be typed; nothing for a flag that is off."""
-    if isinstance(value, bool):
-        return setting.flag if value else ""
-    return f"{setting.flag} {value}"
-
-
-def show_metrics() -> None:
-    """What each metric compares, and where it is from."""
-    console = plain_console()
-    console.print(Text("metrics, of which 1 is the same", "bold"))
-    console.print(lines_of([(f"  {name}", f"{metric.summary} ({metric.source})") for name, metric in METRICS.items()]))

@@ -2,9 +2,11 @@
 
 import re
 import sys
+from collections.abc import Iterable
 from functools import cache
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from streamcollapse.errors import printable
@@ -60,3 +62,11 @@ def lines_of(rows: list[tuple[str, str | Text]]) -> Text:
         line = Text(f"{key:<{width}}", "bold")
         lines.append(line.append(Text(printable(value), "not bold") if isinstance(value, str) else value))
     return Text("\n").join(lines)
+
+
+def table_of(headings: Iterable[str], right: bool = False) -> Table:
+    """A table without lines, whose first column is ranged left and the others too, or ``right``."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for number, heading in enumerate(headings):
+        table.add_column(heading, no_wrap=True, justify="right" if right and number else "left")
+    return table

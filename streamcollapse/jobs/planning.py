@@ -7,8 +7,7 @@ import yaml
 
 from streamcollapse.arch import architecture as likeness
 from streamcollapse.errors import OptionError
-from streamcollapse.merge.composing import compose, hand_made, parse_group, parse_layers
-from streamcollapse.merge.exporting import to_mergekit
+from streamcollapse.merge.composing import compose, hand_made, parse_group, parse_layers, to_mergekit
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
 from streamcollapse.run.opened import open_job

@@ -7,7 +7,7 @@ from typing import Any
 
 from streamcollapse.merge.plan import StackKey
 from streamcollapse.settings.catalogue import METRICS
-from streamcollapse.storage.journal import Journal
+from streamcollapse.storage.disk import Journal
 
 EvaluationKey = tuple[str, StackKey]  # by which metric, of what stack
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from streamcollapse.errors import OutputError
 from streamcollapse.settings.run import Output, Streaming
+from streamcollapse.storage.disk import Journal
 from streamcollapse.storage.index import find_shards, is_file, local_path
-from streamcollapse.storage.journal import Journal
 from streamcollapse.storage.staging import check_output, gone_of, partial_of, work_of
 
 JOURNAL = "journal.jsonl"

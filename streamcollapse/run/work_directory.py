@@ -3,7 +3,7 @@ source profits, or only as long as it lasts.
 
     run.json         what the directory belongs to: nothing of another source, other samples, other versions is mixed in
     job.json         the job as it was asked for, to resume it (request.py)
-    journal.jsonl    evaluated candidates, decisions, finished shards, one record a line (storage/journal.py)
+    journal.jsonl    evaluated candidates, decisions, finished shards, one record a line (storage/disk.py)
     reference.json   written once the hidden states below are complete
     boundaries-*, last_hidden-*    hidden states of the original model, one file for each batch
 
@@ -28,8 +28,7 @@ from streamcollapse.run.evaluations import JournalMemory, Memory
 from streamcollapse.run.first_checks import JOURNAL
 from streamcollapse.settings.run import Streaming
 from streamcollapse.settings.search import SearchOptions
-from streamcollapse.storage.disk import disk_errors, is_intact, write_whole
-from streamcollapse.storage.journal import Journal
+from streamcollapse.storage.disk import Journal, disk_errors, is_intact, write_whole
 from streamcollapse.storage.locks import lock
 from streamcollapse.storage.scratch import DiskScratch, Scratch
 from streamcollapse.storage.staging import gone_of, partial_of, work_of

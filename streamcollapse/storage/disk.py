@@ -1,14 +1,16 @@
-"""Writing to a disk that may be full: errors in one line, space asked for beforehand, small files whole or not at
-all."""
+"""Writing to a disk that may be full: errors in one line, space asked for beforehand, small files whole or not at all,
+records one by one, digests on the side."""
 
 import errno
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from streamcollapse.errors import OutputError
 from streamcollapse.units import format_bytes
@@ -91,3 +93,41 @@ def is_intact(path: Path, sha256: str) -> bool:
         return file_digest(path) == sha256
     except OSError:
         return False
+
+
+class Journal:
+    """The records of the file ``path``, which need not exist yet. Raises OutputError where it cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.records: list[dict[str, Any]] = []
+        if not path.exists():
+            return
+        with disk_errors(path):
+            text = path.read_text(encoding="utf-8", errors="replace")
+        for line in text.split("\n")[:-1]:
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # what cannot be read is found out again
+            if isinstance(record, dict):
+                self.records.append(record)
+
+    def append(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Add ``records``. Raises OutputError where the disk is full."""
+        if not records:
+            return
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        with disk_errors(self._path, needed=len(lines)), self._path.open("ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+                lines = lines if file.read(1) == b"\n" else "\n" + lines
+            try:
+                file.write(lines.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)  # half a record would only be noise
+                raise
+        self.records += [dict(record) for record in records]

@@ -1,16 +1,27 @@
 """The demo: the whole job on a small trained model that ships with the package."""
 
+from __future__ import annotations
+
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from streamcollapse.cli import options as o
-from streamcollapse.cli.screen import live_progress, print_json
+from streamcollapse.cli.plans import decision_line, plan_strip
+from streamcollapse.cli.screen import live_progress, print_json, strip
+from streamcollapse.cli.text import plain_console, table_of, unicode
+from streamcollapse.cli.verbs.perplexity import score_json
 from streamcollapse.settings.run import Compute, Output, RunSettings
 from streamcollapse.settings.search import SearchOptions
+from streamcollapse.units import format_bytes
+
+if TYPE_CHECKING:
+    from streamcollapse.jobs.apply import Pruned
+    from streamcollapse.jobs.perplexity import Score
 
 DEMO_OPTIONS = SearchOptions(layers_per_merge=4, interval=1, threshold=0.9)
 MODEL, TEXT = "wiki-llama-24l", "text/wiki_eval.txt"
@@ -35,7 +46,6 @@ def _is_demo(report: Path) -> bool:
 def demo(compute: Compute, out: DemoOut = Path("streamcollapse-demo"), as_json: o.Json = False) -> None:
     """Prune the small trained model that ships with the package (C=4, I=1, T=0.9) and compare perplexities."""
     with resources.as_file(resources.files("streamcollapse.data")) as data:
-        from streamcollapse.cli import tables
         from streamcollapse.jobs.perplexity import perplexity
         from streamcollapse.jobs.prune import prune
         from streamcollapse.output.checkpoint import REPORT_FILE
@@ -46,7 +56,27 @@ def demo(compute: Compute, out: DemoOut = Path("streamcollapse-demo"), as_json: 
             before = perplexity(data / MODEL, data / TEXT, settings=settings, listener=listener)
             after = perplexity(out, data / TEXT, settings=settings, listener=listener)
         if as_json:
-            scores = {"before": tables.score_json(before), "after": tables.score_json(after)}
+            scores = {"before": score_json(before), "after": score_json(after)}
             print_json({"out": str(out), **pruned.report, "perplexity": scores})
         else:
-            tables.show_demo(pruned, before, after)
+            _show(pruned, before, after)
+
+
+def _show(pruned: Pruned, before: Score, after: Score) -> None:
+    """The demo's outcome: every decision, and before against after."""
+    console = plain_console()
+    assert pruned.plan.search is not None
+    for decision in pruned.plan.search.decisions:
+        console.print(Text(decision_line(decision, pruned.plan.search), "green" if decision.accepted else "dim"))
+    console.print()
+    table = table_of(("", "stack", "layers", "weights", "perplexity"))
+    whole = strip([1] * pruned.plan.num_source_layers, unicode=unicode())
+    layers, sizes = pruned.report["layers"], pruned.report["bytes"]
+    for name, stack, count, size, score in (
+        ("before", whole, layers["before"], sizes["before"], before),
+        ("after", plan_strip(pruned.plan), layers["after"], sizes["after"], after),
+    ):
+        table.add_row(name, stack, str(count), format_bytes(size), f"{score.perplexity:.2f}")
+    console.print(table)
+    console.print("In the stack, a number is that many layers collapsed into one.", style="dim")
+    console.print(f"\nThe pruned model is in {pruned.out.resolve()}", markup=False)
