@@ -4,9 +4,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, cast
 
 import torch
+from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
 from streamcollapse.resources.sampler import MemorySample, MemorySampler, Timeline
 

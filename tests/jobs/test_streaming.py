@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from streamcollapse.run.allotment import least
 
 import streamcollapse
 from streamcollapse import Compute, Plan, SearchOptions, apply, prune, search
@@ -18,6 +17,7 @@ from streamcollapse.errors import BudgetError
 from streamcollapse.forward import stored as stored_layers
 from streamcollapse.jobs import prepare as jobs
 from streamcollapse.run import memory_plan
+from streamcollapse.run.memory_plan import least
 from streamcollapse.run.needs import MemoryPlan
 from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.storage.placed import Overlay
