@@ -16,9 +16,8 @@ from multiprocessing.process import BaseProcess
 import psutil
 import torch
 
-from streamcollapse.batches.engine import ChainEnded, FromChain, Report, WorkerLost
 from streamcollapse.batches.tasks import Chain
-from streamcollapse.batches.worker import Machine, Message, Place, run_chain
+from streamcollapse.batches.worker import ChainEnded, FromChain, Machine, Message, Place, Report, WorkerLost, run_chain
 from streamcollapse.errors import DeviceFailedError, OptionError
 from streamcollapse.resources.budget import MARGIN, free_ram
 from streamcollapse.resources.device import free_vram, resolve

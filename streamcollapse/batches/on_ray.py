@@ -11,9 +11,8 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-from streamcollapse.batches.engine import ChainEnded, FromChain, Report, WorkerLost
 from streamcollapse.batches.tasks import Chain
-from streamcollapse.batches.worker import Machine, Message, Place, run_chain
+from streamcollapse.batches.worker import ChainEnded, FromChain, Machine, Message, Place, Report, WorkerLost, run_chain
 from streamcollapse.errors import DeviceError, OptionError, printable
 
 _POLL_SECONDS = 0.3

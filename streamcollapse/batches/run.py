@@ -15,17 +15,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.batches.engine import ChainEnded, Engine, FromChain, WorkerLost
 from streamcollapse.batches.local import LocalEngine, machines
 from streamcollapse.batches.spec import read_jobs
 from streamcollapse.batches.tasks import Chain, Prune, Task, chains_of, result_key
 from streamcollapse.batches.worker import (
     STATE,
+    ChainEnded,
+    Engine,
+    FromChain,
     JobEnded,
     Machine,
     Message,
     Outcome,
     Place,
+    WorkerLost,
     finished,
     is_ours,
     prepare_task,

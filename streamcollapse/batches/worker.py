@@ -1,4 +1,5 @@
-"""What a worker does with a chain of tasks: each is done, or found done already, or fails alone."""
+"""What a worker does with a chain of tasks: each is done, or found done already, or fails alone; and what runs workers,
+as processes on this machine (local.py) or on a Ray cluster (on_ray.py)."""
 
 import json
 import os
@@ -6,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -205,3 +206,45 @@ def _keep(path: Path, key: str, outcome: Outcome, files: dict[str, list[int]]) -
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps({"key": key, "files": files, "outcome": asdict(outcome)}) + "\n")
+
+
+@dataclass(frozen=True)
+class FromChain:
+    """``message`` came from the chain that was submitted as ``number``."""
+
+    number: int
+    message: Message
+
+
+@dataclass(frozen=True)
+class ChainEnded:
+    """The chain ``number`` has come to its end, all of its tasks with it."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class WorkerLost:
+    """The worker of the chain ``number`` is gone, for the ``reason``: killed, out of memory, a mistake of ours."""
+
+    number: int
+    reason: str
+
+
+Report = FromChain | ChainEnded | WorkerLost
+
+
+class Engine(Protocol):
+    """Runs chains side by side. Reports of one chain come in order."""
+
+    def is_free(self) -> bool:
+        """Whether another chain may be submitted now."""
+
+    def submit(self, number: int, chain: Chain) -> None:
+        """Run ``chain`` and call it ``number``."""
+
+    def reports(self) -> list[Report]:
+        """What has come in since the last call; waits a little if nothing has."""
+
+    def close(self) -> None:
+        """End what is still running, and let go of the workers."""

@@ -81,7 +81,9 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     @wraps(verb)
     def run(**given: Any) -> None:
         with one_line_errors():
-            made = {name: _made(cls, settings, given) for name, (cls, settings) in groups.items()}
+            made: dict[str, Any] = {
+                name: make(cls, {key: given.pop(key) for key in settings}) for name, (cls, settings) in groups.items()
+            }
             verb(**given, **made)
 
     run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
@@ -94,11 +96,6 @@ def _group(hint: Any) -> tuple[type | None, Iterable[str] | None]:
     cls, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     only = next((note.keys for note in notes if isinstance(note, Only)), None)
     return (cls, only) if is_group(cls) else (None, None)
-
-
-def _made(cls: type, settings: dict[str, Declared], given: dict[str, Any]) -> Any:
-    values = {key: given.pop(key) for key in settings}
-    return make(cls, values)
 
 
 _RUN = "The run"

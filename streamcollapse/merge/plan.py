@@ -115,11 +115,6 @@ class Plan:
     merge_norms: bool = False
     search: SearchRecord | None = None
 
-    @classmethod
-    def identity(cls, source_name: str, num_source_layers: int, fingerprint: str) -> Plan:
-        """The plan that keeps every layer as it is."""
-        return cls(source_name, num_source_layers, fingerprint, original_layers(num_source_layers))
-
     def __hash__(self) -> int:
         return hash((self.fingerprint, self.layers, self.merge_norms))
 

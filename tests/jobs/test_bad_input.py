@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from streamcollapse.cli.main import app
 from tests.checkpoints import edit_json, write_raw
+from tests.methods import unchanged
 
 VALIDATES = int(transformers.__version__.split(".")[0]) >= 5  # a config's fields when it is read
 
@@ -199,9 +200,9 @@ def test_nothing_but_the_line_on_stderr(source: Path) -> None:
 def test_apply_names_the_tensor_that_is_not_finite(source: Path) -> None:
     """The plan is made for the damaged weights, so only the write can notice."""
     _edit_shards(source, UP, _nan)
-    from streamcollapse import Checkpoint, Plan
+    from streamcollapse import Checkpoint
 
-    plan = Plan.identity("source", 8, Checkpoint(source).fingerprint())
+    plan = unchanged("source", 8, Checkpoint(source).fingerprint())
     plan.save(source.parent / "plan.json")
     out = source.parent / "out"
     _refused(["apply", str(source), str(source.parent / "plan.json"), "--out", str(out)], UP, source.parent)
@@ -260,10 +261,10 @@ def test_places_for_the_output(source: Path) -> None:
 
 
 def test_plans(source: Path, llama: Path) -> None:
-    from streamcollapse import Checkpoint, Plan
+    from streamcollapse import Checkpoint
 
     plan, out = source.parent / "plan.json", str(source.parent / "out")
-    Plan.identity("other", 8, Checkpoint(llama).fingerprint()).save(plan)
+    unchanged("other", 8, Checkpoint(llama).fingerprint()).save(plan)
     _refused(["apply", str(source), str(plan), "--out", out], "the plan was made for another source", source.parent)
     plan.write_text(json.dumps({"format": "x"}))
     _refused(["apply", str(source), str(plan), "--out", out], "plan.json: the plan: layers is missing", source.parent)

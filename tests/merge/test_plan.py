@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from streamcollapse.errors import OutputError, PlanError
 from streamcollapse.merge.plan import Decision, Plan, PlanLayer, SearchRecord
 from streamcollapse.settings.search import SearchOptions
+from tests.methods import unchanged
 
 RECORD = SearchRecord(
     SearchOptions(4, 2, 1, 32, 0.65, "sequential", strategy="laco", metric="cosine", rescale=False, merges_per_round=1),
@@ -47,7 +48,7 @@ def test_the_document_is_the_documented_format() -> None:
 
 
 def test_a_file_round_trip_changes_nothing(tmp_path: Path) -> None:
-    for plan in (PLAN, Plan.identity("x/y", 3, "0")):
+    for plan in (PLAN, unchanged("x/y", 3, "0")):
         plan.save(tmp_path / "plan.json")
         assert Plan.load(tmp_path / "plan.json") == plan
         assert json.loads((tmp_path / "plan.json").read_text()) == plan.to_json()

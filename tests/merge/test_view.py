@@ -14,6 +14,7 @@ from streamcollapse.merge.plan import Plan, PlanLayer, original_layers
 from streamcollapse.merge.view import MergedView, check_plan, mismatch
 from streamcollapse.storage.checkpoint import Checkpoint
 from tests.checkpoints import edit_tensors, save_llama
+from tests.methods import unchanged
 
 CPU = torch.device("cpu")
 
@@ -96,8 +97,8 @@ def test_unlike_layers_do_not_mix(tmp_path: Path) -> None:
 def test_a_plan_of_another_source_is_refused(llama: Path) -> None:
     checkpoint = Checkpoint(llama)
     layout = load_architecture(checkpoint).layout
-    check_plan(Plan.identity("x", 8, checkpoint.fingerprint()), checkpoint.fingerprint(), checkpoint, layout)
+    check_plan(unchanged("x", 8, checkpoint.fingerprint()), checkpoint.fingerprint(), checkpoint, layout)
     with pytest.raises(PlanError, match="made for another source"):
-        check_plan(Plan.identity("x", 8, "0" * 64), checkpoint.fingerprint(), checkpoint, layout)
+        check_plan(unchanged("x", 8, "0" * 64), checkpoint.fingerprint(), checkpoint, layout)
     with pytest.raises(PlanError, match="for a source of 9 layers, this one has 8"):
-        check_plan(Plan.identity("x", 9, checkpoint.fingerprint()), checkpoint.fingerprint(), checkpoint, layout)
+        check_plan(unchanged("x", 9, checkpoint.fingerprint()), checkpoint.fingerprint(), checkpoint, layout)

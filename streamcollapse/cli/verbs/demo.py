@@ -11,8 +11,8 @@ import typer
 from rich.text import Text
 
 from streamcollapse.cli import options as o
-from streamcollapse.cli.plans import decision_line, plan_strip
 from streamcollapse.cli.screen import live_progress, print_json, strip
+from streamcollapse.cli.tables import decision_line, plan_strip
 from streamcollapse.cli.text import plain_console, table_of, unicode
 from streamcollapse.cli.verbs.perplexity import score_json
 from streamcollapse.settings.run import Compute, Output, RunSettings

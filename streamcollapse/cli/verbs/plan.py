@@ -46,7 +46,7 @@ def make(
     as_json: o.Json = False,
 ) -> None:
     """Write a plan for SOURCE by hand, such as a published list of layers."""
-    from streamcollapse.cli.plans import show_plan
+    from streamcollapse.cli.tables import show_plan
     from streamcollapse.jobs.planning import make_plan
     from streamcollapse.run.first_checks import check_plan_path
 
@@ -63,7 +63,7 @@ def compose(
     first: PlanFile, second: PlanFile, to: Target, overwrite: o.OverwriteFile = False, as_json: o.Json = False
 ) -> None:
     """Write one plan against the source of the first PLAN, for what the second makes of its result."""
-    from streamcollapse.cli.plans import show_plan
+    from streamcollapse.cli.tables import show_plan
     from streamcollapse.jobs.planning import compose_plans
     from streamcollapse.run.first_checks import check_plan_path
 

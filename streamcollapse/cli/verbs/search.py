@@ -22,7 +22,7 @@ def search(
     """Search SOURCE for merges and write the plan; no weights are written."""
     check_source(source)
     check_plan_path(plan, overwrite)
-    from streamcollapse.cli import plans, tables
+    from streamcollapse.cli import tables
     from streamcollapse.jobs.prepare import prepare_search
     from streamcollapse.jobs.search import run_search
 
@@ -33,4 +33,4 @@ def search(
     if found is None:
         print_json(prepared.to_json()) if as_json else tables.show_prepared(prepared)
     else:
-        print_json(found.to_json()) if as_json else plans.show_plan(found, plan)
+        print_json(found.to_json()) if as_json else tables.show_plan(found, plan)
