@@ -73,11 +73,11 @@ def test_a_pass_stops_where_somebody_waits_to_write(tmp_path: Path) -> None:
     granted(path).close()
     loader, names = MappedLoader(Checkpoint(directory), False), list(Checkpoint(directory).names)
     loader.start(1, 0)
-    loader.load(names[:3], apart=False)
+    loader.load(names[:3], own_memory=False)
     cutting = truncating(path, 100)
     with pytest.raises(CheckpointError, match="another program is about to change it"):
         for _ in range(3000):
-            loader.load(names[3:5], apart=False)
+            loader.load(names[3:5], own_memory=False)
             time.sleep(0.01)
     loader.finish()
     assert cutting.wait(30) == 0
@@ -88,7 +88,7 @@ def test_what_stays_in_use_is_looked_at_again_in_the_next_pass(tmp_path: Path) -
     directory = save_llama(tmp_path / "m")
     loader, names = MappedLoader(Checkpoint(directory), False), list(Checkpoint(directory).names)
     loader.start(1, 0)
-    loader.load(names[:3], apart=True)
+    loader.load(names[:3], own_memory=True)
     loader.finish()
     loader.start(1, 0)
     loader.finish()

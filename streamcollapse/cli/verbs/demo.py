@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from streamcollapse.cli import options as o
 from streamcollapse.cli.screen import live_progress, print_json, strip
-from streamcollapse.cli.tables import decision_line, plan_strip
-from streamcollapse.cli.text import plain_console, table_of, unicode
+from streamcollapse.cli.tables import plan_rows, plan_strip
+from streamcollapse.cli.text import lines_of, plain_console, table_of, unicode
 from streamcollapse.cli.verbs.perplexity import score_json
-from streamcollapse.settings.run import Compute, Output, RunSettings
+from streamcollapse.settings.run import Calibration, Compute, Output, RunSettings
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.units import format_bytes
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from streamcollapse.jobs.apply import Pruned
     from streamcollapse.jobs.perplexity import Score
 
-DEMO_OPTIONS = SearchOptions(layers_per_merge=4, interval=1, threshold=0.9)
+DEMO_OPTIONS = SearchOptions(target_ratio=0.25)
 MODEL, TEXT = "wiki-llama-24l", "text/wiki_eval.txt"
 
 DemoOut = Annotated[
@@ -44,13 +43,14 @@ def _is_demo(report: Path) -> bool:
 
 @o.grouped
 def demo(compute: Compute, out: DemoOut = Path("streamcollapse-demo"), as_json: o.Json = False) -> None:
-    """Prune the small trained model that ships with the package (C=4, I=1, T=0.9) and compare perplexities."""
+    """Prune the small trained model that ships with the package by a quarter, as prune would by default but for fewer
+    samples (ten sentences), and compare perplexities."""
     with resources.as_file(resources.files("streamcollapse.data")) as data:
         from streamcollapse.jobs.perplexity import perplexity
         from streamcollapse.jobs.prune import prune
         from streamcollapse.output.checkpoint import REPORT_FILE
 
-        settings = RunSettings(compute, output=Output(overwrite=_is_demo(out / REPORT_FILE)))
+        settings = RunSettings(compute, Calibration("sentences"), output=Output(overwrite=_is_demo(out / REPORT_FILE)))
         with live_progress(quiet=as_json) as listener:
             pruned = prune(data / MODEL, out, DEMO_OPTIONS, settings=settings, listener=listener)
             before = perplexity(data / MODEL, data / TEXT, settings=settings, listener=listener)
@@ -63,11 +63,9 @@ def demo(compute: Compute, out: DemoOut = Path("streamcollapse-demo"), as_json: 
 
 
 def _show(pruned: Pruned, before: Score, after: Score) -> None:
-    """The demo's outcome: every decision, and before against after."""
+    """The demo's outcome: how it was found, and before against after."""
     console = plain_console()
-    assert pruned.plan.search is not None
-    for decision in pruned.plan.search.decisions:
-        console.print(Text(decision_line(decision, pruned.plan.search), "green" if decision.accepted else "dim"))
+    console.print(lines_of(plan_rows(pruned.plan)[2:]))  # without what the table has
     console.print()
     table = table_of(("", "stack", "layers", "weights", "perplexity"))
     whole = strip([1] * pruned.plan.num_source_layers, unicode=unicode())
