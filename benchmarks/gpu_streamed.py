@@ -40,7 +40,8 @@ from streamcollapse.forward.reference import reference_pass
 from streamcollapse.jobs import prepare
 from streamcollapse.merge.plan import Plan
 from streamcollapse.resources.sampler import MemorySample
-from streamcollapse.run.memory_plan import Demand, plan_memory
+from streamcollapse.run.memory_plan import plan_memory
+from streamcollapse.run.needs import Demand
 from streamcollapse.run.opened import open_job, open_run
 from streamcollapse.run.samples import calibration_samples
 from streamcollapse.settings.run import RunSettings, Streaming

@@ -3,6 +3,7 @@ written so that transformers loads it whole and generates with a cache."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from streamcollapse import SearchOptions, prune
+from streamcollapse.arch.architecture import load_architecture
+from streamcollapse.arch.survey import survey
 from streamcollapse.forward.batches import make_batches
 from streamcollapse.forward.reference import reference_pass
 from streamcollapse.merge.rules import RULES
 from streamcollapse.run.opened import open_job
 from streamcollapse.settings.run import Calibration, Compute, RunSettings
-from tests.checkpoints import save_model
+from streamcollapse.storage.checkpoint import Checkpoint
+from tests.checkpoints import VOCABULARY, save_model
 from tests.families import CHECKS, FAMILIES, MORE_FAMILIES
 from tests.formats import as_torch
 from tests.in_memory import in_memory_search
@@ -61,6 +65,7 @@ def token_ids(directory: Path) -> list[list[int]]:
 @pytest.mark.parametrize("name", MORE_FAMILIES)
 def test_more_families_are_streamed_and_pruned(name: str, tmp_path: Path) -> None:
     directory = save_model(MORE_FAMILIES[name](), tmp_path / "model", gain=2.0)
+    check_survey(directory)
     check_reference(directory)
     options = SearchOptions(layers_per_merge=4, interval=1, threshold=-1.0)
     result = prune(directory, tmp_path / "out", options, settings=RunSettings(compute=Compute("cpu", "float32")))
@@ -69,6 +74,22 @@ def test_more_families_are_streamed_and_pruned(name: str, tmp_path: Path) -> Non
     assert pruned.config.num_hidden_layers == result.plan.num_layers
     assert result.plan.search is not None
     assert any(decision.accepted or decision.reason for decision in result.plan.search.decisions)
+
+
+def test_a_survey_is_what_the_model_says(family: Path) -> None:
+    check_survey(family)
+
+
+def check_survey(directory: Path) -> None:
+    """What names and config say of the model, where they are as usual, is what its own code says."""
+    checkpoint = Checkpoint(directory)
+    model, quick = load_architecture(checkpoint).survey, survey(checkpoint)
+    assert model.embedding
+    assert model.vocabulary == VOCABULARY
+    if quick is not None:
+        assert [set(names) for names in quick.layers] == [set(names) for names in model.layers]
+        assert {*quick.outside} == {*model.outside}
+        assert replace(quick, layers=[], outside=[]) == replace(model, layers=[], outside=[])
 
 
 def check_reference(family: Path) -> None:

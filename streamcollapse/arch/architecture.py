@@ -1,5 +1,6 @@
 """A checkpoint understood as a decoder: config, skeleton and layout together."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,10 @@ from torch import nn
 
 from streamcollapse.arch.config import ModelConfig, as_pruned, load_config
 from streamcollapse.arch.layout import Layout, build_layout
+from streamcollapse.arch.naming import Assembly
 from streamcollapse.arch.skeleton import Skeleton, build_skeleton
 from streamcollapse.arch.stored import CONFIG_FILE
+from streamcollapse.arch.survey import Survey
 from streamcollapse.errors import ModelError
 from streamcollapse.storage.checkpoint import Checkpoint
 
@@ -27,14 +30,37 @@ class Architecture:
     layout: Layout
     weights_dtype: torch.dtype
 
+    @property
+    def survey(self) -> Survey:
+        """The model in figures."""
+        config, layout, model = self.config, self.layout, self.skeleton.model
+        embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+        return Survey(
+            family=config.family,
+            model_type=str(config.raw.get("model_type")),
+            layers=[layout.layer_names(i) for i in range(layout.num_layers)],
+            outside=layout.outside,
+            tied_head=layout.tied_head,
+            hidden_size=int(config.text.hidden_size),
+            vocabulary=int(embedding.shape[0]),
+            embedding=int(embedding.numel()),
+            head=0 if head is None else int(head.weight.numel()),
+            fused=max(map(_fused, layout.assemblies)),
+        )
+
 
 def load_architecture(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Architecture:
     """Config, skeleton and layout of ``checkpoint``; reads headers only. Raises ModelError, CheckpointError."""
     config = load_config(checkpoint.directory, trust_remote_code)
     _check_counts(config, checkpoint)
-    dtype = _weights_dtype(checkpoint)
+    dtype = checkpoint.weights_dtype
     skeleton = build_skeleton(config, dtype, trust_remote_code)
     return Architecture(config, skeleton, build_layout(skeleton, checkpoint), dtype)
+
+
+def _fused(assemblies: Sequence[Assembly]) -> int:
+    made = [math.prod(shape) for each in assemblies if each.rules for shape in each.shapes.values()]
+    return sum(made) + max(made, default=0)
 
 
 def _check_counts(config: ModelConfig, checkpoint: Checkpoint) -> None:
@@ -47,16 +73,6 @@ def _check_counts(config: ModelConfig, checkpoint: Checkpoint) -> None:
         if isinstance(count, int) and count > most:
             where = checkpoint.directory / CONFIG_FILE
             raise ModelError(f"{where}: {key} is {count}, but {why}; restore the checkpoint's config.json")
-
-
-def _weights_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The floating-point dtype that most of the checkpoint's bytes have."""
-    totals: dict[torch.dtype, int] = {}
-    for name in checkpoint.names:
-        info = checkpoint.info(name)
-        if info.dtype.is_floating_point:
-            totals[info.dtype] = totals.get(info.dtype, 0) + info.num_bytes
-    return max(totals, key=lambda dtype: totals[dtype]) if totals else torch.float32
 
 
 _Traits = dict[str, Any]

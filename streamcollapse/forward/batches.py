@@ -8,6 +8,8 @@ import torch
 MAX_CALL_TOKENS = 256  # whatever the model: with a feed-forward of 28672, 29 MB for each activation in float32
 MOST_CALL_TOKENS = 2048  # where layers are narrow: the cost of a call is then mostly that of making it
 CALL_COST = 64  # padded tokens that cost as much as one more call, by benchmarks/bench_calls.py
+LOGITS_BYTES = 1 << 24  # logits made at once, in float32
+KEPT_BYTES = 1 << 28  # of the original's distributions; where they are more they are made anew for every candidate
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ def make_batches(samples: Sequence[Sequence[int]], max_tokens: int = MAX_CALL_TO
         batches.insert(0, _pad(longest_first[begin[end] : end]))
         end = begin[end]
     return batches
+
+
+def distributions_bytes(lengths: Sequence[Sequence[int]], vocabulary: int) -> int:
+    """Bytes of the next-token distributions of samples of ``lengths``, batch by batch."""
+    return 4 * vocabulary * sum(map(sum, lengths))
 
 
 def _pad(group: Sequence[Sequence[int]]) -> Batch:

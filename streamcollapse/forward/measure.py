@@ -11,16 +11,13 @@ from torch.nn import functional
 
 from streamcollapse.errors import CalibrationError
 from streamcollapse.forward import metrics
-from streamcollapse.forward.batches import Batch
+from streamcollapse.forward.batches import KEPT_BYTES, LOGITS_BYTES, Batch, distributions_bytes
 from streamcollapse.forward.model import StreamedModel, Weights
 from streamcollapse.forward.reference import Reference
 from streamcollapse.forward.schedule import Stack
 from streamcollapse.forward.stored import StoredLayers
 from streamcollapse.forward.walk import Passed, walk
 from streamcollapse.storage.source import check_finite
-
-LOGITS_BYTES = 1 << 24  # logits made at once, in float32
-KEPT_BYTES = 1 << 28  # of the original's distributions; where they are more they are made anew for every candidate
 
 Measure = Callable[[Sequence[torch.Tensor]], float | None]
 _OfStates = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], list[float]]
@@ -139,11 +136,6 @@ class _OfLogits:
 
     def _log_probabilities(self, hidden_NTD: torch.Tensor) -> torch.Tensor:
         return functional.log_softmax(self._model.logits(self._head, hidden_NTD).float(), dim=-1)
-
-
-def distributions_bytes(lengths: Sequence[Sequence[int]], vocabulary: int) -> int:
-    """Bytes of the next-token distributions of samples of ``lengths``, batch by batch."""
-    return 4 * vocabulary * sum(map(sum, lengths))
 
 
 _Block = tuple[slice, slice]  # rows and tokens of a batch

@@ -48,8 +48,9 @@ class StreamedModel:
         self._stack = DecoderStack(architecture.skeleton)
         self.placement = placement
         self.meter = stream.meter
+        layers = [[source.info(name) for name in self.layout.layer_names(i)] for i in range(self.num_layers)]
         place_buffers(architecture.skeleton, placement.device)
-        self._slot = LayerSlot(layer_slot_bytes(source, architecture.layout, placement.dtype), placement.device)
+        self._slot = LayerSlot(layer_slot_bytes(layers, placement.dtype), placement.device)
 
     @property
     def num_layers(self) -> int:

@@ -11,8 +11,7 @@ import torch
 from torch.nn import functional
 
 from streamcollapse.errors import CalibrationError, NonFiniteError
-from streamcollapse.forward.batches import MOST_CALL_TOKENS, Batch, make_batches
-from streamcollapse.forward.measure import LOGITS_BYTES
+from streamcollapse.forward.batches import LOGITS_BYTES, MOST_CALL_TOKENS, Batch, make_batches
 from streamcollapse.forward.model import StreamedModel, Weights, overflow
 from streamcollapse.forward.schedule import Stack
 from streamcollapse.forward.walk import Passed, walk

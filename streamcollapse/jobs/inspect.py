@@ -1,15 +1,19 @@
 """What a checkpoint is and what pruning it would need, from its headers alone."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.run.memory_plan import Demand, least_memory
-from streamcollapse.run.needs import MemoryPlan, Need, peak_bytes
-from streamcollapse.run.opened import Job, open_job
+from streamcollapse.arch.survey import Survey, survey
+from streamcollapse.progress import silent
+from streamcollapse.resources.device import Placement, resolve
+from streamcollapse.run.needs import Demand, MemoryPlan, Need, least, peak_bytes, workload_of
 from streamcollapse.searches.registry import complete, strategy_of
-from streamcollapse.settings.run import RunSettings
+from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
+from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.storage.hub import local_directory
 from streamcollapse.storage.source import bytes_by_dtype
 
 
@@ -45,37 +49,46 @@ class Inspection:
 
 
 def inspect(source: str | Path, *, settings: RunSettings = RunSettings()) -> Inspection:  # noqa: B008 - frozen
-    """Describe the checkpoint directory ``source`` and what pruning it by default needs at the least; reads headers and
-    config only. Raises StreamCollapseError."""
-    job = open_job(source, settings)
-    usual = complete(SearchOptions())
+    """Describe the checkpoint ``source`` and what pruning it by default needs at the least; reads headers and config
+    only. Whether the model can be pruned is for a dry run to say. Raises StreamCollapseError."""
+    checkpoint = Checkpoint(local_directory(source, silent))
+    model = survey(checkpoint)
+    if model is None:
+        from streamcollapse.arch.architecture import load_architecture  # imports transformers, which takes seconds
+
+        model = load_architecture(checkpoint, settings.trust_remote_code).survey
+    placement, usual = resolve(settings.compute, checkpoint.weights_dtype), complete(SearchOptions())
     strategy = strategy_of(usual)
-    demand = Demand(job.num_layers, metric=usual.metric, samples=strategy.samples)
-    return replace(describe(job, least_memory(job, demand)), strategy=strategy.name)
+    demand = Demand(len(model.layers), metric=usual.metric, samples=strategy.samples)
+    work = workload_of(checkpoint, model, placement.dtype, demand)
+    plan = least(work, Streaming(), placement.device.type != "cpu")
+    return replace(describe(checkpoint, model, placement, plan), strategy=strategy.name)
 
 
-def describe(job: Job, choice: MemoryPlan) -> Inspection:
-    """The figures of an open job that spends memory as ``choice`` says."""
-    checkpoint, layout = job.checkpoint, job.architecture.layout
-    layers = [sum(checkpoint.info(n).num_bytes for n in layout.layer_names(i)) for i in range(layout.num_layers)]
+def describe(checkpoint: Checkpoint, model: Survey, placement: Placement, plan: MemoryPlan) -> Inspection:
+    """The figures of a ``checkpoint`` that is computed with on ``placement`` and memory as ``plan`` says."""
+
+    def size(names: Sequence[str]) -> int:
+        return sum(checkpoint.info(name).num_bytes for name in names)
+
     return Inspection(
         path=str(checkpoint.directory),
-        family=job.architecture.config.family,
-        model_type=str(job.architecture.config.raw.get("model_type")),
-        num_layers=layout.num_layers,
+        family=model.family,
+        model_type=model.model_type,
+        num_layers=len(model.layers),
         num_tensors=len(checkpoint.names),
         num_shards=len(checkpoint.shards),
         parameters=checkpoint.num_parameters,
         num_bytes=checkpoint.num_bytes,
         dtypes=bytes_by_dtype(checkpoint),
-        layer_bytes=layers,
-        outside_bytes=sum(checkpoint.info(n).num_bytes for n in layout.outside),
-        tied_embeddings=layout.tied_head,
-        compute_device=str(job.placement.device),
-        compute_dtype=job.placement.dtype_name,
-        needs=list(choice.needs),
-        peak_bytes=peak_bytes(choice.needs, "ram"),
-        resident_layers=choice.resident_layers,
-        budgets=choice.budgets,
-        io=choice.io,
+        layer_bytes=[size(names) for names in model.layers],
+        outside_bytes=size(model.outside),
+        tied_embeddings=model.tied_head,
+        compute_device=str(placement.device),
+        compute_dtype=placement.dtype_name,
+        needs=list(plan.needs),
+        peak_bytes=peak_bytes(plan.needs, "ram"),
+        resident_layers=plan.resident_layers,
+        budgets=plan.budgets,
+        io=plan.io,
     )

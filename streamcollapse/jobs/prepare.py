@@ -70,7 +70,7 @@ class Prepared:
     @property
     def inspection(self) -> Inspection:
         """The source in figures, and how this job spends memory."""
-        return describe(self.job, self.memory)
+        return describe(self.job.checkpoint, self.job.architecture.survey, self.job.placement, self.memory)
 
     def announce(self) -> None:
         """Tell the listener what is ignored and how memory will be spent, as the run begins."""

@@ -15,7 +15,8 @@ from streamcollapse.merge.view import mismatch
 from streamcollapse.progress import Listener, PhaseStarted, silent
 from streamcollapse.resources.heap import heap_for
 from streamcollapse.resources.meter import Usage
-from streamcollapse.run.memory_plan import Demand, plan_memory
+from streamcollapse.run.memory_plan import plan_memory
+from streamcollapse.run.needs import Demand
 from streamcollapse.run.opened import open_job, open_run
 from streamcollapse.run.samples import calibration_samples
 from streamcollapse.run.saved_reference import save_reference, work_key

@@ -6,64 +6,44 @@ to layers that stay resident, in this order: the first two cost little, the last
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from streamcollapse.errors import BudgetError
-from streamcollapse.forward.batches import MAX_CALL_TOKENS
-from streamcollapse.forward.measure import KEPT_BYTES, LOGITS_BYTES, distributions_bytes
-from streamcollapse.merge.mixing import mixing_bytes
+from streamcollapse.forward.batches import LOGITS_BYTES, MAX_CALL_TOKENS
 from streamcollapse.resources.budget import Budget, budget_for, free_ram
 from streamcollapse.run.needs import (
     MOST_CANDIDATES,
+    Demand,
     Memory,
     MemoryPlan,
     Need,
     Workload,
     activation_bytes,
-    fused_bytes,
+    least,
     needs_on_cpu,
     needs_on_device,
     peak_bytes,
+    workload_of,
 )
 from streamcollapse.run.opened import Job
 from streamcollapse.run.samples import Samples
-from streamcollapse.settings.catalogue import METRICS
 from streamcollapse.settings.run import Streaming
 from streamcollapse.storage.probe import cached_share, read_rate
 from streamcollapse.storage.reader import check_direct_reads
-from streamcollapse.stream.slots import layer_slot_bytes
 from streamcollapse.units import format_bytes
 
-# where no samples are at hand: ten sentences, 24 passages
-ASSUMED_TOKENS = {"sentences": 10 * 64, "passages": 24 * 256}
 _PROBE_BYTES = 1 << 28
 _WORTH_PROBING = 4 * _PROBE_BYTES  # bytes of checkpoint; less is read before a probe would pay
 _MOSTLY = 0.9  # in the page cache: nothing is faster than what is there already
 _WHOLE_MIB = 1 << 20
 
 
-@dataclass(frozen=True)
-class Demand:
-    """What a search asks of memory: how many layer ``boundaries`` it starts from, how many layers a merge combines
-    (``window``), the ``metric`` it judges by, and the ``samples`` it takes where none are at hand."""
-
-    boundaries: int
-    window: int = 1
-    metric: str = "cosine"
-    samples: str = "sentences"
-
-
 def plan_memory(job: Job, samples: Samples | None, streaming: Streaming, demand: Demand) -> MemoryPlan:
     """How a search spends the memory it may use. Raises BudgetError before any weight is read."""
-    work = workload_of(job, samples, demand)
+    work = workload_of(job.checkpoint, job.architecture.survey, job.placement.dtype, demand, samples)
     plan = spend(work, budget_for(streaming, job.placement.device), streaming)
     activations = max(work.activations, 4 * LOGITS_BYTES if work.head else 0)
     return replace(plan, io=choose_io(job, streaming.io, plan), activations=activations)
-
-
-def least_memory(job: Job, demand: Demand) -> MemoryPlan:
-    """What a search of ``demand`` needs at the least, whatever there is."""
-    return least(workload_of(job, None, demand), Streaming(), job.placement.device.type != "cpu")
 
 
 def plan_one_layer(job: Job, streaming: Streaming, call_tokens: int = MAX_CALL_TOKENS) -> MemoryPlan:
@@ -73,42 +53,6 @@ def plan_one_layer(job: Job, streaming: Streaming, call_tokens: int = MAX_CALL_T
     drop_after_use = job.checkpoint.num_bytes > free_ram()
     plan = MemoryPlan(streaming.prefetch, drop_after_use=drop_after_use, activations=activations)
     return replace(plan, io=choose_io(job, streaming.io, plan))
-
-
-def workload_of(job: Job, samples: Samples | None, demand: Demand) -> Workload:
-    """What a search of ``demand`` has to hold with ``samples``, or with as many tokens as those that it takes."""
-    layout, dtype = job.architecture.layout, job.placement.dtype
-    tokens = ASSUMED_TOKENS[demand.samples] if samples is None else samples.num_tokens
-    call = (1, MAX_CALL_TOKENS) if samples is None else samples.largest_call
-    layers = [[job.source.info(name) for name in layout.layer_names(i)] for i in range(layout.num_layers)]
-    infos = [info for layer in layers for info in layer]
-    return Workload(
-        num_layers=layout.num_layers,
-        layer=max(sum(info.num_bytes for info in layer) for layer in layers),
-        slot=layer_slot_bytes(job.source, layout, dtype),
-        converted=any(info.dtype != dtype for info in infos if info.dtype.is_floating_point),
-        state=tokens * job.hidden_size * dtype.itemsize,
-        boundaries=demand.boundaries,
-        activations=activation_bytes([info.shape for info in infos], job.hidden_size, call, dtype.itemsize),
-        tensor=max(info.num_bytes for info in infos),
-        window=demand.window,
-        fused=fused_bytes(layout, dtype),
-        head=_head_bytes(job, samples, demand),
-        embedding=job.architecture.skeleton.model.get_input_embeddings().weight.numel() * dtype.itemsize,
-        mixing=max(mixing_bytes(info.num_elements, info.dtype) for info in infos),
-    )
-
-
-def _head_bytes(job: Job, samples: Samples | None, demand: Demand) -> int:
-    """What a metric of next-token distributions holds: the head, four blocks of logits at its busiest, and for ``kl``
-    the original's distributions where they are few."""
-    output = job.architecture.skeleton.model.get_output_embeddings()
-    if not METRICS[demand.metric].by_logits or output is None:
-        return 0
-    lengths = [(ASSUMED_TOKENS[demand.samples],)] if samples is None else [batch.lengths for batch in samples.batches]
-    kept = distributions_bytes(lengths, job.vocabulary) if demand.metric == "kl" else 0
-    held = 4 * LOGITS_BYTES + (kept if kept <= KEPT_BYTES else 0)
-    return int(output.weight.numel()) * job.placement.dtype.itemsize + held
 
 
 def choose_io(job: Job, io: str, plan: MemoryPlan) -> str:
@@ -130,13 +74,6 @@ def choose_io(job: Job, io: str, plan: MemoryPlan) -> str:
     rates = {mode: read_rate(job.checkpoint, mode, _PROBE_BYTES) for mode in (mapped, "direct")}
     through, past = rates[mapped], rates["direct"]
     return "direct" if through is not None and past is not None and past > through else mapped
-
-
-def least(work: Workload, streaming: Streaming, on_device: bool) -> MemoryPlan:
-    """The smallest setting that ``streaming`` allows: nothing resident, boundaries on the disk."""
-    plan = MemoryPlan(streaming.prefetch, streaming.lookahead or 1)
-    needs = needs_on_device(work, plan) if on_device else needs_on_cpu(work, plan)
-    return replace(plan, needs=tuple(needs))
 
 
 def spend(work: Workload, budget: Budget, streaming: Streaming) -> MemoryPlan:

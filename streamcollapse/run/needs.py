@@ -1,23 +1,35 @@
 """What a run needs in memory, from headers and samples alone. How a budget is spent on it: memory_plan.py."""
 
-import math
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from streamcollapse.arch.layout import Layout
-from streamcollapse.arch.naming import Assembly
+from streamcollapse.arch.survey import Survey
+from streamcollapse.forward.batches import KEPT_BYTES, LOGITS_BYTES, MAX_CALL_TOKENS, distributions_bytes
+from streamcollapse.merge.mixing import mixing_bytes
 from streamcollapse.progress import MemoryPlanned
 from streamcollapse.resources.budget import Budget
+from streamcollapse.settings.catalogue import METRICS
+from streamcollapse.settings.run import Streaming
+from streamcollapse.storage.source import TensorSource
 from streamcollapse.stream.loaders import DeviceLoader
+from streamcollapse.stream.slots import layer_slot_bytes
+
+if TYPE_CHECKING:  # inspecting a checkpoint needs no samples, and no model: importing that takes seconds
+    from streamcollapse.run.samples import Samples
 
 MOST_CANDIDATES = 512  # in one sweep on its own account; benchmarks/simulate_reads.py shows what they save
 LIBRARIES = 40 << 20  # code and buffers that libraries load on first use, whatever the model: 20 to 40 MiB were seen
 # torch's workspaces for matrix products (32 MiB each for two libraries on Hopper, less on others) and the allocator's
 # rounding of small blocks to pieces of 2 and 20 MiB; not measured
 DEVICE_LIBRARIES = 128 << 20
+
+# where no samples are at hand: ten sentences, 24 passages
+ASSUMED_TOKENS = {"sentences": 10 * 64, "passages": 24 * 256}
 
 Memory = Literal["ram", "vram"]
 
@@ -33,6 +45,17 @@ class Need:
 
 
 @dataclass(frozen=True)
+class Demand:
+    """What a search asks of memory: how many layer ``boundaries`` it starts from, how many layers a merge combines
+    (``window``), the ``metric`` it judges by, and the ``samples`` it takes where none are at hand."""
+
+    boundaries: int
+    window: int = 1
+    metric: str = "cosine"
+    samples: str = "sentences"
+
+
+@dataclass(frozen=True)
 class Workload:
     """What a run has to hold, in bytes, whatever the budget.
 
@@ -40,7 +63,8 @@ class Workload:
     stored weights cannot be used as they are; ``state``: the hidden states of all samples at one layer boundary;
     ``boundaries``: how many of these the search starts from; ``activations``: inside one call of a layer; ``tensor``:
     the largest tensor of a layer; ``window``: layers that a merge combines, of which all have to be there at once;
-    ``fused``: what ``fused_bytes`` counts; ``head``: final norm, head and logits, where the metric needs them;
+    ``fused``: parameters that are put together from several tensors; ``head``: the head and logits (four blocks, and
+    for ``kl`` the original's distributions where they are few), where the metric needs them;
     ``embedding``: the input embedding in the compute dtype; ``mixing``: what mixing one tensor makes on a device.
     """
 
@@ -100,22 +124,48 @@ class MemoryPlan:
         return range(num_layers - self.resident_layers, num_layers)
 
 
+def workload_of(
+    source: TensorSource, model: Survey, dtype: torch.dtype, demand: Demand, samples: Samples | None = None
+) -> Workload:
+    """What a search of ``demand`` has to hold with ``samples``, or with as many tokens as those that it takes."""
+    tokens = ASSUMED_TOKENS[demand.samples] if samples is None else samples.num_tokens
+    call = (1, MAX_CALL_TOKENS) if samples is None else samples.largest_call
+    layers = [[source.info(name) for name in names] for names in model.layers]
+    infos = [info for layer in layers for info in layer]
+    head = 0
+    if METRICS[demand.metric].by_logits and model.head:
+        lengths = [(tokens,)] if samples is None else [batch.lengths for batch in samples.batches]
+        kept = distributions_bytes(lengths, model.vocabulary) if demand.metric == "kl" else 0
+        head = model.head * dtype.itemsize + 4 * LOGITS_BYTES + (kept if kept <= KEPT_BYTES else 0)
+    return Workload(
+        num_layers=len(layers),
+        layer=max(sum(info.num_bytes for info in layer) for layer in layers),
+        slot=layer_slot_bytes(layers, dtype),
+        converted=any(info.dtype != dtype for info in infos if info.dtype.is_floating_point),
+        state=tokens * model.hidden_size * dtype.itemsize,
+        boundaries=demand.boundaries,
+        activations=activation_bytes([info.shape for info in infos], model.hidden_size, call, dtype.itemsize),
+        tensor=max(info.num_bytes for info in infos),
+        window=demand.window,
+        fused=model.fused * dtype.itemsize,
+        head=head,
+        embedding=model.embedding * dtype.itemsize,
+        mixing=max(mixing_bytes(info.num_elements, info.dtype) for info in infos),
+    )
+
+
+def least(work: Workload, streaming: Streaming, on_device: bool) -> MemoryPlan:
+    """The smallest setting that ``streaming`` allows: nothing resident, boundaries on the disk."""
+    plan = MemoryPlan(streaming.prefetch, streaming.lookahead or 1)
+    needs = needs_on_device(work, plan) if on_device else needs_on_cpu(work, plan)
+    return replace(plan, needs=tuple(needs))
+
+
 def activation_bytes(shapes: Sequence[tuple[int, ...]], hidden_size: int, call: tuple[int, int], itemsize: int) -> int:
     """Six states of the model's width (residual, norm, query, key, value, attended) and four of the widest matrix
     (gate, up, their product, one temporary) for each token. Attention scores are never whole in memory."""
     widest = max((max(shape[-2:]) for shape in shapes if len(shape) > 1), default=hidden_size)
     return call[0] * call[1] * (6 * hidden_size + 4 * widest) * itemsize
-
-
-def fused_bytes(layout: Layout, dtype: torch.dtype) -> int:
-    """Bytes of the parameters that one layer's module puts together from several tensors (experts), while it does: the
-    largest of them twice."""
-
-    def of_layer(assemblies: Sequence[Assembly]) -> int:
-        made = [math.prod(shape) for each in assemblies if each.rules for shape in each.shapes.values()]
-        return (sum(made) + max(made, default=0)) * dtype.itemsize
-
-    return max(of_layer(assemblies) for assemblies in layout.assemblies)
 
 
 def needs_on_cpu(work: Workload, plan: MemoryPlan) -> list[Need]:

@@ -4,7 +4,7 @@ from streamcollapse.arch import architecture as likeness
 from streamcollapse.errors import ModelError
 from streamcollapse.merge.view import mismatch
 from streamcollapse.progress import StackChanged, WarningRaised
-from streamcollapse.run.memory_plan import Demand
+from streamcollapse.run.needs import Demand
 from streamcollapse.run.opened import Job
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.searches.registry import complete, make_target, strategy_of

@@ -3,8 +3,11 @@
 Knows shards, names and bytes. Knows nothing of decoder layers, configs or devices' speed.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from streamcollapse.errors import CheckpointError
 from streamcollapse.storage.extents import Location
@@ -71,6 +74,14 @@ class Checkpoint(PlacedTensors):
         """Elements of all floating-point tensors."""
         infos = (tensor.info for _, tensor in self._tensors.values())
         return sum(info.num_elements for info in infos if info.dtype.is_floating_point)
+
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """The floating-point dtype that most of the bytes have."""
+        totals = Counter[torch.dtype]()
+        for _, tensor in self._tensors.values():
+            totals[tensor.info.dtype] += tensor.info.num_bytes if tensor.info.dtype.is_floating_point else 0
+        return max(totals, key=lambda dtype: totals[dtype]) if any(totals.values()) else torch.float32
 
     def locate(self, name: str) -> Location:
         """Where the bytes of ``name`` are; KeyError if there is none."""

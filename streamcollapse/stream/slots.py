@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
 from streamcollapse.storage.reader import ReadingStopped
-from streamcollapse.storage.source import TensorSource
+from streamcollapse.storage.source import TensorInfo
 
 _ALIGNMENT = 64  # bytes: a cache line, and what vectorised kernels like best
 
@@ -56,9 +56,6 @@ def carved_bytes(size: int) -> int:
     """What a tensor of ``size`` bytes takes in a slot, alignment included."""
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
-
-if TYPE_CHECKING:  # converting needs slots and no model: importing that takes seconds
-    from streamcollapse.arch.layout import Layout
 
 Ticket = TypeVar("Ticket")
 
@@ -130,11 +127,10 @@ class Ring(Generic[Ticket]):
             self._closed = False
 
 
-def layer_slot_bytes(source: TensorSource, layout: Layout, dtype: torch.dtype) -> int:
-    """Bytes of the slot that holds any one layer in the compute ``dtype``."""
+def layer_slot_bytes(layers: Iterable[Iterable[TensorInfo]], dtype: torch.dtype) -> int:
+    """Bytes of the slot that holds any one of ``layers`` in the compute ``dtype``."""
 
-    def placed(name: str) -> int:
-        info = source.info(name)
+    def placed(info: TensorInfo) -> int:
         return carved_bytes(info.num_elements * (dtype if info.dtype.is_floating_point else info.dtype).itemsize)
 
-    return max(sum(placed(name) for name in layout.layer_names(i)) for i in range(layout.num_layers))
+    return max(sum(map(placed, infos)) for infos in layers)

@@ -17,8 +17,7 @@ from streamcollapse.errors import BudgetError
 from streamcollapse.forward import stored as stored_layers
 from streamcollapse.jobs import prepare as jobs
 from streamcollapse.run import memory_plan
-from streamcollapse.run.memory_plan import least
-from streamcollapse.run.needs import MemoryPlan
+from streamcollapse.run.needs import Demand, MemoryPlan, least, workload_of
 from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.storage.placed import Overlay
 from tests.checkpoints import llama_config, save_model
@@ -33,7 +32,7 @@ def allotted(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def give(**changes: Any) -> None:
         def plan_memory(job: Any, samples: Any, streaming: Streaming, options: Any) -> MemoryPlan:
-            work = memory_plan.workload_of(job, samples, memory_plan.Demand(8))
+            work = workload_of(job.checkpoint, job.architecture.survey, job.placement.dtype, Demand(8), samples)
             choice = replace(least(work, streaming, False), candidates=streaming.lookahead or 5, **changes)
             return replace(choice, io=memory_plan.choose_io(job, streaming.io, choice))
 

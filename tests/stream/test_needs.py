@@ -14,8 +14,8 @@ from streamcollapse.merge.mixing import mixing_bytes
 from streamcollapse.resources import budget as budgets
 from streamcollapse.resources.budget import Budget, budget_for, free_ram
 from streamcollapse.run import needs
-from streamcollapse.run.memory_plan import Demand, least, spend, workload_of
-from streamcollapse.run.needs import Workload, peak_bytes
+from streamcollapse.run.memory_plan import spend
+from streamcollapse.run.needs import Demand, Workload, least, peak_bytes, workload_of
 from streamcollapse.run.opened import open_job
 from streamcollapse.run.samples import Samples
 from streamcollapse.settings.run import Compute, RunSettings, Streaming
@@ -40,7 +40,7 @@ def test_work_follows_from_the_shapes(llama_bf16: Path) -> None:
     parameters = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32
     for dtype in (torch.float32, torch.bfloat16):
         job = open_job(llama_bf16, RunSettings(Compute("cpu", str(dtype).removeprefix("torch."))))
-        work = workload_of(job, samples, Demand(boundaries=5))
+        work = workload_of(job.checkpoint, job.architecture.survey, dtype, Demand(boundaries=5), samples)
         assert (work.num_layers, work.layer, work.slot) == (8, 2 * parameters, dtype.itemsize * parameters)
         assert work.converted == (dtype == torch.float32)
         assert (work.state, work.boundaries, work.tensor) == (100 * 32 * dtype.itemsize, 5, 2 * 48 * 32)
