@@ -3,7 +3,7 @@
 Question   How many tokens' time does one more call take (CALL_COST in forward/batches.py)? How long does a pass over
 the
            passages take, and how many pages does it fault in, with the smallest thresholds of the heap and with those
-           for the job (resources/heap.py)?
+           for the job (resources/device.py)?
 Ceiling    A pass without page faults.
 Method     All weights in memory, so that nothing is read. Passes over one call each of several shapes, in turn; a line
            through the medians of those of at most 512 tokens: where it meets no tokens, in tokens. Then passes over the
@@ -33,7 +33,7 @@ from make_checkpoint import SHAPES, make_checkpoint
 
 from streamcollapse.forward.batches import Batch, call_tokens
 from streamcollapse.forward.reference import reference_pass
-from streamcollapse.resources.heap import heap_for
+from streamcollapse.resources.device import heap_for
 from streamcollapse.run.memory_plan import plan_one_layer
 from streamcollapse.run.needs import MemoryPlan
 from streamcollapse.run.opened import Job, open_job, open_stream

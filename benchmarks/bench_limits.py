@@ -130,7 +130,7 @@ from transformers import AutoModelForCausalLM
 from streamcollapse import Calibration, RunSettings, SearchOptions, Streaming
 from streamcollapse.jobs.prepare import prepare_search
 from streamcollapse.jobs.search import run_search
-from streamcollapse.resources.sampler import sample_memory
+from streamcollapse.resources.meter import sample_memory
 source, threshold, samples, budget, lookahead = sys.argv[1:]
 before = sample_memory().rss
 settings = RunSettings(calibration=Calibration(samples), streaming=Streaming(int(lookahead), ram_budget=budget))

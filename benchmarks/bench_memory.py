@@ -43,7 +43,7 @@ def one_run(source: Path, out: Path, case: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM  # noqa: F401
 
     import streamcollapse
-    from streamcollapse.resources.sampler import sample_memory
+    from streamcollapse.resources.meter import sample_memory
 
     options = streamcollapse.SearchOptions(strategy="laco", rule=case["rule"], threshold=case["threshold"])
     compute = streamcollapse.Compute("cpu", case["dtype"])

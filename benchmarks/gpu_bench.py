@@ -18,7 +18,7 @@ from gpu_runner import note
 from make_checkpoint import SHAPES, Shape
 from measure import write_sentences
 
-from streamcollapse.resources.sampler import MemorySample, sample_memory
+from streamcollapse.resources.meter import MemorySample, sample_memory
 from streamcollapse.settings.run import Calibration, Compute, Streaming
 from streamcollapse.units import format_bytes
 

@@ -13,7 +13,7 @@ from gpu_bench import Bench
 from gpu_devices import Device, best_of, gigabytes, median_of, timed
 from gpu_rows import RING_WANTED, Finding
 
-from streamcollapse.resources.sampler import SAMPLE_SECONDS, sample_memory
+from streamcollapse.resources.meter import SAMPLE_SECONDS, sample_memory
 from streamcollapse.run.opened import Job, open_job
 from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.storage.extents import Extent, coalesce, needed_bytes

@@ -21,7 +21,7 @@ from streamcollapse.jobs.prune import run_prune
 from streamcollapse.jobs.search import run_search
 from streamcollapse.merge.plan import Plan
 from streamcollapse.progress import DecisionMade, Event, Listener, PhaseStarted, silent
-from streamcollapse.resources.sampler import MemorySample
+from streamcollapse.resources.meter import MemorySample
 from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.units import format_bytes, format_seconds

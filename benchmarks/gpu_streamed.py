@@ -39,7 +39,7 @@ from streamcollapse.errors import BudgetError
 from streamcollapse.forward.reference import reference_pass
 from streamcollapse.jobs import prepare
 from streamcollapse.merge.plan import Plan
-from streamcollapse.resources.sampler import MemorySample
+from streamcollapse.resources.meter import MemorySample
 from streamcollapse.run.memory_plan import plan_memory
 from streamcollapse.run.needs import Demand
 from streamcollapse.run.opened import open_job, open_run

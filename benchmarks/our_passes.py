@@ -17,7 +17,7 @@ import torch
 
 from streamcollapse.forward.batches import call_tokens
 from streamcollapse.forward.reference import reference_pass
-from streamcollapse.resources.heap import heap_for
+from streamcollapse.resources.device import heap_for
 from streamcollapse.run.memory_plan import plan_one_layer
 from streamcollapse.run.opened import open_job, open_stream
 from streamcollapse.run.samples import calibration_samples

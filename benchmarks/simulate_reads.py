@@ -40,12 +40,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from streamcollapse.forward.schedule import Stack, schedule
+from streamcollapse.forward.walk import Stack, schedule
 from streamcollapse.merge.plan import Decision, PlanLayer, StackKey, stack_key
-from streamcollapse.searches.accept_model import AcceptModel
 from streamcollapse.searches.algorithm1 import SearchState
 from streamcollapse.searches.candidate import Candidate
-from streamcollapse.searches.lookahead import Depth, likely_states
+from streamcollapse.searches.lookahead import AcceptModel, Depth, likely_states
 from streamcollapse.searches.lookahead import Outcome as Known
 from streamcollapse.settings.search import SearchOptions
 

@@ -98,7 +98,16 @@ RETIRED = (
     "all of them numbers",
 )
 DECLARED_FLAGS = ("--keep-norms", "--no-rescale")  # what a declaration calls the other half of a switch
-RETIRED_NAMES = {"CollapseOptions", "CollapseState", "KeptLayers", "Odds", "Belief", "Nearness", "Passage", "Preview"}
+RETIRED_NAMES = {
+    *re.findall(
+        r"\w+",
+        """CollapseOptions CollapseState
+        KeptLayers Odds Belief Nearness Passage Preview Means Asked AskedConversion Again
+        ConvertAgain WorkPlace Allotment Work Room Unit Began Told Ended Tell kept_place kept_directory search_place
+        passing_place take_up was_renaming for_good settle understand allotment least_allotment plain_allotment allot
+        from_cache apart together takes not_taken does want offer speed_apart""",
+    )
+}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -109,6 +118,20 @@ def test_retired_words_are_not_said_any_more(path: Path) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             assert node.name not in RETIRED_NAMES
+        if isinstance(node, ast.arg):
+            assert node.arg not in RETIRED_NAMES, f"line {node.lineno}"
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    found = [node for path in FILES for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    names = [node.name for node in found if not node.name.startswith("_")]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_few_files_are_tiny() -> None:
+    lines = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path in ROOT.rglob("*.py")}
+    tiny = [name for name, count in lines.items() if 0 < count < 40]
+    assert len(tiny) <= 7, tiny
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if _layer(p) != "cli"], ids=lambda p: str(p.relative_to(ROOT)))

@@ -64,18 +64,8 @@ def _without_period(entries: Mapping[str, Any], bases: Sequence[int]) -> dict[st
 
 # What transformers and its validators raise for a config that they cannot use. Programming errors of ours do not pass
 # through the calls that this guards.
-THEIR_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    StrictDataclassError,
-    TypeError,
-    ValueError,
-)
+_GENERAL = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError)
+THEIR_ERRORS = (*_GENERAL, StrictDataclassError, TypeError, ValueError)
 
 
 # Entries that make what a layer computes depend on its number, where it could only be judged at its old one.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from streamcollapse.arch.naming import Assembly, Naming, Target, assemblies_of
+from streamcollapse.arch.naming import Assembly, Destination, Naming, assemblies_of
 from streamcollapse.arch.skeleton import Skeleton
 from streamcollapse.arch.stored import refuse_different_twins, refuse_integers, refuse_packed, refuse_shape
 from streamcollapse.errors import ModelError
@@ -90,7 +90,7 @@ def build_layout(skeleton: Skeleton, source: TensorSource) -> Layout:
     return Layout(stack, layers, tuple(outside), frozenset(norms), frozenset(unmerged), tuple(built), stored, tied_head)
 
 
-def _disk_stack(skeleton: Skeleton, targets: Mapping[str, Target | None]) -> str:
+def _disk_stack(skeleton: Skeleton, targets: Mapping[str, Destination | None]) -> str:
     """What the names of the decoder layers begin with on disk, before the number of the layer."""
     inside = re.compile(re.escape(skeleton.layers_path) + r"\.(\d+)\.")
     stacks: dict[str, str] = {}
@@ -129,11 +129,11 @@ def _sorted_out(stack: str, num_layers: int, naming: Naming, names: Sequence[str
     return suffixes, outside
 
 
-def _within(inside: str, target: Target | None) -> Target | None:
+def _within(inside: str, target: Destination | None) -> Destination | None:
     """``target`` relative to the layer whose names begin with ``inside``; None where it is none of its own."""
     if target is None or not target.name.startswith(inside):
         return None
-    return Target(target.name.removeprefix(inside), target.rule)
+    return Destination(target.name.removeprefix(inside), target.rule)
 
 
 def _refuse_unlike(skeleton: Skeleton, stack: str, unlike: Counter[str], first: Sequence[Assembly]) -> None:
@@ -156,7 +156,7 @@ def stored_buffers(module: torch.nn.Module) -> list[str]:
 
 
 def _outside_names(
-    skeleton: Skeleton, targets: Mapping[str, Target | None], source: TensorSource
+    skeleton: Skeleton, targets: Mapping[str, Destination | None], source: TensorSource
 ) -> tuple[dict[str, str], bool]:
     """Skeleton name -> disk name for everything outside the stack, and whether the head shares the embedding."""
     inside = f"{skeleton.layers_path}."

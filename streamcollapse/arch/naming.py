@@ -27,7 +27,7 @@ except ImportError:  # transformers 4
 
 
 @dataclass(frozen=True)
-class Target:
+class Destination:
     """Where a stored tensor goes: parameter or buffer ``name`` of the model. ``rule`` names the conversion that makes
     ``name``, and perhaps others, of this and other tensors; None where the tensor is used as it is."""
 
@@ -46,17 +46,17 @@ class Naming:
         self._converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
         self._by_pattern = {pattern: rule for rule in self._converters for pattern in rule.source_patterns}
 
-    def target(self, name: str) -> Target | None:
+    def target(self, name: str) -> Destination | None:
         """Where the tensor stored as ``name`` goes; None where the model has no place for it."""
         if self._renamings or self._converters:
             prefix = self._model.base_model_prefix
             found, rule = rename_source_key(name, self._renamings, self._converters, prefix, self._parameters)
             if found in self._parameters:
-                return Target(found, rule)
+                return Destination(found, rule)
         prefix = f"{self._model.base_model_prefix}."
         for plain in (name, self._renamed(name), prefix + name, name.removeprefix(prefix)):
             if plain in self._parameters:
-                return Target(plain)
+                return Destination(plain)
         return None
 
     def _renamed(self, name: str) -> str:
@@ -73,8 +73,8 @@ class Naming:
     def convert(self, target: str, parts: Iterable[tuple[str, str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Parameters of the model by name: what the conversion that goes to ``target`` makes of ``parts``.
 
-        Each part is a stored name, the ``rule`` of its Target, and the tensor; in natural order of their names. Nothing
-        is computed, only put together or taken apart, so tensors on the meta device do as well. Raises ModelError.
+        Each part is a stored name, the ``rule`` of its destination, and the tensor; in natural order of their names.
+        Nothing is computed, only put together or taken apart: the meta device does as well. Raises ModelError.
         """
         rule: Any = None
         for name, pattern, tensor in parts:
@@ -116,7 +116,7 @@ class Assembly:
 
 
 def assemblies_of(
-    naming: Naming, inside: str, placed: Mapping[str, Target], infos: Mapping[str, TensorInfo]
+    naming: Naming, inside: str, placed: Mapping[str, Destination], infos: Mapping[str, TensorInfo]
 ) -> tuple[Assembly, ...]:
     """The assemblies of one layer, whose names in the model begin with ``inside``.
 

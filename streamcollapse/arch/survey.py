@@ -64,13 +64,12 @@ def survey(checkpoint: Checkpoint) -> Survey | None:
 
 def _is_usual(raw: dict[str, Any]) -> bool:
     """Whether the config is that of a text model which transformers knows, with weights as they are."""
-    named, kind = raw.get("architectures"), raw.get("model_type")
+    named, kind, spec = raw.get("architectures"), raw.get("model_type"), find_spec("transformers")
     counts = [raw.get(key) for key in ("num_hidden_layers", "hidden_size", "vocab_size")]
-    spec = find_spec("transformers")  # found, not imported: that takes seconds
-    known = spec is not None and spec.origin is not None and isinstance(kind, str) and kind.isidentifier()
+    if spec is None or spec.origin is None or not isinstance(kind, str) or not kind.isidentifier():
+        return False
     return (
-        known
-        and (Path(str(spec and spec.origin)).parent / "models" / str(kind)).is_dir()
+        Path(spec.origin).with_name("models").joinpath(kind).is_dir()  # looked up, for importing it takes seconds
         and isinstance(named, list)
         and str(next(iter(named), "")).endswith("ForCausalLM")
         and all(type(count) is int and count > 0 for count in counts)

@@ -49,7 +49,7 @@ _INTERPRETER_BYTES = 1_000_000_000  # of a worker, with what Python and torch ta
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchResult:
     """What came of a batch: an outcome for each task, in the order of the file."""
 
     out: Path
@@ -68,7 +68,7 @@ def batch(
     cluster: Cluster = Cluster(),  # noqa: B008 - frozen
     settings: RunSettings = RunSettings(),  # noqa: B008
     listener: Callable[[Message], None] = lambda message: None,
-) -> Batch:
+) -> BatchResult:
     """Do what the file ``jobs`` says, with the results in directories of ``out`` (None: what the file says).
 
     What an earlier batch has finished is left as it is. Of ``settings`` count the device, how weights are streamed, and
@@ -95,7 +95,7 @@ def preview(
     out: str | Path | None,
     *,
     settings: RunSettings = RunSettings(),  # noqa: B008 - frozen
-) -> Batch:
+) -> BatchResult:
     """An outcome for each task of the file ``jobs``: kept (done already), ready, or failed with what it would fail of.
 
     Sources on the Hub are fetched into its cache. Raises what ``batch`` would raise.
@@ -104,7 +104,7 @@ def preview(
     streaming = replace(settings.streaming, work_dir=None)
     machine = Machine(settings.compute.device, streaming, None, settings.trust_remote_code)
     outcomes = {task.name: _checked(task, place, machine) for task in tasks}
-    return Batch(place.out, list(outcomes.values()), batch_report(place, tasks, outcomes, 0.0))
+    return BatchResult(place.out, list(outcomes.values()), batch_report(place, tasks, outcomes, 0.0))
 
 
 def _checked(task: Task, place: Place, machine: Machine) -> Outcome:
@@ -220,9 +220,9 @@ class _Record:
         self._outcomes[outcome.name] = replace(outcome, out=str(self._place.out / outcome.name))
         write_whole(self._place.out / REPORT_FILE, json.dumps(self._report(), indent=2) + "\n")
 
-    def batch(self) -> Batch:
+    def batch(self) -> BatchResult:
         outcomes = [self._outcomes[task.name] for task in self._tasks if task.name in self._outcomes]
-        return Batch(self._place.out, outcomes, self._report())
+        return BatchResult(self._place.out, outcomes, self._report())
 
     def _report(self) -> dict[str, Any]:
         return batch_report(self._place, self._tasks, self._outcomes, time.perf_counter() - self._start)

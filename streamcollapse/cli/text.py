@@ -64,9 +64,9 @@ def lines_of(rows: list[tuple[str, str | Text]]) -> Text:
     return Text("\n").join(lines)
 
 
-def table_of(headings: Iterable[str], right: bool = False) -> Table:
-    """A table without lines, whose first column is ranged left and the others too, or ``right``."""
+def table_of(headings: Iterable[str], right: int = 99) -> Table:
+    """A table without lines, whose columns are ranged left, or from column ``right`` on to the right."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for number, heading in enumerate(headings):
-        table.add_column(heading, no_wrap=True, justify="right" if right and number else "left")
+        table.add_column(heading, no_wrap=True, justify="right" if number >= right else "left")
     return table

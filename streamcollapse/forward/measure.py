@@ -14,9 +14,8 @@ from streamcollapse.forward import metrics
 from streamcollapse.forward.batches import KEPT_BYTES, LOGITS_BYTES, Batch, distributions_bytes
 from streamcollapse.forward.model import StreamedModel, Weights
 from streamcollapse.forward.reference import Reference
-from streamcollapse.forward.schedule import Stack
 from streamcollapse.forward.stored import StoredLayers
-from streamcollapse.forward.walk import Passed, walk
+from streamcollapse.forward.walk import Passed, Stack, walk
 from streamcollapse.storage.source import check_finite
 
 Measure = Callable[[Sequence[torch.Tensor]], float | None]

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from streamcollapse.arch.architecture import Architecture
-from streamcollapse.arch.replay import DecoderStack, LayerCall, Recording
-from streamcollapse.arch.skeleton import place_buffers
+from streamcollapse.arch.skeleton import DecoderStack, LayerCall, Recording, place_buffers
 from streamcollapse.errors import NonFiniteError
 from streamcollapse.forward.batches import Batch
 from streamcollapse.merge.view import MergedView

@@ -13,8 +13,7 @@ from torch.nn import functional
 from streamcollapse.errors import CalibrationError, NonFiniteError
 from streamcollapse.forward.batches import LOGITS_BYTES, MOST_CALL_TOKENS, Batch, make_batches
 from streamcollapse.forward.model import StreamedModel, Weights, overflow
-from streamcollapse.forward.schedule import Stack
-from streamcollapse.forward.walk import Passed, walk
+from streamcollapse.forward.walk import Passed, Stack, walk
 from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.storage.source import check_finite, is_finite
 

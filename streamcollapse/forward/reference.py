@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from streamcollapse.arch.replay import LayerCall
+from streamcollapse.arch.skeleton import LayerCall
 from streamcollapse.errors import NonFiniteError
 from streamcollapse.forward.batches import Batch
 from streamcollapse.forward.model import LayerWeights, StreamedModel, overflow
-from streamcollapse.forward.schedule import Stack
-from streamcollapse.forward.walk import Passed, walk
+from streamcollapse.forward.walk import Passed, Stack, walk
 from streamcollapse.merge.plan import PlanLayer, original_layers
 from streamcollapse.storage.scratch import Scratch
 from streamcollapse.storage.source import is_finite
@@ -119,7 +118,7 @@ def _climb(
                 similarities[one] = similarity
 
     keep(0, entering)
-    # The original is the first stack, so its steps bear the numbers of the source layers (forward/schedule.py).
+    # The original is the first stack, so its steps bear the numbers of the source layers (forward/walk.py).
     together = [Stack(layers, 0) for layers in (original_layers(num_layers), *stacks)]
     merge_norms = branches is not None and branches.merge_norms
     walk(model, together, lambda boundary: list(entering), reference.calls, watch, merge_norms)

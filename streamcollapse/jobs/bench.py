@@ -10,7 +10,7 @@ from streamcollapse.jobs.prepare import prepare_open
 from streamcollapse.jobs.prune import run_prune
 from streamcollapse.output.report import Report
 from streamcollapse.progress import Listener, PhaseStarted, silent
-from streamcollapse.resources.sampler import MemorySample
+from streamcollapse.resources.meter import MemorySample
 from streamcollapse.run.opened import open_job
 from streamcollapse.settings.run import IO_MODES, BenchConditions, Output, RunSettings
 from streamcollapse.settings.search import SearchOptions

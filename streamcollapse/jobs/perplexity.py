@@ -10,7 +10,7 @@ from streamcollapse.forward.perplexity import make_windows, streamed_perplexity
 from streamcollapse.merge.plan import Plan, original_layers
 from streamcollapse.merge.view import check_plan
 from streamcollapse.progress import Listener, PhaseStarted, silent
-from streamcollapse.resources.heap import heap_for
+from streamcollapse.resources.device import heap_for
 from streamcollapse.resources.meter import Usage
 from streamcollapse.run.memory_plan import plan_one_layer
 from streamcollapse.run.opened import open_job, open_stream

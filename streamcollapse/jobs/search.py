@@ -5,7 +5,7 @@ from pathlib import Path
 from streamcollapse.jobs.prepare import Prepared, prepare_search
 from streamcollapse.merge.plan import Plan, SearchRecord
 from streamcollapse.progress import Listener, PhaseStarted, silent
-from streamcollapse.resources.heap import heap_for
+from streamcollapse.resources.device import heap_for
 from streamcollapse.run.opened import Run, open_run
 from streamcollapse.run.saved_reference import reference_of
 from streamcollapse.run.work_directory import TemporaryWork, search_work

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import OptionError
-from streamcollapse.forward.influence import NeighbourDistances, block_influence, neighbour_cosines
 from streamcollapse.forward.measure import make_measure
+from streamcollapse.forward.metrics import NeighbourDistances, block_influence, neighbour_cosines
 from streamcollapse.forward.reference import Branches, reference_sweep
 from streamcollapse.merge.plan import collapse, original_layers
 from streamcollapse.merge.view import mismatch
 from streamcollapse.progress import Listener, PhaseStarted, silent
-from streamcollapse.resources.heap import heap_for
+from streamcollapse.resources.device import heap_for
 from streamcollapse.resources.meter import Usage
 from streamcollapse.run.memory_plan import plan_memory
 from streamcollapse.run.needs import Demand

@@ -15,7 +15,7 @@ from streamcollapse.arch.config import THEIR_ERRORS, first_line
 from streamcollapse.errors import BudgetError, ModelError, OptionError
 from streamcollapse.resources.budget import free_ram
 from streamcollapse.resources.device import free_vram
-from streamcollapse.resources.sampler import MemorySampler, sample_memory
+from streamcollapse.resources.meter import MemorySampler, sample_memory
 from streamcollapse.run.opened import open_job
 from streamcollapse.settings.run import RunSettings
 from streamcollapse.units import format_bytes
@@ -50,15 +50,20 @@ def speed(
     new_tokens: int = 64,
     repeat: int = 3,
     settings: RunSettings = RunSettings(),  # noqa: B008 - frozen
+    own_process: bool = False,
 ) -> Speed:
     """Load ``directory`` with transformers and generate ``new_tokens`` tokens ``repeat`` times, after one unmeasured
-    run.
+    run; in its ``own_process``, so that the memory of one model is not counted towards another's.
 
     Raises BudgetError where the model does not fit into memory as a whole, StreamCollapseError for anything else.
     """
     for name, value in (("new tokens", new_tokens), ("repeat", repeat)):
         if value < 1:
             raise OptionError(f"{name} is {value}; it must be at least 1")
+    if own_process:
+        context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
+        with ProcessPoolExecutor(1, context) as pool:
+            return pool.submit(speed, directory, new_tokens=new_tokens, repeat=repeat, settings=settings).result()
     job = open_job(directory, settings)
     device, dtype = job.placement.device, job.placement.dtype
     needed = job.checkpoint.num_parameters * dtype.itemsize
@@ -88,20 +93,6 @@ def speed(
         device=str(device),
         dtype=job.placement.dtype_name,
     )
-
-
-def speed_apart(
-    directory: str | Path,
-    *,
-    new_tokens: int = 64,
-    repeat: int = 3,
-    settings: RunSettings = RunSettings(),  # noqa: B008
-) -> Speed:
-    """``speed`` in a process of its own, so that the memory of one model is not counted towards another's. Raises what
-    ``speed`` raises."""
-    context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
-    with ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(speed, directory, new_tokens=new_tokens, repeat=repeat, settings=settings).result()
 
 
 def _load(directory: Path, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> Any:

@@ -14,8 +14,7 @@ from streamcollapse.forward.stored import StoredLayers
 from streamcollapse.merge.plan import PlanLayer, original_layers
 from streamcollapse.merge.view import NOTHING_KEPT, Kept, MergedView
 from streamcollapse.progress import Listener, silent
-from streamcollapse.resources.device import Placement, device_errors, resolve, within_vram
-from streamcollapse.resources.heap import steady_heap
+from streamcollapse.resources.device import Placement, device_errors, resolve, steady_heap, within_vram
 from streamcollapse.resources.meter import Meter
 from streamcollapse.run.needs import MemoryPlan
 from streamcollapse.settings.run import RunSettings
@@ -148,14 +147,6 @@ class Run:
     def model(self) -> StreamedModel:
         """The streamed forward pass, whose layer slot is made when it is first needed."""
         return self.job.model(self.stream)
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        return self.job.checkpoint
-
-    @property
-    def architecture(self) -> Architecture:
-        return self.job.architecture
 
     @property
     def meter(self) -> Meter:

@@ -6,7 +6,7 @@ import torch
 
 from streamcollapse.forward.measure import Measure, make_measure, sweep
 from streamcollapse.forward.reference import Reference
-from streamcollapse.forward.schedule import Stack
+from streamcollapse.forward.walk import Stack
 from streamcollapse.merge.plan import PlanLayer, stack_key
 from streamcollapse.merge.view import mismatch
 from streamcollapse.progress import WarningRaised
@@ -40,7 +40,7 @@ class Evaluator:
         key = self._key(candidate)
         found = self._memory.get(key)
         if found is None:
-            reason = mismatch(self._run.job.source, self._run.architecture.layout, candidate.merged_layer)
+            reason = mismatch(self._run.job.source, self._run.job.architecture.layout, candidate.merged_layer)
             if reason is not None:
                 found = Evaluation(None, reason)
                 self._memory.add({key: found})
@@ -61,7 +61,7 @@ class Evaluator:
         while (similarities := self._try_sweep(candidates)) is None:
             candidates = candidates[: max(len(candidates) // 2, 1)]
             self.room = min(self.room, len(candidates))
-        self._run.checkpoint.check_unchanged()  # before anything is believed that was computed from it
+        self._run.job.checkpoint.check_unchanged()  # before anything is believed that was computed from it
         self.learn(candidates, similarities)
 
     def _try_sweep(self, candidates: Sequence[Candidate]) -> list[float | None] | None:

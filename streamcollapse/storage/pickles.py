@@ -33,7 +33,7 @@ class Call:
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
+class StorageReference:
     """Something outside the pickle, by the identifier that the pickle has for it."""
 
     identifier: Any = field(repr=False)
@@ -185,7 +185,7 @@ class _Machine:
             raise PickleError("the pickle is malformed (attributes of what has none)")
 
     def refer(self, _: Any) -> None:
-        self._stack.append(Reference(self.pop()))
+        self._stack.append(StorageReference(self.pop()))
 
 
 _STEPS: dict[str, Callable[[_Machine, Any], None]] = {

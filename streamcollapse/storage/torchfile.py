@@ -17,7 +17,7 @@ import torch
 
 from streamcollapse.errors import CheckpointError
 from streamcollapse.storage.header import DTYPES, POINTER, ShardHeader, StoredTensor
-from streamcollapse.storage.pickles import Call, Global, PickleError, Reference, read_pickle
+from streamcollapse.storage.pickles import Call, Global, PickleError, StorageReference, read_pickle
 from streamcollapse.storage.source import TensorInfo, span_elements
 
 MAX_PICKLE_BYTES = 64_000_000  # some hundred thousand tensors
@@ -166,10 +166,10 @@ def _read_legacy(file: BinaryIO, file_bytes: int) -> tuple[bytes, Any, dict[str,
     return raw, contents, storages
 
 
-def _references(contents: Any) -> list[Reference]:
+def _references(contents: Any) -> list[StorageReference]:
     """The storages that the tensors in ``contents`` use."""
     calls = [call for value in _entries(contents).values() if (call := _unwrapped(value)) is not None]
-    return [call.arguments[0] for call in calls if call.arguments and isinstance(call.arguments[0], Reference)]
+    return [call.arguments[0] for call in calls if call.arguments and isinstance(call.arguments[0], StorageReference)]
 
 
 def _entries(contents: Any) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 def _storage(reference: Any) -> tuple[str, torch.dtype]:
     """The key and dtype of a storage, from ``("storage", type, key, location, elements)``."""
-    parts = reference.identifier if isinstance(reference, Reference) else None
+    parts = reference.identifier if isinstance(reference, StorageReference) else None
     if not isinstance(parts, tuple) or len(parts) < 5 or parts[0] != "storage" or not isinstance(parts[2], str):
         raise PickleError("its storage is malformed")
     kind = _STORAGE_NAME.fullmatch(parts[1].name) if isinstance(parts[1], Global) else None
@@ -252,6 +252,6 @@ def _storage(reference: Any) -> tuple[str, torch.dtype]:
     return parts[2], _STORAGES[kind[1]]
 
 
-def _storage_width(reference: Reference) -> tuple[str, int]:
+def _storage_width(reference: StorageReference) -> tuple[str, int]:
     key, dtype = _storage(reference)
     return key, dtype.itemsize

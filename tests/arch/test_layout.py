@@ -12,7 +12,7 @@ from streamcollapse.arch.architecture import load_architecture
 from streamcollapse.arch.config import load_config
 from streamcollapse.arch.skeleton import build_skeleton
 from streamcollapse.errors import ModelError
-from streamcollapse.resources.sampler import sample_memory
+from streamcollapse.resources.meter import sample_memory
 from streamcollapse.storage.checkpoint import Checkpoint
 from tests.checkpoints import edit_json, edit_tensors, llama_config, save_llama, save_model
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from streamcollapse.arch import replay
+from streamcollapse.arch import skeleton as replay
 from streamcollapse.arch.architecture import load_architecture
-from streamcollapse.arch.replay import DecoderStack, LayerCall
+from streamcollapse.arch.skeleton import DecoderStack, LayerCall
 from streamcollapse.errors import ModelError
 from streamcollapse.storage.checkpoint import Checkpoint
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from streamcollapse import Calibration, Compute, SearchOptions, prune
 from streamcollapse.batches.local import machines
-from streamcollapse.batches.run import Batch, Cluster, batch, planned
+from streamcollapse.batches.run import BatchResult, Cluster, batch, planned
 from streamcollapse.batches.worker import JobEnded, JobEvent, JobStarted, Machine, Message, Outcome, run_task
 from streamcollapse.cli.main import app
 from streamcollapse.errors import DeviceError, JobsError, OptionError, OutputError
@@ -30,7 +30,7 @@ from tests.checkpoints import edit_json, edit_tensors
 GRID: dict[str, object] = {"source": "models/m*", "C": 3, "I": 1, "T": [0.3, 0.6]}
 
 
-def statuses(found: Batch) -> dict[str, str]:
+def statuses(found: BatchResult) -> dict[str, str]:
     return {outcome.name: outcome.status for outcome in found.outcomes}
 
 

@@ -206,7 +206,7 @@ def test_a_rehearsal_does_not_judge_speed(
 def test_peaks_are_beyond_what_was_held_before() -> None:
     from gpu_runs import peaks, within_limits
 
-    from streamcollapse.resources.sampler import MemorySample
+    from streamcollapse.resources.meter import MemorySample
 
     usage = {"peak_vram_reserved": 500, "peak_vram_device": 900, "peak_rss": 70}
     found = peaks(usage, MemorySample(rss=50, vram_device=300))

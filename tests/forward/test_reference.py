@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from streamcollapse.arch.replay import DecoderStack
+from streamcollapse.arch.skeleton import DecoderStack
 from streamcollapse.errors import ModelError, NonFiniteError
 from streamcollapse.forward.batches import CALL_COST, call_tokens, make_batches
 from streamcollapse.forward.reference import Reference, reference_pass

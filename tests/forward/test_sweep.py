@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from streamcollapse.forward.batches import make_batches
 from streamcollapse.forward.measure import make_measure, sweep
 from streamcollapse.forward.reference import reference_pass
-from streamcollapse.forward.schedule import PathStep, Stack, Visit, last_source, schedule
+from streamcollapse.forward.walk import PathStep, Stack, Visit, last_source, schedule
 from streamcollapse.merge.plan import PlanLayer, collapse, original_layers
 from streamcollapse.merge.rules import RULES
 from streamcollapse.run.opened import open_job

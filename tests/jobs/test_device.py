@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from streamcollapse import Compute, Plan, SearchOptions, prune, resume, search
-from streamcollapse.arch.replay import DecoderStack
+from streamcollapse.arch.skeleton import DecoderStack
 from streamcollapse.errors import BudgetError, DeviceFailedError
 from streamcollapse.progress import Event, WarningRaised
 from streamcollapse.run import opened

@@ -213,7 +213,7 @@ def test_while_layers_run_the_heap_is_as_large_as_their_activations(
         asked.append(activations)
         return False
 
-    monkeypatch.setattr("streamcollapse.resources.heap.steady_heap", steady_heap)
+    monkeypatch.setattr("streamcollapse.resources.device.steady_heap", steady_heap)
     (tmp_path / "text.txt").write_text("The river was long and slow. " * 20, encoding="utf-8")
     runs = [
         lambda: prune(llama, tmp_path / "out", SearchOptions(strategy="laco"), settings=RunSettings(compute=FLOAT32)),

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamcollapse.merge.plan import Decision, stack_key
-from streamcollapse.searches.accept_model import AcceptModel
 from streamcollapse.searches.algorithm1 import SearchState
-from streamcollapse.searches.lookahead import Depth, Outcome, likely_states
+from streamcollapse.searches.lookahead import AcceptModel, Depth, Outcome, likely_states
 from tests.methods import method
 
 OPTIONS = method(layers_per_merge=3, interval=1)

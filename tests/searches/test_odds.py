@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamcollapse.merge.plan import Decision
-from streamcollapse.searches.accept_model import _PRIOR, AcceptModel, Forecast, SimilarityForecast
+from streamcollapse.searches.lookahead import _PRIOR, AcceptModel, Forecast, SimilarityForecast
 
 
 def _odds(outcomes: str, similarities: list[float | None] | None = None, threshold: float = 0.65) -> AcceptModel:

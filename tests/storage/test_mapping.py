@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from streamcollapse.errors import CheckpointError
-from streamcollapse.resources.sampler import sample_memory
+from streamcollapse.resources.meter import sample_memory
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.extents import Location
 from streamcollapse.storage.mapping import MappedFile

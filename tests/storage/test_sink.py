@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from streamcollapse.storage import sink as sinks
-from streamcollapse.storage.sink import Sink, open_sink
+from streamcollapse.storage import writer as sinks
+from streamcollapse.storage.writer import Sink, open_sink
 
 
 def _direct(path: Path) -> Sink:

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from streamcollapse.resources.heap import steady_heap
+from streamcollapse.resources.device import steady_heap
 
 CODE = """
 import resource
 import torch
-from streamcollapse.resources.heap import steady_heap
-from streamcollapse.resources.sampler import sample_memory
+from streamcollapse.resources.device import steady_heap
+from streamcollapse.resources.meter import sample_memory
 {call}
 torch.set_num_threads(1)
 kept = torch.ones(1000)
@@ -51,8 +51,8 @@ def test_activations_are_not_mapped_anew_and_large_blocks_leave_the_process() ->
 LARGER = """
 import resource
 import torch
-from streamcollapse.resources.heap import heap_for
-from streamcollapse.resources.sampler import sample_memory
+from streamcollapse.resources.device import heap_for
+from streamcollapse.resources.meter import sample_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

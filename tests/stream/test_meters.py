@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamcollapse.resources import sampler as memory
-from streamcollapse.resources.meter import Meter
-from streamcollapse.resources.sampler import MemorySample, Timeline, sample_memory
+from streamcollapse.resources import meter as memory
+from streamcollapse.resources.meter import MemorySample, Meter, Timeline, sample_memory
 
 
 def test_bytes_and_memory_are_counted_per_phase() -> None:

@@ -11,19 +11,18 @@ import typer
 from rich.console import Console
 from rich.live import Live
 from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 from streamcollapse.cli import options as o
 from streamcollapse.cli.screen import print_json, steps_bar
-from streamcollapse.cli.text import plain_console, said
+from streamcollapse.cli.text import plain_console, said, table_of
 from streamcollapse.errors import printable
 from streamcollapse.progress import DecisionMade, LayerDone, PhaseStarted, StepDone
 from streamcollapse.settings.run import Cluster, RunSettings
 from streamcollapse.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from streamcollapse.batches.run import Batch
+    from streamcollapse.batches.run import BatchResult
     from streamcollapse.batches.worker import Message, Outcome
 
 JobsFile = Annotated[Path, typer.Argument(readable=False, metavar="JOBS", help="YAML file: sources and settings.")]
@@ -96,20 +95,11 @@ def _line(outcome: Outcome) -> Text:
     return line
 
 
-def _show(found: Batch) -> None:
+def _show(found: BatchResult) -> None:
     """The summary: a line for each task, and where everything is."""
     console = plain_console()
-    table = Table(
-        box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=any(one.figures for one in found.outcomes)
-    )
-    for heading, side in (
-        ("", "left"),
-        ("result", "left"),
-        ("layers", "right"),
-        ("removed", "right"),
-        ("time", "right"),
-    ):
-        table.add_column(heading, no_wrap=True, justify=side)  # type: ignore[arg-type]
+    table = table_of(("", "result", "layers", "removed", "time"), right=2)
+    table.show_header = any(one.figures for one in found.outcomes)
     failed: dict[str, list[str]] = {}
     for outcome in found.outcomes:
         figures = outcome.figures or {}

@@ -77,7 +77,7 @@ def _show(found: Bench) -> None:
     report, console = found.report, plain_console()
     usage = report["usage"]
     phases = usage["phases"]
-    table = table_of(("", *(phase["name"] for phase in phases)), right=True)
+    table = table_of(("", *(phase["name"] for phase in phases)), right=1)
     table.add_row("time", *(format_seconds(p["seconds"]) for p in phases))
     table.add_row("waiting for weights", *(format_seconds(p["seconds_waiting"]) for p in phases))
     table.add_row("read", *(format_bytes(p["bytes_read"]) for p in phases))

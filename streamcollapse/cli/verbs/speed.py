@@ -40,24 +40,21 @@ def speed(
             check_source(path)
     from streamcollapse.jobs.inspect import inspect
     from streamcollapse.jobs.speed import speed as run
-    from streamcollapse.jobs.speed import speed_apart
 
     paths = [directory] if against is None else [directory, against]
-    if against is None:
-        found = [run(directory, new_tokens=new_tokens, repeat=repeat, settings=settings)]
-    else:
-        for path in paths:
-            inspect(path, settings=settings)  # before minutes go into the other
-        found = []
-        for path in paths:
-            print(f"measuring {path}", file=sys.stderr)
-            found.append(speed_apart(path, new_tokens=new_tokens, repeat=repeat, settings=settings))
+    for path in paths[1:]:
+        inspect(path, settings=settings)  # before minutes go into the other
+    found = []
+    for path in paths:
+        print(f"measuring {path}", file=sys.stderr)
+        own = against is not None
+        found.append(run(path, new_tokens=new_tokens, repeat=repeat, settings=settings, own_process=own))
     print_json({"models": [s.to_json() for s in found]}) if as_json else _show(found)
 
 
 def _show(found: Sequence[Speed]) -> None:
     """Models side by side, as in the paper's Table 5; the first against the last."""
-    table = table_of(("model", "layers", "weights", "memory", "tokens/s", "from", "to"), right=True)
+    table = table_of(("model", "layers", "weights", "memory", "tokens/s", "from", "to"), right=1)
     for model in found:
         sizes = (format_bytes(model.weights), format_bytes(model.memory))
         rates = (model.tokens_per_second, min(model.runs), max(model.runs))

@@ -17,7 +17,7 @@ class Angular(OnePass):
         return f"layers {decision.l - 1}-{decision.l + decision.merged - 2}"
 
     def choose(self, context: SearchContext) -> Found:
-        from streamcollapse.forward.influence import angular_distances
+        from streamcollapse.forward.metrics import angular_distances
 
         num_layers = context.space.num_layers
         return drop_least_turning(

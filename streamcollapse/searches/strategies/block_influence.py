@@ -17,7 +17,7 @@ class BlockInfluence(OnePass):
         return f"layer {decision.l - 1}"
 
     def choose(self, context: SearchContext) -> Found:
-        from streamcollapse.forward.influence import block_influence
+        from streamcollapse.forward.metrics import block_influence
 
         influence = block_influence(context.reference, context.space.num_layers)
         return drop_least_influence(influence, context.space)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from streamcollapse.merge.plan import Decision, PlanLayer, stack_key
 from streamcollapse.progress import CandidateStarted, WarningRaised
-from streamcollapse.searches.accept_model import AcceptModel
 from streamcollapse.searches.algorithm1 import SearchState, most_candidates
 from streamcollapse.searches.candidate import Candidate
-from streamcollapse.searches.lookahead import Depth, Outcome, likely_states
+from streamcollapse.searches.lookahead import AcceptModel, Depth, Outcome, likely_states
 from streamcollapse.searches.strategy import SearchContext, SearchResult, SearchSpace, Strategy, competition
 from streamcollapse.settings.catalogue import METRICS
 from streamcollapse.settings.search import SearchOptions
@@ -62,8 +61,8 @@ class Laco(Strategy):
     def nothing_to_try(self, space: SearchSpace) -> str:
         if space.num_layers == 1:
             return super().nothing_to_try(space)
-        together = space.options.layers_per_merge
-        return no_group(space, together, space.highest - together)
+        size = space.options.layers_per_merge
+        return no_group(space, size, space.highest - size)
 
     def run(self, context: SearchContext) -> SearchResult:
         options = context.space.options
@@ -73,10 +72,10 @@ class Laco(Strategy):
 STRATEGY = Laco()
 
 
-def no_group(space: SearchSpace, together: int, first: int) -> str:
-    """The line that says that the ``first`` merge of C = ``together`` layers would lie below L."""
+def no_group(space: SearchSpace, size: int, first: int) -> str:
+    """The line that says that the ``first`` merge of C = ``size`` layers would lie below L."""
     return (
-        f"the first merge of {together} layers (C) below layer {space.highest} (H) would be into layer {first}, below "
+        f"the first merge of {size} layers (C) below layer {space.highest} (H) would be into layer {first}, below "
         f"{space.lowest} (L), counted from 1; lower `layers_per_merge` or `lowest`, or raise `highest`"
     )
 
