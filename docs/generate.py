@@ -24,6 +24,7 @@ from streamcollapse.settings.run import (  # noqa: E402
     Compute,
     EvaluationText,
     Output,
+    RunSettings,
     Streaming,
 )
 from streamcollapse.settings.search import SearchOptions  # noqa: E402
@@ -35,6 +36,7 @@ _GROUPS = (
     (Compute, "Computing", "Every verb that computes; `compute_dtype` is a key of a job in `batch`."),
     (Streaming, "Streaming", "`prune`, `search`, `similarity`, `bench` and `batch`. No setting here changes a result."),
     (Output, "Output", "`prune`, `apply` and `convert`; `max_shard_size` is a key of a job in `batch`."),
+    (RunSettings, "All of these, and trust", "Every verb that opens a model."),
     (EvaluationText, "Text to predict", "`perplexity`."),
     (BenchConditions, "Conditions of a measurement", "`bench`."),
     (Cluster, "Workers", "`batch`."),
@@ -51,7 +53,9 @@ def options_page() -> str:
     ]
     for cls, title, where in _GROUPS:
         lines += ["", f"## {title}", "", where, "", f"In Python: `{cls.__name__}`.", ""]
-        lines += _table(("option", "paper", "default", "meaning"), map(_row, declared(cls).values()))
+        lines += _table(
+            ("option", "paper", "default", "meaning"), (_row(one) for one in declared(cls).values() if one.owner is cls)
+        )
     return "\n".join(lines) + "\n"
 
 

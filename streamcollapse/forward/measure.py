@@ -30,7 +30,7 @@ _OF_STATES: dict[str, _OfStates] = {
 
 
 def make_measure(metric: str, model: StreamedModel, reference: Reference, vocabulary: int) -> Measure:
-    """The measure by ``metric`` (strategy/catalogue.py): of what leaves the top layer of a candidate, [N, T, D] for
+    """The measure by ``metric`` (settings/catalogue.py): of what leaves the top layer of a candidate, [N, T, D] for
     each batch, how alike it is to the original; None where that is no finite number.
 
     Raises CalibrationError where the samples are too short for the metric, NonFiniteError for a head that is not

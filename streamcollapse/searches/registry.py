@@ -1,6 +1,6 @@
 """The strategies there are, and a search's settings made complete.
 
-A strategy is found where it is: every module of search/strategies/, and what installed packages name under the entry
+A strategy is found where it is: every module of searches/strategies/, and what installed packages name under the entry
 point ``streamcollapse.strategies``. Listing them needs no torch.
 """
 

@@ -1,7 +1,7 @@
 """What a strategy is, what it has to work with, and what it comes to.
 
-A strategy is one object in one file of search/strategies/: it says what it is, which settings it goes by with which
-defaults, what it would try, and runs the search. Nothing outside search/ knows one strategy from another.
+A strategy is one object in one file of searches/strategies/: it says what it is, which settings it goes by with which
+defaults, what it would try, and runs the search. Nothing outside searches/ knows one strategy from another.
 """
 
 from __future__ import annotations

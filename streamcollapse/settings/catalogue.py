@@ -1,6 +1,6 @@
 """The merge rules and the metrics there are, as data: what each does and where it is from. Knows no tensors.
 
-Strategies are objects of their own (search/strategies/).
+Strategies are objects of their own (searches/strategies/).
 """
 
 from dataclasses import dataclass

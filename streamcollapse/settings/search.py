@@ -1,7 +1,7 @@
 """The settings of a search, under the paper's letters.
 
-What is not given is filled in by the strategy that will run (search/registry.py): thresholds, rules and metrics are on
-scales of their own, and their defaults belong to whoever walks by them.
+What is not given is filled in by the strategy that will run (searches/registry.py): thresholds, rules and metrics are
+on scales of their own, and their defaults belong to whoever walks by them.
 """
 
 from __future__ import annotations
