@@ -12,10 +12,10 @@ from streamcollapse.arch.config import ModelConfig, as_pruned, load_config
 from streamcollapse.arch.layout import Layout, build_layout
 from streamcollapse.arch.naming import Assembly
 from streamcollapse.arch.skeleton import Skeleton, build_skeleton
-from streamcollapse.arch.stored import CONFIG_FILE
 from streamcollapse.arch.survey import Survey
 from streamcollapse.errors import ModelError
 from streamcollapse.storage.checkpoint import Checkpoint
+from streamcollapse.storage.index import CONFIG_FILE
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _MOST_EXPERTS = 1 << 16

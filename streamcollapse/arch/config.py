@@ -12,9 +12,9 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 
-from streamcollapse.arch.stored import CONFIG_FILE, TEXT_SECTIONS, refuse_quantised
+from streamcollapse.arch.stored import TEXT_SECTIONS, refuse_quantised
 from streamcollapse.errors import ModelError, printable
-from streamcollapse.storage.index import read_json
+from streamcollapse.storage.index import CONFIG_FILE, read_json
 
 # Lists that are never one entry per layer, however long they happen to be.
 _NOT_PER_LAYER = {"architectures", "auto_map", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id"}

@@ -10,7 +10,6 @@ import torch
 from streamcollapse.errors import ModelError
 from streamcollapse.storage.source import TensorSource
 
-CONFIG_FILE = "config.json"
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 

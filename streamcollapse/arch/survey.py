@@ -8,10 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.arch.stored import CONFIG_FILE
 from streamcollapse.errors import printable
 from streamcollapse.storage.checkpoint import Checkpoint
-from streamcollapse.storage.index import is_file, read_json
+from streamcollapse.storage.index import CONFIG_FILE, is_file, read_json
 
 _IN_A_LAYER = re.compile(r"(.+?)\.(0|[1-9][0-9]{0,8})\.(.+)")
 

@@ -17,13 +17,22 @@ import psutil
 import torch
 
 from streamcollapse.batches.tasks import Chain
-from streamcollapse.batches.worker import ChainEnded, FromChain, Machine, Message, Place, Report, WorkerLost, run_chain
+from streamcollapse.batches.worker import (
+    INTERPRETER_BYTES,
+    ChainEnded,
+    FromChain,
+    Machine,
+    Message,
+    Place,
+    Report,
+    WorkerLost,
+    run_chain,
+)
 from streamcollapse.errors import DeviceFailedError, OptionError
 from streamcollapse.resources.budget import MARGIN, free_ram
 from streamcollapse.resources.device import free_vram, resolve
 from streamcollapse.settings.run import Compute, Streaming
 
-_INTERPRETER_BYTES = 500_000_000  # of a worker before it does anything: Python, torch and transformers
 _POLL_SECONDS = 0.5
 _DEVICE_FAILED = 75  # exit code of a worker whose process cannot use its device any more (EX_TEMPFAIL)
 _LAST_WORDS_SECONDS = 5.0
@@ -45,7 +54,7 @@ def machines(
         return [Machine(devices[0], streaming, None, trust_remote_code)]
     ram, vram = streaming.ram_budget, streaming.vram_budget
     if ram is None:
-        ram = max((int(free_ram() * (1 - MARGIN)) - count * _INTERPRETER_BYTES) // count, 1)
+        ram = max((int(free_ram() * (1 - MARGIN)) - count * INTERPRETER_BYTES) // count, 1)
     on_one_device = -(-count // len(devices))
     if vram is None and on_one_device > 1 and devices[0] != "cpu":
         vram = int(free_vram(torch.device(devices[0])) * (1 - MARGIN)) // on_one_device

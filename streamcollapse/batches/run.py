@@ -19,6 +19,7 @@ from streamcollapse.batches.local import LocalEngine, machines
 from streamcollapse.batches.spec import read_jobs
 from streamcollapse.batches.tasks import Chain, Prune, Task, chains_of, result_key
 from streamcollapse.batches.worker import (
+    INTERPRETER_BYTES,
     STATE,
     ChainEnded,
     Engine,
@@ -45,7 +46,6 @@ from streamcollapse.storage.locks import lock
 from streamcollapse.units import parse_bytes
 
 REPORT_FILE = "batch_report.json"
-_INTERPRETER_BYTES = 1_000_000_000  # of a worker, with what Python and torch take beside the budget
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _engine(
     kinds = {(t.source, t.work.compute_dtype) for chain in chains for t in chain if isinstance(t.work, Prune)}
     budget = streaming.ram_budget or max((_least_bytes(*kind, trust) for kind in kinds), default=1)
     machine = Machine(device, replace(streaming, ram_budget=budget), None, trust)
-    ram_bytes = parse_bytes(budget) + _INTERPRETER_BYTES
+    ram_bytes = parse_bytes(budget) + INTERPRETER_BYTES
     return RayEngine(machine, place, cluster.ray_address, cluster.workers, ram_bytes)
 
 

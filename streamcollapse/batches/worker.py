@@ -24,6 +24,8 @@ from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.disk import disk_errors, write_whole
 from streamcollapse.storage.hub import local_directory
 
+# of a worker before it does anything: Python, torch and transformers; 350 MB were seen
+INTERPRETER_BYTES = 500_000_000
 STATE = ".streamcollapse-batch"  # a directory in that of the results
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from streamcollapse.arch.stored import CONFIG_FILE, config_text, refuse_packed, refuse_quantised, with_dtype
+from streamcollapse.arch.stored import config_text, refuse_packed, refuse_quantised, with_dtype
 from streamcollapse.errors import ModelError, OptionError
 from streamcollapse.output.files import copy_files, every_file_beside
 from streamcollapse.output.report import save_report, versions
@@ -23,7 +23,7 @@ from streamcollapse.settings.run import COMPUTE_DTYPES, Output, RunSettings, Str
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.disk import check_space, write_whole
 from streamcollapse.storage.hub import local_directory
-from streamcollapse.storage.index import is_file, read_json
+from streamcollapse.storage.index import CONFIG_FILE, is_file, read_json
 from streamcollapse.storage.source import CastSource, TensorSource, bytes_by_dtype
 from streamcollapse.storage.staging import staged_bytes, staged_directory, tidy_up
 from streamcollapse.storage.writer import ShardPlan, Writing, plan_shards, write_shards

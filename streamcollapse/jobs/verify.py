@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from streamcollapse.arch.config import pruned_config
-from streamcollapse.arch.stored import CONFIG_FILE
 from streamcollapse.errors import CheckpointError
-from streamcollapse.jobs.convert import CONVERSION_FILE
+from streamcollapse.jobs.convert import CONVERSION_FILE, CPU
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
 from streamcollapse.output.checkpoint import PLAN_FILE, REPORT_FILE
@@ -22,12 +21,11 @@ from streamcollapse.settings.run import Compute, RunSettings, Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.disk import Digest
 from streamcollapse.storage.header import ShardHeader
-from streamcollapse.storage.index import is_file, read_json
+from streamcollapse.storage.index import CONFIG_FILE, is_file, read_json
 from streamcollapse.storage.locks import FileLease
 from streamcollapse.storage.mapping import about_to_change
 from streamcollapse.storage.source import check_finite
 
-_CPU = torch.device("cpu")
 _COMPUTE = Compute("cpu", "float32")
 
 
@@ -111,7 +109,7 @@ def _digest_of(checkpoint: Checkpoint, shard: ShardHeader, listener: Listener) -
                 raise about_to_change(shard.path)
             mapped.populate(position, tensor.end)
             hashed = digest.update(mapped.raw(position, max(tensor.end, position)))
-            check_finite(name, checkpoint.read(name, _CPU))
+            check_finite(name, checkpoint.read(name, CPU))
             hashed.result()
             mapped.give_back(position, tensor.end, drop_after_use=False)
             position = max(tensor.end, position)
@@ -145,7 +143,7 @@ def _check_against(job: Job, origin: Job, listener: Listener) -> int:
         over = view.over(weights)
         for name in names:
             with weights.step():
-                same = _same_bits(over.read(name, _CPU), checkpoint.read(name, _CPU))
+                same = _same_bits(over.read(name, CPU), checkpoint.read(name, CPU))
             if not same:
                 raise CheckpointError(
                     f"{checkpoint.directory}: tensor {name} is not what the plan makes of the "

@@ -7,7 +7,7 @@ from streamcollapse.arch.architecture import Architecture, check_likeness
 from streamcollapse.arch.config import ModelConfig, load_config, pruned_config
 from streamcollapse.arch.layout import build_layout
 from streamcollapse.arch.skeleton import build_skeleton
-from streamcollapse.arch.stored import CONFIG_FILE, config_text
+from streamcollapse.arch.stored import config_text
 from streamcollapse.errors import ModelError
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import MergedView
@@ -16,6 +16,7 @@ from streamcollapse.output.files import companion_files, copy_files
 from streamcollapse.output.report import Report, save_report
 from streamcollapse.progress import Listener, StepDone
 from streamcollapse.storage.disk import write_whole
+from streamcollapse.storage.index import CONFIG_FILE
 from streamcollapse.storage.writer import ShardPlan, Writing, write_shards
 from streamcollapse.stream.weights import WeightStream
 

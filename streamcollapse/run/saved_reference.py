@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import transformers
 
-from streamcollapse.arch.stored import CONFIG_FILE
 from streamcollapse.errors import OutputError
 from streamcollapse.forward.batches import Batch
 from streamcollapse.forward.model import StreamedModel
@@ -24,6 +23,7 @@ from streamcollapse.run.work_directory import (
     write_document,
 )
 from streamcollapse.storage.disk import disk_errors, to_disk
+from streamcollapse.storage.index import CONFIG_FILE
 from streamcollapse.storage.scratch import DiskScratch
 
 

@@ -21,7 +21,7 @@ from streamcollapse.storage.placed import PlacedTensors
 from streamcollapse.storage.torchfile import read_torch_header
 
 _PAGES_PER_SHARD = 16
-_PAGE_BYTES = 4096
+_SAMPLED_PAGE = 4096
 _MOST_TENSORS = 4096  # of a checkpoint; more are sampled evenly
 _TENSOR_BYTES = 256
 
@@ -63,7 +63,7 @@ def _samples(header: ShardHeader, every: int) -> list[tuple[int, int]]:
     """Offset and length of each sample, in the order of the file."""
     first = 8 + len(header.raw)
     step = max((header.file_bytes - first) // _PAGES_PER_SHARD, 1)
-    pages = [(start, _PAGE_BYTES) for start in range(first, header.file_bytes, step)]
+    pages = [(start, _SAMPLED_PAGE) for start in range(first, header.file_bytes, step)]
     tensors = sorted(header.tensors.values(), key=lambda tensor: tensor.start)[::every]
     middles = [(tensor.start + tensor.end - _TENSOR_BYTES) // 2 for tensor in tensors]
     return sorted([*pages, *((max(middle, 0), _TENSOR_BYTES) for middle in middles)])

@@ -22,6 +22,7 @@ from huggingface_hub.errors import HTTPError as HubHTTPError  # type: ignore[att
 from streamcollapse.errors import CheckpointError
 from streamcollapse.progress import Listener, PhaseStarted, StepDone
 from streamcollapse.storage.index import (
+    CONFIG_FILE,
     FORMATS,
     HUB_ID,
     SINGLE_FILE,
@@ -33,7 +34,6 @@ from streamcollapse.storage.index import (
     what_is_there,
 )
 
-CONFIG_FILE = "config.json"
 _MOST_SAID = 120  # characters of what the client says
 _CACHE_IS_AT_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _TIMEOUT_SECONDS = 10.0

@@ -11,6 +11,7 @@ from typing import Any
 
 from streamcollapse.errors import CheckpointError
 
+CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SUFFIX = ".safetensors"

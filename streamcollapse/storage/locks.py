@@ -87,11 +87,6 @@ class FileLease:
             if handle is not None:
                 os.close(handle)
 
-    @property
-    def is_held(self) -> bool:
-        """Whether the system granted it, and it has not been closed."""
-        return self._handle is not None
-
     def is_wanted_back(self) -> bool:
         """Whether somebody waits to write to the file."""
         if self._handle is None or sys.platform != "linux":

@@ -20,7 +20,7 @@ from streamcollapse.storage.extents import Location
 _MADV_DONTNEED = 4
 _MADV_HUGEPAGE = 14
 _MADV_POPULATE_READ = 22  # linux/mman.h; since Linux 5.14
-_ATTEMPTS = 3  # at pages that a disk or a network fails to bring
+ATTEMPTS = 3  # at bytes that a disk or a network fails to bring
 _CALL_BYTES = 1 << 25  # populated in one call: short enough to stop a thread between two of them
 
 
@@ -98,9 +98,9 @@ class MappedFile:
             if failure == errno.EFAULT and self.path.stat().st_size != len(self._mapped):
                 raise changed_size(self.path)
             failed = 0 if failure == 0 else failed + 1
-            if failure not in (0, errno.EAGAIN, errno.EINTR) and failed == _ATTEMPTS:
+            if failure not in (0, errno.EAGAIN, errno.EINTR) and failed == ATTEMPTS:
                 raise CheckpointError(
-                    f"{self.path}: byte {position}: cannot be read, {_ATTEMPTS} times over: {os.strerror(failure)}"
+                    f"{self.path}: byte {position}: cannot be read, {ATTEMPTS} times over: {os.strerror(failure)}"
                 )
             position += step if failure == 0 else 0
 

@@ -15,10 +15,9 @@ import torch
 
 from streamcollapse.errors import CheckpointError
 from streamcollapse.storage.extents import PAGE_BYTES, Extent
-from streamcollapse.storage.mapping import changed_size
+from streamcollapse.storage.mapping import ATTEMPTS, changed_size
 
 REQUEST_BYTES = 1 << 24  # larger requests are split, so that several are in flight
-ATTEMPTS = 3  # of a read that fails for a reason that may pass
 MAY_PASS = (errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT)
 _PAUSE_SECONDS = 0.1
 IN_FLIGHT = 4  # not tuned: other numbers have not been compared

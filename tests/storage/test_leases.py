@@ -55,7 +55,7 @@ def test_a_lease_holds_back_who_wants_to_cut_the_file_short(tmp_path: Path) -> N
         assert path.stat().st_size == 10000
     assert cutting.wait(30) == 0
     assert path.stat().st_size == 10
-    assert not lease.is_held
+    assert lease._handle is None
 
 
 def test_where_there_is_no_lease_nothing_changes(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_where_there_is_no_lease_nothing_changes(tmp_path: Path) -> None:
     with (tmp_path / "written").open("wb"):
         for path in (tmp_path / "gone", tmp_path / "written"):
             with closing(FileLease(path)) as lease:
-                assert not lease.is_held
+                assert lease._handle is None
                 assert not lease.is_wanted_back()
 
 
