@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,3 +170,13 @@ def test_each_verb_has_a_file_of_its_own() -> None:
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__", "prepare"}
     # strategies and demo have no job of their own; plan's and batch's are called after what they make
     assert jobs - {"planning"} == commands - {"strategies", "demo", "plan", "batch"}
+
+
+def test_every_verb_is_a_function_of_few_arguments() -> None:
+    verbs = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    assert verbs - {"demo", "plan", "strategies"} <= set(streamcollapse.__all__)
+    assert {"make_plan", "compose_plans", "export_plan"} <= set(streamcollapse.__all__)
+    for name in streamcollapse.__all__:
+        public = getattr(streamcollapse, name)
+        if not isinstance(public, type):
+            assert len(inspect.signature(public).parameters) <= 5, name

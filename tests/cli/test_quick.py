@@ -56,3 +56,8 @@ def test_nothing_heavy_is_imported(llama: Path, tmp_path: Path, arguments: list[
     names = {name: str(tmp_path / name) for name in ("there", "new", "nowhere", "jobs.yaml", "nowhere.yaml")}
     given = [str(llama) if one == "SOURCE" else names.get(one, one) for one in arguments]
     assert _imports(*given) == f"[] {code}"
+
+
+def test_inspect_imports_no_model_code(llama: Path) -> None:
+    assert "'torch'" in _imports("inspect", str(llama))
+    assert "transformers" not in _imports("inspect", str(llama))
