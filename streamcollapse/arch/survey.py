@@ -10,8 +10,9 @@ from typing import Any
 
 from streamcollapse.errors import printable
 from streamcollapse.storage.checkpoint import Checkpoint
-from streamcollapse.storage.index import CONFIG_FILE, is_file, read_json
+from streamcollapse.storage.index import CONFIG_FILE, read_json
 
+_COUNTS = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")
 _IN_A_LAYER = re.compile(r"(.+?)\.(0|[1-9][0-9]{0,8})\.(.+)")
 
 
@@ -36,11 +37,10 @@ class Survey:
 def survey(checkpoint: Checkpoint) -> Survey | None:
     """The survey of a dense text model whose names count its layers; None for any other, and where config and names do
     not agree: then the model's own code has to be asked. Reads headers only."""
-    path = checkpoint.directory / CONFIG_FILE
-    raw = read_json(path) if is_file(path) else None
+    raw = read_json(checkpoint.directory / CONFIG_FILE)
     if not isinstance(raw, dict) or not _is_usual(raw):
         return None
-    count, width, vocabulary = raw["num_hidden_layers"], raw["hidden_size"], raw["vocab_size"]
+    (count, width, vocabulary, _), tied = (raw[key] for key in _COUNTS), raw["tie_word_embeddings"]
     layers: dict[int, list[str]] = {}
     outside, found = [], Counter[str]()
     for name in checkpoint.names:
@@ -50,21 +50,27 @@ def survey(checkpoint: Checkpoint) -> Survey | None:
         else:
             layers.setdefault(int(match[2]), []).append(name)
             found[f"{match[1]} {match[3]}"] += 1
-    matrices = [name for name in outside if len(checkpoint.info(name).shape) > 1]
-    whole = sorted(layers) == list(range(count)) and set(found.values()) == {count} and "expert" not in str([*found])
-    tables = all(checkpoint.info(name).shape == (vocabulary, width) for name in matrices)
-    dtypes = all(checkpoint.info(name).dtype.itemsize > 1 for name in checkpoint.names)
-    if not (whole and tables and dtypes and len(matrices) == (1 if raw["tie_word_embeddings"] else 2)):
+    infos = {name: checkpoint.info(name) for name in checkpoint.names}
+    matrices = [infos[name].shape for name in outside if len(infos[name].shape) > 1]
+    inner = {size for name in {*infos} - {*outside} for size in infos[name].shape}
+    if not (
+        sorted(layers) == list(range(count))
+        and set(found.values()) == {count}
+        and "expert" not in str([*found])
+        and matrices == [(vocabulary, width)] * (1 if tied else 2)
+        and all(info.dtype.is_floating_point and info.dtype.itemsize > 1 for info in infos.values())
+        and raw.get("intermediate_size", width) in inner
+    ):
         return None
-    family, size = printable(raw["architectures"][0]), vocabulary * width
+    family, kind, size = printable(raw["architectures"][0]), raw["model_type"], vocabulary * width
     stack = [layers[i] for i in range(count)]
-    return Survey(family, raw["model_type"], stack, outside, raw["tie_word_embeddings"], width, vocabulary, size, size)
+    return Survey(family, kind, stack, outside, tied, width, vocabulary, size, size)
 
 
 def _is_usual(raw: dict[str, Any]) -> bool:
     """Whether the config is that of a text model which transformers knows, with weights as they are."""
     named, kind, spec = raw.get("architectures"), raw.get("model_type"), find_spec("transformers")
-    counts = [raw.get(key) for key in ("num_hidden_layers", "hidden_size", "vocab_size")]
+    counts = [*map(raw.get, _COUNTS), raw.get("num_key_value_heads", 1), (raw.get("pad_token_id") or 0) + 1]
     if spec is None or spec.origin is None or not isinstance(kind, str) or not kind.isidentifier():
         return False
     return (
@@ -72,6 +78,7 @@ def _is_usual(raw: dict[str, Any]) -> bool:
         and isinstance(named, list)
         and str(next(iter(named), "")).endswith("ForCausalLM")
         and all(type(count) is int and count > 0 for count in counts)
+        and counts[-1] <= raw["vocab_size"]
         and isinstance(raw.get("tie_word_embeddings"), bool)
         and not {"auto_map", "quantization_config", "compression_config"} & raw.keys()
     )

@@ -190,7 +190,8 @@ def test_nothing_but_the_line_on_stderr(source: Path) -> None:
             {key: {"rope_type": "nosuch", "factor": 2.0} for key in ("rope_parameters", "rope_scaling")}
         ),
     )
-    command = [sys.executable, "-m", "streamcollapse", "inspect", str(source)]
+    arguments = ["prune", str(source), "--out", str(source.parent / "out")]
+    command = [sys.executable, "-m", "streamcollapse", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: no causal language model can be built")

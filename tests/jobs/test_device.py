@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from streamcollapse import Compute, Plan, SearchOptions, prune, resume, search
+from streamcollapse import Calibration, Compute, Plan, SearchOptions, prune, resume, search
 from streamcollapse.arch.skeleton import DecoderStack
 from streamcollapse.errors import BudgetError, DeviceFailedError
 from streamcollapse.progress import Event, WarningRaised
@@ -123,7 +124,8 @@ def test_where_memory_runs_out_in_a_sweep_it_takes_fewer_candidates(
     llama_bf16: Path, strategy: str, rule: str, room: int, monkeypatch: pytest.MonkeyPatch, use: Use
 ) -> None:
     options = {"laco": _options(rule), "greedy": SearchOptions(strategy="greedy", rule=rule, target_layers=6)}[strategy]
-    plain = search(llama_bf16, options, settings=RunSettings(compute=FLOAT32))
+    settings = RunSettings(FLOAT32, Calibration("sentences"))
+    plain = search(llama_bf16, options, settings=settings)
     sweep, asked, heard = evaluator.sweep, [], []
 
     def narrow(model: Any, stacks: Any, *rest: Any) -> Any:
@@ -138,7 +140,7 @@ def test_where_memory_runs_out_in_a_sweep_it_takes_fewer_candidates(
 
     monkeypatch.setattr(evaluator, "sweep", narrow)
     use()
-    found = search(llama_bf16, options, settings=RunSettings(compute=FLOAT32, streaming=Streaming(16)), listener=listen)
+    found = search(llama_bf16, options, settings=replace(settings, streaming=Streaming(16)), listener=listen)
     assert found == plain
     too_many = [number for number, count in enumerate(asked) if count > room]
     assert too_many

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamcollapse.stream.chunks import Chunk, most_held, plan_chunks
+from streamcollapse.stream.weights import Chunk, most_held, plan_chunks
 
 SIZES = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 50}
 
