@@ -1,10 +1,12 @@
 """A checkpoint written anew: as safetensors, in another precision, in shards of another size. Streamed, and without
 looking at the model: any checkpoint will do."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,12 +25,15 @@ from streamcollapse.settings.run import COMPUTE_DTYPES, Output, RunSettings, Str
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.disk import check_space, write_whole
 from streamcollapse.storage.hub import local_directory
-from streamcollapse.storage.index import CONFIG_FILE, is_file, read_json
+from streamcollapse.storage.index import CONFIG_FILE, is_file, is_gguf, read_json
 from streamcollapse.storage.source import CastSource, TensorSource, bytes_by_dtype
 from streamcollapse.storage.staging import staged_bytes, staged_directory, tidy_up
 from streamcollapse.storage.writer import ShardPlan, Writing, plan_shards, write_shards
-from streamcollapse.stream.loaders import MappedLoader
+from streamcollapse.stream.loaders import Loader, MappedLoader, PlainLoader
 from streamcollapse.stream.weights import Limits, WeightStream
+
+if TYPE_CHECKING:
+    from streamcollapse.arch.gguf import GgufFile
 
 CONVERSION_FILE = "streamcollapse_conversion.json"
 CPU = torch.device("cpu")
@@ -60,7 +65,7 @@ class PreparedConversion:
     shards belong to; ``config``: the new config, None where it stays as it is; ``found``: what it will come to."""
 
     request: Request
-    checkpoint: Checkpoint
+    opened: Checkpoint | GgufFile
     key: dict[str, Any]
     shards: list[ShardPlan]
     config: dict[str, Any] | None
@@ -76,11 +81,13 @@ def convert(
     output: Output = Output(),  # noqa: B008 - frozen
     listener: Listener = silent,
 ) -> Conversion:
-    """Write the checkpoint ``source`` as safetensors into the new directory ``out``, with all its small files.
+    """Write the checkpoint ``source``, or the GGUF file, as safetensors into the new directory ``out``, with all its
+    small files.
 
-    ``dtype``: float32, bfloat16 or float16 for every floating-point tensor, None for what each is; a tensor whose dtype
-    stays keeps its bytes. Memory: a few tensors. An interrupted conversion resumes. Raises StreamCollapseError; ``out``
-    then does not exist, or is the older directory that ``output.overwrite`` would have replaced.
+    ``dtype``: float32, bfloat16 or float16 for every floating-point tensor, None for what each is (bfloat16 for a
+    quantised GGUF file); a tensor whose dtype stays keeps its bytes. Memory: a few tensors. An interrupted conversion
+    resumes. Raises StreamCollapseError; ``out`` then does not exist, or is the older directory that
+    ``output.overwrite`` would have replaced.
     """
     return run_convert(prepare_convert(source, out, dtype, output, listener))
 
@@ -91,34 +98,35 @@ def prepare_convert(
     """``convert`` of ``source`` into ``out``, checked. Raises what it would raise before it begins."""
     if dtype is not None and dtype not in COMPUTE_DTYPES:
         raise OptionError(f"dtype {unknown(dtype, COMPUTE_DTYPES, quoted=True)}")
-    check_source(source)
+    if not is_gguf(source):
+        check_source(source)
     check_out(source, out, Streaming(), output)
-    checkpoint = Checkpoint(local_directory(source, listener))
-    config = _config(checkpoint, dtype)
-    target = _cast(checkpoint, dtype)
+    opened = _open(source, dtype, listener)
+    config = None if is_gguf(source) else _config(opened.directory, dtype, opened)
+    target = _target(opened, opened, dtype)
     shards = plan_shards(target, output.max_shard_bytes)
     check_space(Path(out), sum(shard.file_bytes for shard in shards) - staged_bytes(Path(out)))
-    fingerprint = checkpoint.fingerprint()
+    fingerprint = opened.fingerprint()
     found = Conversion(
         source=str(source),
         fingerprint=fingerprint,
         out=str(out),
         num_tensors=len(target.names),
-        before=bytes_by_dtype(checkpoint),
+        before=bytes_by_dtype(opened) if isinstance(opened, Checkpoint) else opened.stored_bytes,
         after=bytes_by_dtype(target),
         shards=dict.fromkeys((shard.file_name for shard in shards), ""),
         usage=None,
     )
-    request = Request("convert", checkpoint.directory, Path(out), RunSettings(output=output), dtype=dtype)
-    state = checkpoint.state(CONFIG_FILE)
+    request = Request("convert", opened.directory, Path(out), RunSettings(output=output), dtype=dtype)
+    state = opened.state(CONFIG_FILE)
     key = {"format": FORMAT, "source": fingerprint, "source_files": state, "verb": "convert"}
     check_directory(request.work_dir, key)
-    return PreparedConversion(request, checkpoint, key, shards, config, found, listener)
+    return PreparedConversion(request, opened, key, shards, config, found, listener)
 
 
 def run_convert(prepared: PreparedConversion) -> Conversion:
     """``convert`` as ``prepared``."""
-    request, found, checkpoint = prepared.request, prepared.found, prepared.checkpoint
+    request, found, opened = prepared.request, prepared.found, prepared.opened
     out = request.out
     with output_work(request, prepared.key) as work:
         if work.has_finished(out):
@@ -126,23 +134,39 @@ def run_convert(prepared: PreparedConversion) -> Conversion:
             return replace(found, shards=work.shards())
         with staged_directory(out, request.settings.output.overwrite) as stage:
             finished = work.reuse_shards(stage)
-            copy_files(every_file_beside(checkpoint.directory), checkpoint.directory, stage)
-            if prepared.config is not None:
-                write_whole(stage / CONFIG_FILE, config_text(prepared.config))
+            _write_small_files(prepared, stage)
             usage = _write(prepared, stage, finished, work.shard_done)
             found = replace(found, shards=work.shards(), usage=usage)
             save_report(found.to_json(), stage / CONVERSION_FILE)
-            checkpoint.check_unchanged()
+            opened.check_unchanged()
             work.publishing()
     return found
 
 
-def _config(checkpoint: Checkpoint, dtype: str | None) -> dict[str, Any] | None:
+def _open(source: str | Path, dtype: str | None, listener: Listener) -> Checkpoint | GgufFile:
+    if not is_gguf(source):
+        return Checkpoint(local_directory(source, listener))
+    from streamcollapse.arch.gguf import GgufFile  # imports transformers, which any other conversion does without
+
+    return GgufFile(Path(source), None if dtype is None else getattr(torch, dtype))
+
+
+def _write_small_files(prepared: PreparedConversion, stage: Path) -> None:
+    opened = prepared.opened
+    if not isinstance(opened, Checkpoint):
+        opened.write_small_files(stage)
+        return
+    copy_files(every_file_beside(opened.directory), opened.directory, stage)
+    if prepared.config is not None:
+        write_whole(stage / CONFIG_FILE, config_text(prepared.config))
+
+
+def _config(directory: Path, dtype: str | None, source: TensorSource) -> dict[str, Any] | None:
     """The config with ``dtype`` in it; None where it stays as it is. Raises ModelError for packed weights."""
     if dtype is None:
         return None
-    refuse_packed(checkpoint)
-    path = checkpoint.directory / CONFIG_FILE
+    refuse_packed(source)
+    path = directory / CONFIG_FILE
     if not is_file(path):
         return None
     raw = read_json(path)
@@ -152,18 +176,22 @@ def _config(checkpoint: Checkpoint, dtype: str | None) -> dict[str, Any] | None:
     return with_dtype(raw, dtype)
 
 
-def _cast(source: TensorSource, dtype: str | None) -> TensorSource:
-    return source if dtype is None else CastSource(source, getattr(torch, dtype))
+def _target(opened: Checkpoint | GgufFile, source: TensorSource, dtype: str | None) -> TensorSource:
+    """``source``, the tensors of ``opened``, in ``dtype``; those of a GGUF file are so already."""
+    as_is = dtype is None or not isinstance(opened, Checkpoint)
+    return source if as_is else CastSource(source, getattr(torch, str(dtype)))
 
 
 def _write(
     prepared: PreparedConversion, stage: Path, finished: Collection[str], on_shard: Callable[[str, str], None]
 ) -> Usage:
     """Write the shards that are not ``finished``; returns what it took."""
-    meter, checkpoint, listener = Meter(CPU), prepared.checkpoint, prepared.listener
+    meter, opened, listener = Meter(CPU), prepared.opened, prepared.listener
     left = [name for shard in prepared.shards if shard.file_name not in finished for name in shard.names]
-    loader = MappedLoader(checkpoint, drop_after_use=checkpoint.num_bytes > free_ram())
-    stream = WeightStream(checkpoint, CPU, loader, meter, Limits(Streaming().prefetch))
+    loader: Loader = PlainLoader(opened, CPU)
+    if isinstance(opened, Checkpoint):
+        loader = MappedLoader(opened, drop_after_use=opened.num_bytes > free_ram())
+    stream = WeightStream(opened, CPU, loader, meter, Limits(Streaming().prefetch))
 
     def written(name: str, num_bytes: int) -> None:
         meter.written(num_bytes)
@@ -173,7 +201,7 @@ def _write(
         listener(PhaseStarted("convert", len(left)))
         with stream.run([[name] for name in left]) as weights:
             writing = Writing(written, on_shard, weights.step, _anything, finished)
-            write_shards(_cast(weights, prepared.request.dtype), prepared.shards, stage, CPU, writing)
+            write_shards(_target(opened, weights, prepared.request.dtype), prepared.shards, stage, CPU, writing)
     return meter.summary()
 
 

@@ -59,6 +59,17 @@ def state(shards: Sequence[ShardHeader], beside: Sequence[Path] = ()) -> str:
     return digest.hexdigest()
 
 
+def check_unchanged(shards: Sequence[ShardHeader]) -> None:
+    """Raise CheckpointError if one of ``shards`` is not the file any more that was opened."""
+    for header in shards:
+        try:
+            about = header.path.stat()
+        except OSError as error:
+            raise CheckpointError(f"{header.path}: is gone; start again once it is back") from error
+        if (about.st_size, about.st_mtime_ns) != (header.file_bytes, header.mtime_ns):
+            raise CheckpointError(f"{header.path}: was changed while it was in use; start again")
+
+
 def _samples(header: ShardHeader, every: int) -> list[tuple[int, int]]:
     """Offset and length of each sample, in the order of the file."""
     first = 8 + len(header.raw)
@@ -158,13 +169,7 @@ class Checkpoint(PlacedTensors):
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if a shard is not the file any more that was opened."""
-        for header in self.shards:
-            try:
-                about = header.path.stat()
-            except OSError as error:
-                raise CheckpointError(f"{header.path}: is gone; start again once it is back") from error
-            if (about.st_size, about.st_mtime_ns) != (header.file_bytes, header.mtime_ns):
-                raise CheckpointError(f"{header.path}: was changed while it was in use; start again")
+        check_unchanged(self.shards)
 
     def state(self, *beside: str) -> str:
         """What changes when the weights' files do, or the files ``beside`` them, in hexadecimal."""

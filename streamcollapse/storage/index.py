@@ -27,6 +27,11 @@ def is_hub_id(source: str | Path) -> bool:
     return HUB_ID.fullmatch(str(source)) is not None and not os.path.lexists(source)
 
 
+def is_gguf(source: str | Path) -> bool:
+    """Whether ``source`` is a GGUF file, by its name."""
+    return Path(source).suffix == ".gguf" and is_file(Path(source))
+
+
 def local_path(source: str | Path) -> Path | None:
     """``source`` as a path; None where it is on the Hub."""
     return None if is_hub_id(source) else Path(source)
@@ -106,7 +111,8 @@ def what_is_there(files: Iterable[str]) -> str:
     if any(name.endswith((".bin", ".pth", ".pt")) for name in found):
         return f"PyTorch files, but neither {TORCH_FILE} nor {TORCH_INDEX_FILE}; restore the index, or rename the file"
     if any(name.endswith(".gguf") for name in found):
-        return "a GGUF file; use the original Hugging Face checkpoint in safetensors"
+        file = next(name for name in found if name.endswith(".gguf"))
+        return f"a GGUF file; make a checkpoint of it: streamcollapse convert {file} `out=DIR`"
     return f"no {SINGLE_FILE}, no {TORCH_FILE} and no index of either; give the directory of a Hugging Face checkpoint"
 
 

@@ -14,6 +14,7 @@ from streamcollapse.cli.tables import memory_line
 from streamcollapse.cli.text import lines_of, plain_console
 from streamcollapse.run.first_checks import check_out, check_source
 from streamcollapse.settings.run import COMPUTE_DTYPES, Output, Streaming
+from streamcollapse.storage.index import is_gguf
 from streamcollapse.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -43,9 +44,10 @@ def convert(
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
 ) -> None:
-    """Write SOURCE as safetensors into the new directory DIR: from PyTorch files, in another precision or shard
-    size."""
-    check_source(source)
+    """Write SOURCE as safetensors into the new directory DIR: from PyTorch files or a GGUF file, in another precision
+    or shard size."""
+    if not is_gguf(source):
+        check_source(source)
     check_out(source, out, Streaming(), output)
     from streamcollapse.jobs.convert import prepare_convert, run_convert
 
