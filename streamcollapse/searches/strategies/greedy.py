@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from streamcollapse.merge.plan import Decision, LayerKey, PlanLayer, collapse, original_layers
 from streamcollapse.progress import CandidateStarted
@@ -25,9 +24,6 @@ from streamcollapse.searches.strategy import (
     fewest_layers,
 )
 from streamcollapse.settings.search import SearchOptions
-
-if TYPE_CHECKING:
-    pass
 
 
 class Greedy(Strategy):
