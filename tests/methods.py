@@ -14,6 +14,11 @@ def method(*values: Any, **given: Any) -> SearchOptions:
     return complete(SearchOptions(*values, **given))
 
 
+def without_last(source_name: str, num_layers: int, fingerprint: str) -> Plan:
+    """The plan that drops the last layer."""
+    return Plan(source_name, num_layers, fingerprint, original_layers(num_layers)[:-1])
+
+
 def unchanged(source_name: str, num_layers: int, fingerprint: str) -> Plan:
     """The plan that keeps every layer as it is."""
     return Plan(source_name, num_layers, fingerprint, original_layers(num_layers))

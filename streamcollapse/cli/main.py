@@ -30,7 +30,6 @@ app = typer.Typer(
     name="streamcollapse",
     help="Prune the depth of language models that do not fit in memory, by streamed layer collapse (LaCo).",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 for verb in (

@@ -80,7 +80,7 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(verb)
     def run(**given: Any) -> None:
-        with one_line_errors():
+        with one_line_errors(bool(given.get("as_json"))):
             made: dict[str, Any] = {
                 name: make(cls, {key: given.pop(key) for key in settings}) for name, (cls, settings) in groups.items()
             }

@@ -36,8 +36,9 @@ _BAR_CELLS = 24
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn the library's errors into one line on stderr and exit code 1, a signal into 128 and its number.
+def one_line_errors(as_json: bool = False) -> Iterator[None]:
+    """Turn the library's errors into one line on stderr and exit code 1, a signal into 128 and its number; ``as_json``:
+    the errors into a document on stdout as well.
 
     What the libraries below would print on their own (warnings, log lines) is kept off the screen.
     """
@@ -50,6 +51,8 @@ def one_line_errors() -> Iterator[None]:
             yield
     except StreamCollapseError as error:
         print(f"error: {said(error)}", file=sys.stderr)
+        if as_json:
+            print_json({"error": {"type": type(error).__name__, "message": said(error)}})
         raise typer.Exit(1) from None
     except OSError as error:  # a path or a stream that nothing below could make sense of
         where = "" if error.filename is None else f"{printable(error.filename)}: "

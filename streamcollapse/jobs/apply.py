@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamcollapse.jobs.prepare import Prepared, prepare_apply
+from streamcollapse.merge.composing import in_words
 from streamcollapse.merge.plan import Plan
 from streamcollapse.output.checkpoint import (
     PLAN_FILE,
@@ -76,7 +77,11 @@ def write_pruned(prepared: Prepared, plan: Plan, run: Run, work: WorkDirectory) 
             plan,
             sizes(view, plan.num_layers),
             job.compute(),
-            {"max_shard_bytes": output.max_shard_bytes, "search": plan.to_json().get("search")},
+            {
+                "max_shard_bytes": output.max_shard_bytes,
+                "search": plan.to_json().get("search"),
+                "changes": in_words(plan),
+            },
             {**job.meter.summary(), "memory": run.memory.to_json()},
             work.shards(),
         )

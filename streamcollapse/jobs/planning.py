@@ -7,7 +7,7 @@ import yaml
 
 from streamcollapse.arch import architecture as likeness
 from streamcollapse.errors import OptionError
-from streamcollapse.merge.composing import compose, hand_made, parse_group, parse_layers, to_mergekit
+from streamcollapse.merge.composing import compose, hand_made, parse_group, parse_layers, refuse_identity, to_mergekit
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
 from streamcollapse.run.opened import open_job
@@ -30,6 +30,7 @@ def make_plan(
     layers = hand_made(job.num_layers, dropped, groups)
     plan = Plan(job.name, job.num_layers, job.checkpoint.fingerprint(), layers, merge_norms)
     check_plan(plan, plan.fingerprint, job.checkpoint, job.architecture.layout)
+    refuse_identity(plan)
     likeness.check_prunable(job.architecture, [layer.base for layer in layers], trust_remote_code)
     return plan
 

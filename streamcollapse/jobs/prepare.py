@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.jobs.inspect import Inspection, describe
+from streamcollapse.merge.composing import refuse_identity
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
 from streamcollapse.output.report import sizes
@@ -146,6 +147,7 @@ def prepare_apply(
     check_out(source, out, settings.streaming, settings.output)
     job = open_job(source, settings, listener)
     check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
+    refuse_identity(plan)
     size = sizes(job.view(plan.layers, plan.merge_norms), plan.num_layers).bytes
     free = check_disk(Path(out), size - staged_bytes(Path(out)))
     memory = plan_one_layer(job, settings.streaming)

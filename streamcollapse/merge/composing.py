@@ -82,6 +82,32 @@ def hand_made(num_layers: int, drop: Iterable[int], groups: Sequence[Group]) -> 
     return tuple(layers)
 
 
+def refuse_identity(plan: Plan) -> None:
+    """Raise PlanError where ``plan`` leaves every layer as it is."""
+    if plan.layers == original_layers(plan.num_source_layers):
+        raise PlanError("the plan changes nothing: every layer of the source stays as it is")
+
+
+def in_words(plan: Plan) -> str:
+    """What ``plan`` does to its source's layers, from 0: which are dropped, and which are mixed of others."""
+    used = {source for layer in plan.layers for source in layer.mix}
+    dropped = [number for number in range(plan.num_source_layers) if number not in used]
+    mixed = [f"layer {x.base} is a mix of {_ranges(sorted(x.mix))}" for x in plan.layers if not x.untouched]
+    said = [f"layer{'s' * (len(dropped) > 1)} {_ranges(dropped)} dropped"] * bool(dropped) + mixed
+    return "; ".join(said) or "nothing changed"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``3, 5-9`` for 3, 5, 6, 7, 8, 9."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in found)
+
+
 def compose(first: Plan, second: Plan) -> Plan:
     """One plan against the source of ``first`` for what ``second`` makes of its result.
 

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCardData, metadata_load
 from yaml import YAMLError
 
+from streamcollapse.merge.composing import in_words
 from streamcollapse.merge.plan import Plan, SearchRecord
 from streamcollapse.output.report import Report
 from streamcollapse.searches.registry import strategies
@@ -67,8 +68,7 @@ def _body(plan: Plan, report: Report) -> str:
         f"{100 * report['ratio']:.1f} % of the parameters were removed.",
     ]
     search = plan.search
-    if search is not None:
-        lines += ["", _method(search)]
+    lines += ["", f"{in_words(plan).capitalize()}." if search is None else _method(search)]
     lines += ["", "Every layer as a mix of the source's layers: `streamcollapse_plan.json`. What the run cost: "]
     lines[-1] += "`streamcollapse_report.json`."
     return "\n".join(lines) + "\n"

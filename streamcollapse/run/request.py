@@ -13,7 +13,7 @@ from streamcollapse.run.work_directory import JOB, WorkDirectory, read_document,
 from streamcollapse.settings.run import SAMPLES, Calibration, Compute, Output, RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.locks import claimed
-from streamcollapse.storage.staging import lock_of, partial_of, work_of
+from streamcollapse.storage.staging import lock_of, make_parents, partial_of, work_of
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def output_work(request: Request, key: Mapping[str, Any], resumable: bool = True
     removes all of it. Raises OutputError."""
     path, out = request.work_dir, request.out
     hint = f"progress saved; resume with: streamcollapse resume {printable(path)}" if resumable else ""
+    make_parents(out)
     claim, persistent = claimed(lock_of(out), str(out)), request.is_persistent
     run, job = request.run(), request.to_json()
     with work_directory(path, key, run, job, persistent=persistent, hint=hint, claim=claim) as directory:

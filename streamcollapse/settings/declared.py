@@ -247,5 +247,12 @@ class OneOf:
         return value
 
 
+def _budget(value: str | int) -> str | int:
+    if str(value).strip().isdecimal() and int(value) < 1024:
+        raise ValueError(f"that is a number of bytes; did you mean {str(value).strip()}GiB?")
+    return _size(value)
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 Size = Annotated[str | int, AfterValidator(_size)]
+BudgetSize = Annotated[str | int, AfterValidator(_budget)]  # a bare small number is a forgotten unit

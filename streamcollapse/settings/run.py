@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from streamcollapse.errors import OptionError
-from streamcollapse.settings.declared import FromText, OneOf, Setting, Size, Whole, settings
+from streamcollapse.settings.declared import BudgetSize, FromText, OneOf, Setting, Size, Whole, settings
 from streamcollapse.units import parse_bytes
 
 # the calibration samples that ship with the package: ten sentences, and 24 passages of about 256 tokens
@@ -96,13 +96,13 @@ class Streaming:
         ),
     ] = "auto"
     ram_budget: Annotated[
-        Size | None,
+        BudgetSize | None,
         Setting(
             "Memory to stay within, beyond the interpreter's own.", default="what is free, less a tenth", metavar="SIZE"
         ),
     ] = None
     vram_budget: Annotated[
-        Size | None, Setting("GPU memory to stay within.", default="what is free, less a tenth", metavar="SIZE")
+        BudgetSize | None, Setting("GPU memory to stay within.", default="what is free, less a tenth", metavar="SIZE")
     ] = None
     work_dir: Annotated[
         str | Path | None,

@@ -37,7 +37,7 @@ def no_space(directory: Path, needed: int | None) -> str:
 def check_space(out: Path, needed: int) -> int:
     """The bytes that are free in the file system that will hold ``out``. Raises OutputError if they are less than
     ``needed``."""
-    parent = out.resolve().parent
+    parent = next(parent for parent in out.resolve().parents if parent.is_dir())  # the others are made in time
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise OutputError(no_space(parent, needed))

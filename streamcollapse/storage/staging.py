@@ -16,7 +16,7 @@ def check_output(out: Path, source: Path | None, overwrite: bool) -> None:
     """Raise OutputError unless a directory may be created at ``out``.
 
     It may not exist (unless ``overwrite``, and then only as a directory), nor equal, contain or lie inside
-    ``source``; its parent must be an existing directory that can be written.
+    ``source``; the nearest of its parents that exists must be a directory that can be written.
     """
     try:
         target, origin = out.resolve(), None if source is None else source.resolve()
@@ -32,10 +32,22 @@ def check_output(out: Path, source: Path | None, overwrite: bool) -> None:
         raise OutputError(f"{out}: exists and is not a directory; choose another `out`")
     if out.exists() and not overwrite:
         raise OutputError(f"{out}: exists; choose another `out` or pass `overwrite`")
-    if not target.parent.is_dir():
-        raise OutputError(f"{target.parent}: does not exist; create it first")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{target.parent}: is not writable; choose another `out`")
+    parent = existing_parent(target)
+    if not parent.is_dir():
+        raise OutputError(f"{parent}: is not a directory; choose another `out`")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{parent}: is not writable; choose another `out`")
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest directory above ``path`` that is there; the others are made with what goes into them."""
+    return next(parent for parent in path.resolve().parents if os.path.lexists(parent))
+
+
+def make_parents(path: Path) -> None:
+    """Make the directories above ``path`` that are not there. Raises OutputError."""
+    with disk_errors(path):
+        path.resolve().parent.mkdir(parents=True, exist_ok=True)
 
 
 def lock_of(out: Path) -> Path:

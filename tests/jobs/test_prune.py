@@ -24,7 +24,7 @@ from streamcollapse.run.samples import calibration_samples, load_samples
 from streamcollapse.settings.run import RunSettings
 from tests.checkpoints import VOCABULARY, edit_tensors, save_llama, save_model
 from tests.in_memory import in_memory_search
-from tests.methods import unchanged
+from tests.methods import without_last
 
 FLOAT32 = Compute("cpu", "float32")
 SAMPLES = load_samples(Calibration())
@@ -484,7 +484,7 @@ def test_an_older_output_survives_a_failed_overwrite(
 
 
 def test_a_plan_of_another_source_writes_nothing(llama: Path, llama_bf16: Path, tmp_path: Path) -> None:
-    plan = unchanged("other", 8, open_job(llama_bf16, RunSettings(FLOAT32)).checkpoint.fingerprint())
+    plan = without_last("other", 8, open_job(llama_bf16, RunSettings(FLOAT32)).checkpoint.fingerprint())
     with pytest.raises(PlanError, match="made for another source"):
         apply(llama, plan, tmp_path / "out", settings=RunSettings(compute=FLOAT32))
     assert not any(tmp_path.iterdir())

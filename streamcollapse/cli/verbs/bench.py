@@ -41,8 +41,8 @@ def bench(
     plot: Plot = None,
     as_json: o.Json = False,
 ) -> None:
-    """Prune SOURCE into a directory that is removed again, and say what each phase took against what the disk can
-    do."""
+    """Prune SOURCE into a directory that is removed again, and say what each phase took against what the disk can do.
+    Without options of the method by laco, which is quick."""
     check_source(source)
     from streamcollapse.cli import plots
     from streamcollapse.jobs.bench import bench as run
@@ -50,7 +50,8 @@ def bench(
     if plot is not None:
         plots.check_plot(plot)
     with live_progress(quiet=as_json) as listener:
-        found = run(source, method, conditions=conditions, settings=settings, listener=listener)
+        options = SearchOptions(strategy="laco") if method == SearchOptions() else method  # none given: a quick job
+        found = run(source, options, conditions=conditions, settings=settings, listener=listener)
     if plot is not None:
         points = [
             (t, {"resident": s.rss, "anonymous": s.anonymous, "control group": s.group, "device": s.vram_device})
