@@ -19,7 +19,7 @@ from streamcollapse.resources.budget import free_ram
 from streamcollapse.resources.meter import Meter, Usage
 from streamcollapse.run.first_checks import check_out, check_source
 from streamcollapse.run.request import Request, output_work
-from streamcollapse.run.work_directory import FORMAT, check_directory
+from streamcollapse.run.work_directory import FORMAT
 from streamcollapse.settings.declared import unknown
 from streamcollapse.settings.run import COMPUTE_DTYPES, Output, RunSettings, Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
@@ -120,7 +120,7 @@ def prepare_convert(
     request = Request("convert", opened.directory, Path(out), RunSettings(output=output), dtype=dtype)
     state = opened.state(CONFIG_FILE)
     key = {"format": FORMAT, "source": fingerprint, "source_files": state, "verb": "convert"}
-    check_directory(request.work_dir, key)
+    request.check_work(key)
     return PreparedConversion(request, opened, key, shards, config, found, listener)
 
 

@@ -105,7 +105,7 @@ def prepare_prune(
 def prepare_open(job: Job, out: Path, options: SearchOptions, settings: RunSettings) -> Prepared:
     """``prepare_prune`` of a checkpoint that is open, into an ``out`` that was checked."""
     found = _prepare_search(job, options, settings, out)
-    check_directory(found.request.work_dir, found.key)
+    found.request.check_work(found.key)
     return replace(found, disk_free=check_disk(out, found.smallest_output - staged_bytes(out)))
 
 
@@ -155,5 +155,5 @@ def prepare_apply(
     found = Prepared(
         job, settings, memory, key, Path(out), plan=plan, smallest_output=size, largest_output=size, disk_free=free
     )
-    check_directory(found.request.work_dir, key)
+    found.request.check_work(key)
     return found

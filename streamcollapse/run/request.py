@@ -9,7 +9,7 @@ from typing import Any
 
 from streamcollapse.errors import OptionError, OutputError, PlanError, printable
 from streamcollapse.merge.plan import Plan
-from streamcollapse.run.work_directory import JOB, WorkDirectory, read_document, work_directory
+from streamcollapse.run.work_directory import JOB, WorkDirectory, check_directory, read_document, work_directory
 from streamcollapse.settings.run import SAMPLES, Calibration, Compute, Output, RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.locks import claimed
@@ -39,6 +39,12 @@ class Request:
     def is_persistent(self) -> bool:
         """Whether the work directory is the user's, for other searches too, and stays when this job is done."""
         return self.settings.streaming.work_dir is not None
+
+    def check_work(self, key: Mapping[str, Any]) -> None:
+        """Raise OutputError unless a run of ``key`` may work in the work directory; that beside an output whose parents
+        are still to be made may."""
+        if self.is_persistent or self.work_dir.parent.is_dir():
+            check_directory(self.work_dir, key)
 
     def run(self) -> dict[str, Any]:
         """What tells two runs on the same source and samples apart, as JSON types."""

@@ -31,7 +31,7 @@ from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.disk import Journal, disk_errors, is_intact, write_whole
 from streamcollapse.storage.locks import lock
 from streamcollapse.storage.scratch import DiskScratch, Scratch
-from streamcollapse.storage.staging import existing_parent, gone_of, make_parents, partial_of, work_of
+from streamcollapse.storage.staging import gone_of, partial_of, work_of
 
 FORMAT = "streamcollapse.work/3"
 RUN, JOB, REFERENCE = "run.json", "job.json", "reference.json"
@@ -58,7 +58,6 @@ class WorkDirectory(TemporaryWork):
 
     def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
         check_directory(path, key)
-        make_parents(path)
         with disk_errors(path):
             path.mkdir(exist_ok=True)
             self._lock = (path / _LOCK).open("w")
@@ -215,7 +214,9 @@ def check_directory(path: Path, key: Mapping[str, Any]) -> None:
     """Raise OutputError unless a run of ``key`` may work in the directory ``path``; changes nothing."""
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path}: is not a directory; choose another `work_dir`")
-    if not os.access(path if path.exists() else existing_parent(path), os.W_OK | os.X_OK):
+    if not path.resolve().parent.is_dir():
+        raise OutputError(f"{path.parent}: does not exist; create it first")
+    if not os.access(path if path.exists() else path.resolve().parent, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: cannot be written to; choose another `work_dir`")
     if not path.exists() or not any(path.iterdir()):
         return
