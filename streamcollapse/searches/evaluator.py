@@ -1,5 +1,6 @@
 """Evaluated candidates: remembered by what they are, found by sweeps over the weights. Knows no strategy."""
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,8 @@ from streamcollapse.run.opened import Run
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.settings.search import SearchOptions
 
+SAVE_SECONDS = 20.0  # the most that an interrupt loses of a round, where reading takes less
+
 
 class Evaluator:
     """Evaluates the candidates of a search, as many in a sweep as ``lookahead`` says (None: as pays) and there is
@@ -30,6 +33,7 @@ class Evaluator:
         self._run, self._reference, self._memory = run, reference, memory
         self.room, self.is_fixed = lookahead or run.memory.candidates, lookahead is not None
         self._merge_norms, self._metric = options.merge_norms, options.metric
+        self._seconds: float | None = None  # for a candidate of the last sweep
         self._measure: Measure | None = None  # made when there is something to measure
 
     def _key(self, candidate: Candidate) -> EvaluationKey:
@@ -47,13 +51,26 @@ class Evaluator:
         return found
 
     def scores(self, candidates: Sequence[Candidate], layers: Sequence[PlanLayer]) -> list[Evaluation]:
-        """The evaluations of ``candidates``, from memory or from as few sweeps as there is memory for.
+        """The evaluations of ``candidates``, from memory or from as few sweeps as there is memory for and as keeps what
+        is known from waiting long for what is not: after each sweep it is saved.
 
         ``layers``: the stack that they would change, whose mixed layers the next candidates will have too.
         """
         while new := [candidate for candidate in candidates if self.known(candidate) is None]:
-            self.evaluate(new[: self.room], layers)
+            some, start = new[: min(self.room, self._in_time())], time.perf_counter()
+            self.evaluate(some, layers)
+            self._seconds = (time.perf_counter() - start) / len(some)
         return [one for candidate in candidates if (one := self.known(candidate)) is not None]
+
+    def _in_time(self) -> int:
+        """How many candidates a sweep of ``SAVE_SECONDS`` serves, or of as long as it takes to read the model."""
+        pace = self._run.meter.pace
+        if self.is_fixed or not pace.runs:
+            return self.room
+        layers = self._run.job.num_layers
+        seconds = self._seconds or layers / 2 * pace.computing / pace.runs  # half of the stack, without the head
+        reading = layers * pace.reading / max(pace.layers, 1)
+        return max(int(max(SAVE_SECONDS, reading) / max(seconds, 1e-9)), 1)
 
     def evaluate(self, candidates: Sequence[Candidate], layers: Sequence[PlanLayer]) -> None:
         """Evaluate ``candidates`` in one sweep; where the device has not the memory for all, as many as it has."""

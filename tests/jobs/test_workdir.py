@@ -14,6 +14,7 @@ from streamcollapse import Compute, Plan, SearchOptions, prune, resume, search
 from streamcollapse.errors import CheckpointError, OutputError
 from streamcollapse.jobs.prepare import prepare_search
 from streamcollapse.progress import DecisionMade, Event, LayerDone, PhaseStarted
+from streamcollapse.searches import evaluator
 from streamcollapse.settings.run import Calibration, RunSettings, Streaming
 from tests.checkpoints import edit_tensors
 
@@ -191,3 +192,31 @@ def test_what_a_killed_run_left_while_it_tidied_up_goes_and_nothing_of_the_user_
     shutil.rmtree(out)
     prune(llama, out, OPTIONS, settings=replace(settings, streaming=Streaming(work_dir=tmp_path / "work")))
     assert (users / "thesis.txt").read_text() == "all of it"
+
+
+def test_what_a_round_has_evaluated_is_kept_within_it(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = SearchOptions(strategy="greedy", target_layers=6, rescale=False)
+    settings = RunSettings(FLOAT32, Calibration("sentences"), Streaming(work_dir=tmp_path / "work"))
+    plain = search(llama, options, settings=replace(settings, streaming=Streaming()))
+    monkeypatch.setattr(evaluator, "SAVE_SECONDS", 0.0)
+    asked: list[int] = []
+    sweep = evaluator.sweep
+
+    def counted(model: object, stacks: list[object], *rest: object) -> object:
+        asked.append(len(stacks))
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return sweep(model, stacks, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(evaluator, "sweep", counted)
+    with pytest.raises(KeyboardInterrupt):
+        search(llama, options, settings=settings)
+    kept = sum(asked[:3])
+    assert 0 < kept < 7, "a part of the first round"
+    journal = (tmp_path / "work" / "journal.jsonl").read_text()
+    assert journal.count('"kind": "evaluated"') == kept
+    asked[:] = [0] * 10
+    assert search(llama, options, settings=settings) == plain
+    assert sum(asked) == 7 + 6 - kept, "seven in the first round, six in the second"
