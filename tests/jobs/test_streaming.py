@@ -158,10 +158,13 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_read(tmp_path:
         SearchOptions(strategy="laco"),
     )
     with pytest.raises(
-        BudgetError, match=r"1 B may be used, .* needs .*weights in flight.*`ram_budget=(\d+)MiB`"
+        BudgetError, match=r"2 kB may be used, .* needs .*weights in flight.*`ram_budget=(\d+)MiB`"
     ) as error:
         prune(
-            source, tmp_path / "out", options, settings=RunSettings(compute=FLOAT32, streaming=Streaming(ram_budget=1))
+            source,
+            tmp_path / "out",
+            options,
+            settings=RunSettings(compute=FLOAT32, streaming=Streaming(ram_budget=2000)),
         )
     assert not (tmp_path / "out").exists()
     smallest = int(str(error.value).rsplit("=", 1)[1].removesuffix("MiB`"))

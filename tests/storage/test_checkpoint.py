@@ -131,7 +131,7 @@ def test_source_that_is_no_directory(tmp_path: Path) -> None:
         Checkpoint(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(CheckpointError, match=r"model\.gguf: a GGUF file; use the original"):
+    with pytest.raises(CheckpointError, match=r"model\.gguf: a GGUF file; make a checkpoint of it"):
         Checkpoint(tmp_path / "model.gguf")
     with pytest.raises(CheckpointError, match="is a file; give the directory"):
         Checkpoint(tmp_path / "file")
