@@ -1,5 +1,6 @@
 """Samples of token ids, put together into calls of the model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,8 +9,9 @@ import torch
 MAX_CALL_TOKENS = 256  # whatever the model: with a feed-forward of 28672, 29 MB for each activation in float32
 MOST_CALL_TOKENS = 2048  # where layers are narrow: the cost of a call is then mostly that of making it
 CALL_COST = 64  # padded tokens that cost as much as one more call, by benchmarks/bench_calls.py
-LOGITS_BYTES = 1 << 24  # logits made at once, in float32
-KEPT_BYTES = 1 << 28  # of the original's distributions; where they are more they are made anew for every candidate
+LOGITS_BYTES = 1 << 24  # logits made at once, in float32, but those of LOGITS_TOKENS at the least:
+LOGITS_TOKENS = 64  # of fewer tokens the time goes into reading the head
+KEPT_BYTES = 1 << 29  # of the original's distributions; where they are more they are made anew for every candidate
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,22 @@ def make_batches(samples: Sequence[Sequence[int]], max_tokens: int = MAX_CALL_TO
     return batches
 
 
-def distributions_bytes(lengths: Sequence[Sequence[int]], vocabulary: int) -> int:
-    """Bytes of the next-token distributions of samples of ``lengths``, batch by batch."""
-    return 4 * vocabulary * sum(map(sum, lengths))
+def one_in(lengths: Sequence[Sequence[int]], tokens: int | None) -> int:
+    """One in how many tokens of samples of ``lengths``, batch by batch, comes to about ``tokens`` (None: all), and to
+    one of each sample at the least."""
+    if tokens is None:
+        return 1
+    return max(min(math.ceil(sum(map(sum, lengths)) / tokens), min(map(min, lengths))), 1)
+
+
+def distributions_bytes(lengths: Sequence[Sequence[int]], vocabulary: int, every: int = 1) -> int:
+    """Bytes of the next-token distributions of one in ``every`` token of samples of ``lengths``, batch by batch."""
+    return 4 * vocabulary * sum(len(range(every // 2, length, every)) for batch in lengths for length in batch)
+
+
+def logits_tokens(vocabulary: int) -> int:
+    """The tokens whose logits are made at once."""
+    return max(LOGITS_BYTES // (4 * vocabulary), LOGITS_TOKENS)
 
 
 def _pad(group: Sequence[Sequence[int]]) -> Batch:
@@ -64,3 +79,8 @@ def _pad(group: Sequence[Sequence[int]]) -> Batch:
     for row, sample in enumerate(group):
         input_ids[row, : len(sample)] = torch.tensor(sample)
     return Batch(input_ids, tuple(len(s) for s in group))
+
+
+def logits_bytes(vocabulary: int) -> int:
+    """Bytes of the logits that are made at once, in float32."""
+    return 4 * vocabulary * logits_tokens(vocabulary)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from streamcollapse.errors import CalibrationError
 from streamcollapse.forward import metrics
-from streamcollapse.forward.batches import KEPT_BYTES, LOGITS_BYTES, Batch, distributions_bytes
+from streamcollapse.forward.batches import KEPT_BYTES, Batch, distributions_bytes, logits_tokens, one_in
 from streamcollapse.forward.model import StreamedModel, Weights
 from streamcollapse.forward.reference import Reference
 from streamcollapse.forward.stored import StoredLayers
@@ -29,9 +29,17 @@ _OF_STATES: dict[str, _OfStates] = {
 }
 
 
-def make_measure(metric: str, model: StreamedModel, reference: Reference, vocabulary: int) -> Measure:
+def make_measure(
+    metric: str,
+    model: StreamedModel,
+    reference: Reference,
+    vocabulary: int,
+    tokens: int | None = None,
+    head: Callable[[], Weights] | None = None,
+) -> Measure:
     """The measure by ``metric`` (settings/catalogue.py): of what leaves the top layer of a candidate, [N, T, D] for
-    each batch, how alike it is to the original; None where that is no finite number.
+    each batch, how alike it is to the original; None where that is no finite number. A metric of next-token
+    distributions looks at about ``tokens`` of all tokens (None: at each), with what ``head`` gives (None: the model's).
 
     Raises CalibrationError where the samples are too short for the metric, NonFiniteError for a head that is not
     finite.
@@ -41,7 +49,7 @@ def make_measure(metric: str, model: StreamedModel, reference: Reference, vocabu
         raise CalibrationError(f"metric {metric} needs samples of two tokens or more, and all have one")
     if metric in _OF_STATES:
         return _OfHiddenStates(_OF_STATES[metric], model, reference)
-    by_logits = _OfLogits(model, reference, vocabulary)
+    by_logits = _OfLogits(model, reference, vocabulary, tokens, (head or model.head)())
     return by_logits.divergence if metric == "kl" else by_logits.likelihood
 
 
@@ -84,17 +92,22 @@ class _OfHiddenStates:
 
 
 class _OfLogits:
-    """Metrics of the next-token distributions. The head is held; logits are made a block at a time."""
+    """Metrics of the next-token distributions of about ``tokens``. The head is held; logits are made a block at a
+    time."""
 
-    def __init__(self, model: StreamedModel, reference: Reference, vocabulary: int) -> None:
+    def __init__(
+        self, model: StreamedModel, reference: Reference, vocabulary: int, tokens: int | None, head: Weights
+    ) -> None:
         self._model, self._reference = model, reference
-        self._head: Weights = model.head()
-        for name, weight in self._head.items():
+        lengths = [batch.lengths for batch in reference.batches]
+        self._every = one_in(lengths, tokens)
+        self._head = head
+        for name, weight in head.items():
             check_finite(name, weight)
-        self._most = max(LOGITS_BYTES // (4 * vocabulary), 1)
+        self._most = logits_tokens(vocabulary)
         self._loss = self._mean_loss(reference.top)
-        keep = distributions_bytes([batch.lengths for batch in reference.batches], vocabulary) <= KEPT_BYTES
-        self._kept: dict[tuple[int, int, int], torch.Tensor] | None = {} if keep else None
+        keep = distributions_bytes(lengths, vocabulary, self._every) <= KEPT_BYTES
+        self._kept: dict[tuple[int, int, int], tuple[torch.Tensor, float]] | None = {} if keep else None
 
     def likelihood(self, hidden: Sequence[torch.Tensor]) -> float | None:
         """exp(loss of the original - loss), the loss being the mean over predicted tokens in nats: the perplexity of
@@ -106,50 +119,57 @@ class _OfLogits:
         nats."""
         total, tokens = 0.0, 0
         for number, (h, batch) in enumerate(zip(hidden, self._reference.batches, strict=True)):
-            for block, real in _blocks(batch, self._most, 0):
-                ours, theirs = self._log_probabilities(h[block])[real], self._of_original(number, block, real)
-                total += float(functional.kl_div(ours, theirs, reduction="sum", log_target=True))
-            tokens += sum(batch.lengths)
+            for block, real in _blocks(batch, self._most, 0, self._every):
+                theirs, negentropy = self._of_original(number, block, real)
+                ours = self._log_probabilities(h[block][real])
+                # sum p log p - sum p log q: one product of what is there, where kl_div makes three matrices more
+                total += negentropy - float(torch.dot(theirs.flatten(), ours.flatten()))
+                tokens += len(ours)
         return _finite(_exp(-total / tokens))
 
     def _mean_loss(self, hidden: Sequence[torch.Tensor]) -> float:
         total, tokens = 0.0, 0
         for h, batch in zip(hidden, self._reference.batches, strict=True):
             following_NT = batch.input_ids_NT.roll(-1, dims=1)
-            for block, real in _blocks(batch, self._most, 1):
+            for block, real in _blocks(batch, self._most, 1, self._every):
                 targets = following_NT[block][real].to(h.device)
-                log_probabilities = self._log_probabilities(h[block])[real]
+                log_probabilities = self._log_probabilities(h[block][real])
                 total += float(functional.nll_loss(log_probabilities, targets, reduction="sum"))
-            tokens += sum(length - 1 for length in batch.lengths)
+                tokens += len(targets)
         return total / tokens if tokens else math.nan
 
-    def _of_original(self, number: int, block: _Block, real: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of the real tokens in ``block`` of batch ``number``: kept, where there is room for all."""
+    def _of_original(self, number: int, block: _Block, real: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Probabilities p of the real tokens in ``block`` of batch ``number``, and the sum of p log p: kept, where
+        there is room for all."""
         key = number, block[0].start, block[1].start
         if self._kept is None or key not in self._kept:
-            made = self._log_probabilities(self._reference.top[number][block])[real]
+            log_probabilities = self._log_probabilities(self._reference.top[number][block][real])
+            probabilities = log_probabilities.exp()
+            made = probabilities, float(torch.dot(probabilities.flatten(), log_probabilities.flatten()))
             if self._kept is None:
                 return made
             self._kept[key] = made
         return self._kept[key]
 
-    def _log_probabilities(self, hidden_NTD: torch.Tensor) -> torch.Tensor:
-        return functional.log_softmax(self._model.logits(self._head, hidden_NTD).float(), dim=-1)
+    def _log_probabilities(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        # as samples of one token: learned positions end, and masks would grow with the square
+        logits_TV = self._model.logits(self._head, hidden_TD.unsqueeze(1))[:, 0]
+        return functional.log_softmax(logits_TV.float(), dim=-1)
 
 
 _Block = tuple[slice, slice]  # rows and tokens of a batch
 
 
-def _blocks(batch: Batch, most: int, short: int) -> Iterator[tuple[_Block, torch.Tensor]]:
+def _blocks(batch: Batch, most: int, short: int, every: int) -> Iterator[tuple[_Block, torch.Tensor]]:
     """Parts of ``batch`` of at most ``most`` tokens (one at least), and which of their tokens count, [n, t]: the real
-    ones but the last ``short`` of each row."""
+    ones but the last ``short`` of each row. One token in ``every``, from the middle of the first so many on."""
     rows, width = batch.input_ids_NT.shape
     lengths_N1 = torch.tensor(batch.lengths).unsqueeze(1)
     real_NT = torch.arange(width).unsqueeze(0) < lengths_N1 - short
-    down, along = max(most // width, 1), min(most, width)
+    down, along = max(most // math.ceil(width / every), 1), min(most, width) * every
     for row in range(0, rows, down):
-        for token in range(0, width, along):
-            block = slice(row, row + down), slice(token, token + along)
+        for token in range(every // 2, width, along):
+            block = slice(row, row + down), slice(token, token + along, every)
             if real_NT[block].any():
                 yield block, real_NT[block]
 

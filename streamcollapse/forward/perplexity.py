@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from streamcollapse.errors import CalibrationError, NonFiniteError
-from streamcollapse.forward.batches import LOGITS_BYTES, MOST_CALL_TOKENS, Batch, make_batches
+from streamcollapse.forward.batches import MOST_CALL_TOKENS, Batch, logits_tokens, make_batches
 from streamcollapse.forward.model import StreamedModel, Weights, overflow
 from streamcollapse.forward.walk import Passed, Stack, walk
 from streamcollapse.merge.plan import PlanLayer
@@ -81,7 +81,7 @@ def streamed_perplexity(
     head = model.head()
     for name, weight in head.items():
         check_finite(name, weight)
-    chunk = max(LOGITS_BYTES // (4 * vocabulary), 1)
+    chunk = logits_tokens(vocabulary)
     for group in _groups(batches, model.hidden_size * model.placement.dtype.itemsize):
         hidden = _top(model, layers, merge_norms, group)
         for batch, hidden_NTD in zip(group, hidden, strict=True):

@@ -54,6 +54,20 @@ class Branches:
 
 
 @torch.inference_mode()
+def beginning(model: StreamedModel, reference: Reference, tokens: int) -> Reference:
+    """``reference`` for the first ``tokens`` of each sample alone. No layer is run: what is before a token of a causal
+    model does not depend on what is after it."""
+    batches = [
+        Batch(batch.input_ids_NT[:, :tokens], tuple(min(length, tokens) for length in batch.lengths))
+        for batch in reference.batches
+    ]
+    calls = [recording.calls for recording in model.record(batches)]
+    boundaries = [states[:, :, :tokens] for states in reference.boundaries]
+    last_hidden, top = ([h[:, :tokens] for h in states] for states in (reference.last_hidden, reference.top))
+    return Reference(batches, calls, reference.first, boundaries, last_hidden, top)
+
+
+@torch.inference_mode()
 def reference_pass(
     model: StreamedModel,
     batches: Sequence[Batch],

@@ -21,7 +21,8 @@ from streamcollapse.run.work_directory import check_directory, search_path
 from streamcollapse.searches.registry import complete, ignored_settings, strategy_of
 from streamcollapse.searches.space import check_space, demand_of, search_space
 from streamcollapse.searches.strategy import SearchSpace, fewest_layers
-from streamcollapse.settings.run import Compute, RunSettings
+from streamcollapse.settings.catalogue import EFFORTS
+from streamcollapse.settings.run import Calibration, Compute, RunSettings
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.disk import check_space as check_disk
 from streamcollapse.storage.staging import staged_bytes
@@ -132,11 +133,17 @@ def _prepare_search(job: Job, options: SearchOptions, settings: RunSettings, out
     space = search_space(job, options)
     check_space(job, space)
     strategy = strategy_of(space.options)
-    samples = calibration_samples(job, settings.calibration, strategy.samples)
+    samples = calibration_samples(job, _shortened(settings.calibration, space), strategy.samples)
     memory = plan_memory(job, samples, settings.streaming, demand_of(space))
     key, layers = work_key(job, samples, options.merge_norms), fewest_layers(strategy, space)
     smallest, largest = sizes(job.view(layers), len(layers)).bytes, job.checkpoint.num_bytes
     return Prepared(job, settings, memory, key, out, complete(options), space, samples, None, smallest, largest)
+
+
+def _shortened(calibration: Calibration, space: SearchSpace) -> Calibration:
+    """``calibration`` as the effort of the search wants it."""
+    most = EFFORTS[space.options.effort].tokens
+    return calibration if most is None else replace(calibration, max_tokens=min(calibration.max_tokens, most))
 
 
 def prepare_apply(

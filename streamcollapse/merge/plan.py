@@ -61,6 +61,7 @@ _USUAL: dict[str, Any] = {
     "metric": "cosine",
     "rescale": False,
     "merges_per_round": 1,
+    "effort": "thorough",
 }
 OPTIONAL = ("reason", "rule", "tried")  # fields of a decision that not every search fills
 

@@ -9,7 +9,7 @@ from streamcollapse.merge.plan import StackKey
 from streamcollapse.settings.catalogue import METRICS
 from streamcollapse.storage.disk import Journal
 
-EvaluationKey = tuple[str, StackKey]  # by which metric, of what stack
+EvaluationKey = tuple[str, StackKey]  # by which metric (after "/" on how many tokens), of what stack
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,14 @@ class JournalMemory(Memory):
 def _parsed(record: Mapping[str, Any]) -> tuple[tuple[str, str], Evaluation] | None:
     """What a record says, if it is one of an evaluation and can be: what cannot be is evaluated again."""
     metric, stack = record.get("metric"), record.get("stack")
-    if record.get("kind") != "evaluated" or not isinstance(stack, str) or metric not in [*METRICS]:
+    if record.get("kind") != "evaluated" or not isinstance(stack, str) or not isinstance(metric, str):
+        return None
+    known = METRICS.get(metric.partition("/")[0])
+    if known is None:
         return None
     similarity, reason = record.get("similarity"), record.get("reason")
     sound = (
-        isinstance(similarity, int | float)
-        and not isinstance(similarity, bool)
-        and -1.0 <= similarity <= METRICS[metric].highest
+        isinstance(similarity, int | float) and not isinstance(similarity, bool) and -1.0 <= similarity <= known.highest
     )
     if (sound and reason is None) or (similarity is None and isinstance(reason, str)):
         return (metric, stack), Evaluation(similarity, reason)

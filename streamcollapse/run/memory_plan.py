@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from streamcollapse.errors import BudgetError
-from streamcollapse.forward.batches import LOGITS_BYTES, MAX_CALL_TOKENS
+from streamcollapse.forward.batches import MAX_CALL_TOKENS, logits_bytes
 from streamcollapse.resources.budget import Budget, budget_for, free_ram
 from streamcollapse.run.needs import (
     MOST_CANDIDATES,
@@ -42,7 +42,7 @@ def plan_memory(job: Job, samples: Samples | None, streaming: Streaming, demand:
     """How a search spends the memory it may use. Raises BudgetError before any weight is read."""
     work = workload_of(job.checkpoint, job.architecture.survey, job.placement.dtype, demand, samples)
     plan = spend(work, budget_for(streaming, job.placement.device), streaming)
-    activations = max(work.activations, 4 * LOGITS_BYTES if work.head else 0)
+    activations = max(work.activations, 4 * logits_bytes(job.vocabulary) if work.head else 0)
     return replace(plan, io=choose_io(job, streaming.io, plan), activations=activations)
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from streamcollapse.arch.survey import Survey
-from streamcollapse.forward.batches import KEPT_BYTES, LOGITS_BYTES, MAX_CALL_TOKENS, distributions_bytes
+from streamcollapse.forward.batches import KEPT_BYTES, MAX_CALL_TOKENS, distributions_bytes, logits_bytes, one_in
 from streamcollapse.merge.mixing import mixing_bytes
 from streamcollapse.progress import MemoryPlanned
 from streamcollapse.resources.budget import Budget
-from streamcollapse.settings.catalogue import METRICS
+from streamcollapse.settings.catalogue import EFFORTS, METRICS, Effort
 from streamcollapse.settings.run import Streaming
 from streamcollapse.storage.source import TensorSource
 from streamcollapse.stream.loaders import DeviceLoader
@@ -47,12 +47,14 @@ class Need:
 @dataclass(frozen=True)
 class Demand:
     """What a search asks of memory: how many layer ``boundaries`` it starts from, how many layers a merge combines
-    (``window``), the ``metric`` it judges by, and the ``samples`` it takes where none are at hand."""
+    (``window``), the ``metric`` it judges by, with what ``effort``, and the
+    ``samples`` it takes where none are at hand."""
 
     boundaries: int
     window: int = 1
     metric: str = "cosine"
     samples: str = "sentences"
+    effort: Effort = EFFORTS["thorough"]
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,11 @@ def workload_of(
     head = 0
     if METRICS[demand.metric].by_logits and model.head:
         lengths = [(tokens,)] if samples is None else [batch.lengths for batch in samples.batches]
-        kept = distributions_bytes(lengths, model.vocabulary) if demand.metric == "kl" else 0
-        head = model.head * dtype.itemsize + 4 * LOGITS_BYTES + (kept if kept <= KEPT_BYTES else 0)
+        head_tokens = demand.effort.head_tokens(model.vocabulary)
+        every = one_in(lengths, head_tokens)
+        kept = distributions_bytes(lengths, model.vocabulary, every) if demand.metric == "kl" else 0
+        kept += 4 * model.vocabulary * (head_tokens or 0) // 2 if kept else 0  # the scout's
+        head = model.head * dtype.itemsize + 4 * logits_bytes(model.vocabulary) + (kept if kept <= KEPT_BYTES else 0)
     return Workload(
         num_layers=len(layers),
         layer=max(sum(info.num_bytes for info in layer) for layer in layers),

@@ -1,12 +1,16 @@
 """Evaluated candidates: remembered by what they are, found by sweeps over the weights. Knows no strategy."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Sequence
+from copy import copy
+from functools import cache, cached_property
 
 import torch
 
 from streamcollapse.forward.measure import Measure, make_measure, sweep
-from streamcollapse.forward.reference import Reference
+from streamcollapse.forward.reference import Reference, beginning
 from streamcollapse.forward.walk import Stack
 from streamcollapse.merge.plan import PlanLayer, stack_key
 from streamcollapse.merge.view import mismatch
@@ -15,6 +19,7 @@ from streamcollapse.resources.device import give_back_memory
 from streamcollapse.run.evaluations import Evaluation, EvaluationKey, Memory
 from streamcollapse.run.opened import Run
 from streamcollapse.searches.candidate import Candidate
+from streamcollapse.settings.catalogue import EFFORTS, METRICS
 from streamcollapse.settings.search import SearchOptions
 
 SAVE_SECONDS = 20.0  # the most that an interrupt loses of a round, where reading takes less
@@ -33,11 +38,29 @@ class Evaluator:
         self._run, self._reference, self._memory = run, reference, memory
         self.room, self.is_fixed = lookahead or run.memory.candidates, lookahead is not None
         self._merge_norms, self._metric = options.merge_norms, options.metric
+        self._effort = EFFORTS[options.effort]
+        self._tokens = self._effort.head_tokens(run.job.vocabulary) if METRICS[options.metric].by_logits else None
+        self._judged_by = self._metric if self._tokens is None else f"{self._metric}/{self._tokens}"
+        self._head = cache(run.model.head)
         self._seconds: float | None = None  # for a candidate of the last sweep
         self._measure: Measure | None = None  # made when there is something to measure
 
     def _key(self, candidate: Candidate) -> EvaluationKey:
-        return self._metric, stack_key(candidate.layers)
+        return self._judged_by, stack_key(candidate.layers)
+
+    @cached_property
+    def scout(self) -> Evaluator | None:
+        """An evaluator by the first tokens of each sample, that says at a fraction of the cost what is worth scoring;
+        None where the effort wants none, or samples are that short."""
+        tokens = self._effort.scouting
+        if tokens is None or max(max(batch.lengths) for batch in self._reference.batches) <= tokens:
+            return None
+        scout = copy(self)
+        scout._reference = beginning(self._run.model, self._reference, tokens)
+        scout._tokens = None if self._tokens is None else self._tokens // 2
+        scout._judged_by = f"{self._judged_by}/{tokens}"
+        scout._seconds = scout._measure = None
+        return scout
 
     def known(self, candidate: Candidate) -> Evaluation | None:
         """What is known of ``candidate``: it was evaluated, or cannot be."""
@@ -86,7 +109,9 @@ class Evaluator:
         run = self._run
         try:
             if self._measure is None:
-                self._measure = make_measure(self._metric, run.model, self._reference, run.job.vocabulary)
+                self._measure = make_measure(
+                    self._metric, run.model, self._reference, run.job.vocabulary, self._tokens, self._head
+                )
             stacks = [Stack(candidate.layers, candidate.start) for candidate in candidates]
             return sweep(run.model, stacks, self._merge_norms, self._reference, self._measure, run.stored)
         except torch.OutOfMemoryError:

@@ -28,6 +28,7 @@ OWNED: dict[str, Any] = {
     "metric": "cosine",
     "rescale": False,
     "merges_per_round": 1,
+    "effort": "thorough",
 }
 
 
@@ -78,7 +79,7 @@ def ignored_settings(options: SearchOptions) -> list[str]:
     """A line for each setting of the complete ``options`` that is not the usual one and makes no difference."""
     strategy, known = strategy_of(options), declared(SearchOptions)
     lines = []
-    for name in ("layers_per_merge", "interval", "threshold", "merges_per_round"):
+    for name in ("layers_per_merge", "interval", "threshold", "merges_per_round", "effort"):
         value = getattr(options, name)
         if value == strategy.defaults.get(name, OWNED[name]) or strategy.uses(name, options):
             continue

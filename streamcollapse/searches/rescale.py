@@ -9,17 +9,20 @@ without tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from streamcollapse.merge.plan import Decision, PlanLayer
 from streamcollapse.searches.candidate import Candidate
-from streamcollapse.searches.strategy import SearchContext, SearchResult
+from streamcollapse.searches.strategy import SearchContext, SearchResult, loss
+from streamcollapse.settings.catalogue import EFFORTS
 from streamcollapse.settings.search import SearchOptions
 
 STEP = 0.05
 LEAST, MOST = 0.5, 2.0
+BOLDEST = 4  # steps at once
 GAIN = 1e-4  # of similarity; rounds that bring less are not worth their reading
 
 
@@ -70,10 +73,20 @@ class RescaleState:
         counts = dict.fromkeys((1, (len(order) + 1) // 2, len(order))) if order else {}
         return tuple(self._changed({position: helping[position][1] for position in order[:n]}) for n in counts)
 
+    def boldly_joint(self, similarities: Sequence[float | None]) -> tuple[Candidate, ...]:
+        """Every layer at once as far as a parabola through its three losses says, then half, then a quarter as far."""
+        losses: dict[int, dict[int, float]] = {}
+        for candidate, similarity in zip(self.candidates, similarities, strict=True):
+            losses.setdefault(candidate.position, {})[self._step(candidate)] = loss(similarity)
+        steps = {position: _lowest(loss(self.similarity), found) for position, found in losses.items()}
+        ways = [{position: round(step * share) for position, step in steps.items()} for share in (1.0, 0.5, 0.25)]
+        changes = [{position: step for position, step in way.items() if step} for way in ways]
+        return tuple(self._changed(way) for way in changes if way)
+
     def after(self, taken: Candidate, similarity: float) -> RescaleState:
-        """The state in which ``taken``, of ``together``, is the stack."""
+        """The state in which ``taken``, of what was tried together, is the stack."""
         steps = tuple(
-            next(n for n in range(before - 1, before + 2) if _scaled(layer, n) == new)
+            next(n for n in range(before - BOLDEST, before + BOLDEST + 1) if _scaled(layer, n) == new)
             for layer, before, new in zip(self.found, self.steps, taken.layers, strict=True)
         )
         return replace(self, steps=steps, similarity=similarity)
@@ -88,9 +101,22 @@ class RescaleState:
         return 1 if candidate.merged_layer == up else -1
 
     def _changed(self, changes: dict[int, int]) -> Candidate:
-        steps = [step + changes.get(position, 0) for position, step in enumerate(self.steps)]
+        steps = [_within(step + changes.get(position, 0)) for position, step in enumerate(self.steps)]
         lowest = min(changes)
         return Candidate(lowest + 1, 0, tuple(map(_scaled, self.found, steps)), (f"scale {scale(steps[lowest]):g}",))
+
+
+def _lowest(here: float, losses: dict[int, float]) -> float:
+    """The steps to the least of the parabola through the loss ``here``, a step up, and a step down; BOLDEST at most."""
+    if len(losses) < 2:
+        return 0.0
+    slope, bend = (losses[1] - losses[-1]) / 2.0, losses[1] + losses[-1] - 2.0 * here
+    far = -slope / bend if bend > 0.0 else -math.copysign(BOLDEST, slope)
+    return min(max(far, -float(BOLDEST)), float(BOLDEST))
+
+
+def _within(steps: int) -> int:
+    return min(max(steps, round((LEAST - 1.0) / STEP)), round((MOST - 1.0) / STEP))
 
 
 def scale(steps: int) -> float:
@@ -107,24 +133,31 @@ def _scaled(layer: PlanLayer, steps: int) -> PlanLayer:
 def rescaled(context: SearchContext, found: SearchResult) -> SearchResult:
     """``found`` with the scales that make it most similar, and a decision for each layer that a round changes.
 
-    A round takes two sweeps: every change alone, then those that help together.
+    A round takes two sweeps: every change alone, by the scout if there is one; then several together. It is the last if
+    it takes less off the loss than the effort says is worth its time.
     """
     evaluator, decisions = context.evaluator, list(found.decisions)
+    scout, effort = evaluator.scout or evaluator, EFFORTS[context.space.options.effort]
     whole = Candidate(len(found.layers), 0, found.layers, ())
     similarity = evaluator.scores([whole], found.layers)[0].similarity
-    if similarity is None:
+    scouted = scout.scores([whole], found.layers)[0].similarity
+    if similarity is None or scouted is None:
         return found
-    state = RescaleState.start(found.layers, similarity, context.space.options)
+    state = RescaleState.start(found.layers, scouted, context.space.options)
     while True:
-        alone = [one.similarity for one in evaluator.scores(state.candidates, state.layers)]
-        together = state.best_joint(alone)
-        if not together:
-            return SearchResult(found.options, state.layers, decisions)
+        alone = [one.similarity for one in scout.scores(state.candidates, state.layers)]
+        together = state.best_joint(alone) + (state.boldly_joint(alone) if effort.lazy else ())
         joint = [one.similarity or -1.0 for one in evaluator.scores(together, state.layers)]
+        if not joint or max(joint) <= similarity:
+            return SearchResult(found.options, state.layers, decisions)
         best = max(range(len(joint)), key=lambda i: joint[i])
-        after = state.after(together[best], joint[best])
+        scouted = scout.scores([together[best]], state.layers)[0].similarity
+        after = state.after(together[best], scouted or -1.0)
         for position, steps in state.changes(after):
             decision = Decision(position + 1, 0, joint[best], True, None, f"scale {scale(steps):g}")
             context.record(decision, len(decisions), after.layers)
             decisions.append(decision)
-        state = after
+        is_last = loss(joint[best]) > (1.0 - effort.least_gain) * loss(similarity)
+        state, similarity = after, joint[best]
+        if is_last:
+            return SearchResult(found.options, state.layers, decisions)

@@ -10,6 +10,7 @@ from streamcollapse.searches.candidate import Candidate
 from streamcollapse.searches.registry import complete, make_target, strategy_of
 from streamcollapse.searches.rescale import rescaled
 from streamcollapse.searches.strategy import SearchContext, SearchResult, SearchSpace
+from streamcollapse.settings.catalogue import EFFORTS
 from streamcollapse.settings.search import SearchOptions
 
 
@@ -55,7 +56,8 @@ def demand_of(space: SearchSpace) -> Demand:
     strategy = strategy_of(space.options)
     candidate = next(iter(strategy.first_candidates(space)), None)
     window = 1 if candidate is None or not candidate.merged else len(candidate.merged_layer.mix)
-    return Demand(len(strategy.boundaries(space)), window, space.options.metric, strategy.samples)
+    options = space.options
+    return Demand(len(strategy.boundaries(space)), window, options.metric, strategy.samples, EFFORTS[options.effort])
 
 
 def find_layers(context: SearchContext) -> SearchResult:

@@ -6,6 +6,7 @@ defaults, what it would try, and runs the search. Nothing outside searches/ know
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ class Strategy(ABC):
 
     def uses(self, setting: str, options: SearchOptions) -> bool:
         """Whether ``setting`` makes a difference with ``options``."""
-        if setting == "metric" and options.rescale:
+        if setting in ("metric", "effort") and options.rescale:
             return True
         return setting in self.defaults and not (setting == "threshold" and options.has_target)
 
@@ -196,6 +197,11 @@ def cells(layers: Sequence[PlanLayer], num_layers: int) -> tuple[int, ...]:
     """How many source layers each layer stands for, dropped ones above it included."""
     bases = [layer.base for layer in layers]
     return tuple(end - base for base, end in zip(bases, [*bases[1:], num_layers], strict=True))
+
+
+def loss(similarity: float | None) -> float:
+    """In nats, of a metric that is exp(-nats); of the others what orders alike."""
+    return -math.log(max(similarity or 0.0, 1e-300))
 
 
 class OnePass(Strategy):

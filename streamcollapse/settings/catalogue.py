@@ -1,4 +1,4 @@
-"""The merge rules and the metrics there are, as data: what each does and where it is from. Knows no tensors.
+"""The merge rules, the metrics and the efforts there are, as data: what each does, where it is from. Knows no tensors.
 
 Strategies are objects of their own (searches/strategies/).
 """
@@ -40,4 +40,42 @@ METRICS = {
         "linear CKA of last hidden states, token by token; mean over samples", "Kornblith et al. 2019"
     ),
     "cka-kernel": Metric("CKA with an RBF kernel at the median distance", "Kornblith et al. 2019"),
+}
+
+
+LEAST_HEAD_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much a search computes.
+
+    ``tokens``: of a sample, at the most. ``scouting``: on how many tokens of a sample what may be chosen is told from
+    what may not, before it is scored. ``head_logits``: about how many logits are compared in all, but those of
+    LEAST_HEAD_TOKENS at the least. None of these: all. ``lazy``: a round of greedy search scores only merges that may
+    be its best, one of scales goes further than a step. ``least_gain``: of the loss; a round of scales that takes less
+    off is the last.
+    """
+
+    summary: str
+    tokens: int | None = None
+    scouting: int | None = None
+    head_logits: int | None = 1 << 25
+    lazy: bool = True
+    least_gain: float = 0.03
+
+    def head_tokens(self, vocabulary: int) -> int | None:
+        """Of how many tokens the next-token distributions are compared; None: of all."""
+        return None if self.head_logits is None else max(self.head_logits // vocabulary, LEAST_HEAD_TOKENS)
+
+
+EFFORTS = {
+    "quick": Effort("as standard, on the first 64 tokens of each sample", tokens=64),
+    "standard": Effort(
+        "only merges that may be the best of a round are scored, by the distributions of a part of the tokens",
+        scouting=64,
+    ),
+    "thorough": Effort(
+        "every merge is scored in every round, by all tokens", head_logits=None, lazy=False, least_gain=0.0
+    ),
 }

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from streamcollapse.errors import OptionError
-from streamcollapse.settings.catalogue import BEST, METRICS, RULES
-from streamcollapse.settings.declared import FROM_STRATEGY, Setting, Whole, settings, unknown
+from streamcollapse.settings.catalogue import BEST, EFFORTS, METRICS, RULES
+from streamcollapse.settings.declared import FROM_STRATEGY, OneOf, Setting, Whole, settings, unknown
 
 
 def _rule(text: str) -> str:
@@ -121,6 +121,11 @@ class SearchOptions:
             "At the end, find a scale for each layer that stays, so that the result is most similar.",
             off="--no-rescale",
         ),
+    ] = FROM_STRATEGY
+    effort: Annotated[
+        str,
+        OneOf(tuple(EFFORTS)),
+        Setting("How much greedy search and scales compute; thorough: every merge in every round, on all tokens."),
     ] = FROM_STRATEGY
     merges_per_round: Annotated[
         Whole, Field(ge=1), Setting("Merges taken in a round of greedy search, if they have no layer in common.")

@@ -15,7 +15,7 @@ from streamcollapse.forward import measure
 from streamcollapse.progress import Event, LayerDone, Listener, silent
 from streamcollapse.settings.catalogue import METRICS
 from streamcollapse.settings.run import RunSettings
-from tests.checkpoints import VOCABULARY, edit_tensors, save_model
+from tests.checkpoints import edit_tensors, save_model
 from tests.families import FAMILIES
 from tests.in_memory import in_memory_search
 from tests.jobs.test_prune import SAMPLES
@@ -40,10 +40,9 @@ def test_equals_a_plain_search_in_memory(
     if blocks != "whole":
         if not METRICS[metric].by_logits:
             pytest.skip("makes no logits")
-        vocabulary = VOCABULARY
         if blocks == "nothing kept":
             monkeypatch.setattr(measure, "KEPT_BYTES", 0)
-        monkeypatch.setattr(measure, "LOGITS_BYTES", vocabulary * 4 * (45 if blocks == "rows" else 7))
+        monkeypatch.setattr(measure, "logits_tokens", lambda vocabulary: 45 if blocks == "rows" else 7)
     expected = in_memory_search(llama, SAMPLES, c=3, i=1, threshold=0.9, rule="mean", metric=metric)
     assert similarities(llama, metric) == pytest.approx([d[2] for d in expected.decisions], abs=2e-5)
 

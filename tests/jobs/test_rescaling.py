@@ -45,7 +45,7 @@ def decisions_of(plan: Plan) -> list[Decision]:
 @pytest.mark.parametrize(
     "options",
     [
-        SearchOptions(strategy="greedy", target_layers=5, lowest=2, highest=7),
+        SearchOptions(strategy="greedy", target_layers=5, lowest=2, highest=7, effort="thorough"),
         SearchOptions(layers_per_merge=3, rule="mean", target_layers=4, metric="kl"),
         SearchOptions(strategy="block-influence", target_layers=5, metric="kl"),
     ],

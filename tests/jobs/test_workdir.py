@@ -197,7 +197,7 @@ def test_what_a_killed_run_left_while_it_tidied_up_goes_and_nothing_of_the_user_
 def test_what_a_round_has_evaluated_is_kept_within_it(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = SearchOptions(strategy="greedy", target_layers=6, rescale=False)
+    options = SearchOptions(strategy="greedy", target_layers=6, rescale=False, effort="thorough")
     settings = RunSettings(FLOAT32, Calibration("sentences"), Streaming(work_dir=tmp_path / "work"))
     plain = search(llama, options, settings=replace(settings, streaming=Streaming()))
     monkeypatch.setattr(evaluator, "SAVE_SECONDS", 0.0)

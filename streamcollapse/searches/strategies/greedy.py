@@ -11,9 +11,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from streamcollapse.merge.plan import Decision, LayerKey, PlanLayer, collapse, original_layers
 from streamcollapse.progress import CandidateStarted
+from streamcollapse.run.evaluations import Evaluation
 from streamcollapse.searches.candidate import Candidate, Target
 from streamcollapse.searches.strategy import (
     SearchContext,
@@ -22,8 +24,17 @@ from streamcollapse.searches.strategy import (
     Strategy,
     competition,
     fewest_layers,
+    loss,
 )
+from streamcollapse.settings.catalogue import EFFORTS
 from streamcollapse.settings.search import SearchOptions
+
+if TYPE_CHECKING:
+    from streamcollapse.searches.evaluator import Evaluator
+
+
+LOOK = 4  # merges at the head of the queue that are scored together
+FALL = 0.8  # of a cost: what it may fall to from one round to the next, but beside a gap
 
 
 class Greedy(Strategy):
@@ -42,6 +53,7 @@ class Greedy(Strategy):
         "rule": "first",
         "metric": "kl",
         "rescale": True,
+        "effort": "standard",
     }
     is_default = True
     samples = "passages"
@@ -69,11 +81,18 @@ class Greedy(Strategy):
 
     def run(self, context: SearchContext) -> SearchResult:
         target, options, decisions = context.space.target, context.space.options, list[Decision]()
-        state = GreedyState.start(context.space)
+        state, queue = GreedyState.start(context.space), LazyQueue()
         threshold = -math.inf if target.is_set else options.threshold
+        lazy = EFFORTS[options.effort].lazy and options.merges_per_round == 1
         while state.candidates:
             context.run.listener(CandidateStarted(state.candidates[0].pointer, 1, None if target.is_set else threshold))
-            evaluations = context.evaluator.scores(state.candidates, state.layers)
+            if lazy and not decisions and context.evaluator.scout is not None:
+                queue.scout(context.evaluator.scout, state)
+            evaluations = (
+                queue.scores(context.evaluator, state)
+                if lazy
+                else context.evaluator.scores(state.candidates, state.layers)
+            )
             together = state.best_disjoint([one.similarity for one in evaluations], options.merges_per_round)
             if not together:
                 first, why = state.candidates[0], evaluations[0].reason
@@ -95,6 +114,54 @@ class Greedy(Strategy):
 
 
 STRATEGY = Greedy()
+
+
+class LazyQueue:
+    """What each merge cost when it was last scored, beyond what the stack then cost already.
+
+    A merge seldom costs much less once others have been made, so in the next round only the head of the queue is scored
+    again: until the best is better than what the next one would cost at ``FALL`` of its last cost (lazy greedy;
+    M. Minoux, 1978, where costs never fall). Beside a gap costs fall more: there merges are always scored.
+    """
+
+    def __init__(self) -> None:
+        self._costs: dict[tuple[int, int], float] = {}
+        self._spent = 0.0
+
+    def scout(self, scout: Evaluator, state: GreedyState) -> None:
+        """Take what each merge of ``state`` costs by the ``scout`` for its last cost."""
+        self._learn(state, self._costs_by(scout, state, state.candidates))
+
+    def scores(self, evaluator: Evaluator, state: GreedyState) -> list[Evaluation]:
+        """The evaluations of the candidates of ``state``; those that cannot be the best have no similarity."""
+        expected = {c.position: self._expected(state, c.position) for c in state.candidates}
+        queue = sorted(expected, key=lambda place: (expected[place], place))
+        known: dict[int, float] = {}
+        while queue and (not known or expected[queue[0]] < min(known.values())):
+            new = [place for place in queue if expected[place] == -math.inf] or queue[:LOOK]
+            queue = [place for place in queue if place not in new]
+            known |= self._costs_by(evaluator, state, [c for c in state.candidates if c.position in new])
+        self._learn(state, known)
+        self._spent = min(known.values())
+        nothing = Evaluation(None, "not scored in this round: it cost more before")
+        return [(evaluator.known(c) or nothing) if c.position in known else nothing for c in state.candidates]
+
+    def _costs_by(self, evaluator: Evaluator, state: GreedyState, some: Sequence[Candidate]) -> dict[int, float]:
+        """What merging at each place costs by the best rule."""
+        costs: dict[int, float] = {}
+        for candidate, one in zip(some, evaluator.scores(some, state.layers), strict=True):
+            costs[candidate.position] = min(loss(one.similarity), costs.get(candidate.position, math.inf))
+        return costs
+
+    def _learn(self, state: GreedyState, costs: dict[int, float]) -> None:
+        self._costs |= {state.neighbours(place): cost - self._spent for place, cost in costs.items()}
+
+    def _expected(self, state: GreedyState, place: int) -> float:
+        """The least that a merge at ``place`` is expected to come to, in nats."""
+        bases = [layer.base for layer in state.layers[max(place - 1, 0) : place + 3]]
+        is_beside_a_gap = bases[-1] - bases[0] >= len(bases)
+        last = self._costs.get(state.neighbours(place))
+        return -math.inf if last is None or is_beside_a_gap else self._spent + FALL * last
 
 
 @dataclass(frozen=True)
@@ -153,6 +220,12 @@ class GreedyState:
             lowest = min(taken, key=lambda one: one.position)
             stacks.append((candidate, replace(lowest, layers=layers)))
         return stacks
+
+    def neighbours(self, place: int) -> tuple[int, int]:
+        """What tells a merge at ``place`` from others, whatever else goes: the source layers that are its bases, or the
+        one that goes where it makes no difference which stays."""
+        lower, upper = self.layers[place].base, self.layers[place + 1].base
+        return (-1 if {variant.rule for variant in self.options.variants} == {"first"} else lower), upper
 
     def _merged(self, taken: Sequence[Candidate]) -> tuple[PlanLayer, ...]:
         layers = self.layers
