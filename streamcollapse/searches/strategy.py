@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streamcollapse.errors import OptionError
-from streamcollapse.merge.plan import Decision, PlanLayer, original_layers
+from streamcollapse.merge.plan import Decision, PlanLayer, SearchRecord, original_layers
 from streamcollapse.progress import DecisionMade, StackChanged
 from streamcollapse.searches.candidate import Candidate, Target
 from streamcollapse.settings.search import SearchOptions
@@ -151,6 +151,11 @@ class Strategy(ABC):
         """What came of a candidate that has a similarity, in words."""
         sign, verdict = (">", "merged") if decision.accepted else ("<=", "rejected")
         return f" {sign} {options.threshold:g}, {verdict}"
+
+    def course(self, record: SearchRecord, layers: tuple[PlanLayer, ...]) -> Sequence[tuple[PlanLayer, ...]]:
+        """The stacks that the search passed on its way, from the whole ``layers`` on, one for each accepted decision;
+        empty where the result for a size is not on the way to a smaller one."""
+        return ()
 
     def uses(self, setting: str, options: SearchOptions) -> bool:
         """Whether ``setting`` makes a difference with ``options``."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from streamcollapse.merge.plan import Decision, original_layers
+from streamcollapse.merge.plan import Decision, PlanLayer, SearchRecord, original_layers
 from streamcollapse.searches.strategy import Found, OnePass, SearchContext, SearchSpace
 
 
@@ -15,6 +15,14 @@ class BlockInfluence(OnePass):
 
     def layers_of(self, decision: Decision) -> str:
         return f"layer {decision.l - 1}"
+
+    def course(self, record: SearchRecord, layers: tuple[PlanLayer, ...]) -> Sequence[tuple[PlanLayer, ...]]:
+        stacks = list[tuple[PlanLayer, ...]]()
+        for decision in record.decisions:
+            if decision.accepted and not decision.merged and not decision.rule:
+                layers = tuple(layer for layer in layers if layer.base != decision.l - 1)
+                stacks.append(layers)
+        return stacks
 
     def choose(self, context: SearchContext) -> Found:
         from streamcollapse.forward.metrics import block_influence

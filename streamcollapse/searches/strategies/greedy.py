@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from streamcollapse.merge.plan import Decision, LayerKey, PlanLayer, collapse, original_layers
+from streamcollapse.merge.plan import Decision, LayerKey, PlanLayer, SearchRecord, collapse, original_layers
 from streamcollapse.progress import CandidateStarted
 from streamcollapse.run.evaluations import Evaluation
 from streamcollapse.searches.candidate import Candidate, Target
@@ -78,6 +78,22 @@ class Greedy(Strategy):
 
     def verdict_of(self, decision: Decision, options: SearchOptions) -> str:
         return ", merged" if options.has_target else super().verdict_of(decision, options)
+
+    def course(self, record: SearchRecord, layers: tuple[PlanLayer, ...]) -> Sequence[tuple[PlanLayer, ...]]:
+        if (
+            record.options.merges_per_round > 1
+        ):  # places are those of a round's beginning, and rounds are not told apart
+            return ()
+        variants, stacks = (
+            {variant.label: variant for variant in record.options.variants},
+            list[tuple[PlanLayer, ...]](),
+        )
+        for decision in record.decisions:
+            if decision.accepted and decision.merged:
+                variant = variants[decision.rule] if decision.rule else record.options.variants[0]
+                layers = collapse(layers, decision.l - 1, 1, variant.rule, variant.scale)
+                stacks.append(layers)
+        return stacks
 
     def run(self, context: SearchContext) -> SearchResult:
         target, options, decisions = context.space.target, context.space.options, list[Decision]()

@@ -1,0 +1,41 @@
+"""The stacks that a nested search passed on its way: one search gives every size."""
+
+from dataclasses import replace
+
+from streamcollapse.errors import PlanError
+from streamcollapse.merge.plan import Plan, PlanLayer, original_layers
+from streamcollapse.searches.registry import strategies
+
+
+def course(plan: Plan) -> tuple[tuple[PlanLayer, ...], ...]:
+    """The stacks on the way to ``plan``, the whole model first, its own without scales last; empty where there are
+    none: a plan by hand, or a search that finds each size anew."""
+    if plan.search is None or plan.search.options.strategy not in strategies():
+        return ()
+    strategy, whole = strategies()[plan.search.options.strategy], original_layers(plan.num_source_layers)
+    stacks = [whole, *strategy.course(plan.search, whole)]
+    ends_there = [layer.base for layer in stacks[-1]] == [layer.base for layer in plan.layers]
+    return tuple(stacks) if len(stacks) > 1 and ends_there else ()
+
+
+def plan_of(plan: Plan, num_layers: int) -> Plan:
+    """The plan of the stack of ``num_layers`` that the search of ``plan`` passed on its way; scales were found for its
+    end alone.
+
+    Raises PlanError where it passed none.
+    """
+    if num_layers == plan.num_layers:
+        return plan
+    stacks, given = {len(layers): layers for layers in course(plan)}, plan.search
+    if not stacks or given is None:
+        raise PlanError(f"the plan is for {plan.num_layers} layers alone: its search passed no other sizes on its way")
+    if num_layers not in stacks or num_layers == plan.num_source_layers:
+        sizes = sorted(stacks.keys() - {plan.num_source_layers})
+        raise PlanError(
+            f"the plan's search passed {sizes[0]} to {sizes[-1]} layers, not {num_layers}; give one of these, or "
+            "search again with `target_layers`"
+        )
+    accepted = [number for number, decision in enumerate(given.decisions, 1) if decision.accepted]
+    decisions = given.decisions[: accepted[plan.num_source_layers - num_layers - 1]]
+    options = given.options.but(target_layers=num_layers, rescale=False)
+    return replace(plan, layers=stacks[num_layers], search=replace(given, options=options, decisions=decisions))
