@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from streamcollapse.jobs.verify import Verification as Verification
     from streamcollapse.jobs.verify import verify as verify
     from streamcollapse.merge.plan import Plan as Plan
+    from streamcollapse.searches.course import sized_plan as sized_plan
     from streamcollapse.settings.run import BenchConditions as BenchConditions
     from streamcollapse.settings.run import Calibration as Calibration
     from streamcollapse.settings.run import Cluster as Cluster
@@ -61,6 +62,7 @@ _NAMES = {
     "jobs.speed": ["speed"],
     "jobs.verify": ["Verification", "verify"],
     "merge.plan": ["Plan"],
+    "searches.course": ["sized_plan"],
     "settings.run": [
         "BenchConditions",
         "Calibration",

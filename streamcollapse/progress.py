@@ -69,6 +69,13 @@ class DecisionMade:
 
 
 @dataclass(frozen=True)
+class NoteMade:
+    """What the run will do, where the settings alone do not say it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class WarningRaised:
     """Something the user should know that does not stop the run."""
 
@@ -76,7 +83,15 @@ class WarningRaised:
 
 
 Event = (
-    PhaseStarted | MemoryPlanned | LayerDone | StepDone | CandidateStarted | StackChanged | DecisionMade | WarningRaised
+    PhaseStarted
+    | MemoryPlanned
+    | LayerDone
+    | StepDone
+    | CandidateStarted
+    | StackChanged
+    | DecisionMade
+    | NoteMade
+    | WarningRaised
 )
 Listener = Callable[[Event], None]
 

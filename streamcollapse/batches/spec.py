@@ -212,7 +212,9 @@ def _label(work: Prune | Convert) -> str:
     if strategy.uses("layers_per_merge", options):
         parts += [f"C{options.layers_per_merge}", f"I{options.interval}"]
     if options.target_layers is not None:
-        parts.append(f"N{options.target_layers}")
+        parts.append(f"N{options.target_layers}".replace("%", "percent"))
+    elif options.target_memory is not None:
+        parts += [f"{options.target_memory}", f"{options.context}tokens", options.kv_dtype]
     elif options.target_ratio is not None:
         parts.append(f"ratio{options.target_ratio:g}")
     elif strategy.uses("threshold", options):
@@ -227,6 +229,7 @@ def _label(work: Prune | Convert) -> str:
     parts += ["norms"] if options.merge_norms else []
     if options.rescale != usual["rescale"]:
         parts.append("rescaled" if options.rescale else "unscaled")
+    parts += [options.effort] if options.effort != usual["effort"] else []
     parts += [f"{options.merges_per_round}at-once"] if options.merges_per_round > 1 else []
     file = work.calibration.file
     parts += [Path(file).stem] if file is not None and file != strategy.samples else []

@@ -25,6 +25,7 @@ from streamcollapse.progress import (
     LayerDone,
     Listener,
     MemoryPlanned,
+    NoteMade,
     PhaseStarted,
     StackChanged,
     StepDone,
@@ -105,11 +106,17 @@ def live_progress(quiet: bool) -> Iterator[Listener]:
     """A listener that draws on stderr while the body runs; when ``quiet`` or stderr is no terminal it only warns."""
     console = Console(stderr=True, markup=False, emoji=False)
     if quiet or not console.is_terminal:
-        yield _warn
+        yield _warn if quiet else _say
         return
     view = _View(unicode="utf" in (console.encoding or "").lower())
     with Live(view, console=console, refresh_per_second=12, transient=False):
         yield view.listen
+
+
+def _say(event: Event) -> None:
+    if isinstance(event, NoteMade):
+        print(said(event.text), file=sys.stderr)
+    _warn(event)
 
 
 def _warn(event: Event) -> None:
@@ -163,6 +170,8 @@ class _View:
                 self._cells = cells
             case MemoryPlanned(needs, budgets, _):
                 self._notes.append(needs_table(needs, budgets))
+            case NoteMade(text):
+                self._notes.append(Text(said(text)))
             case WarningRaised(text):
                 self._notes.append(Text(f"warning: {said(text)}", "yellow"))
 

@@ -10,6 +10,7 @@ from rich.text import Text
 from streamcollapse.cli.screen import needs_table, strip
 from streamcollapse.cli.text import lines_of, plain_console, unicode
 from streamcollapse.errors import printable
+from streamcollapse.searches.course import course
 from streamcollapse.searches.registry import strategies
 from streamcollapse.searches.strategy import Strategy, cells
 from streamcollapse.searches.strategy import method_line as strategy_line
@@ -92,7 +93,9 @@ def method_line(options: SearchOptions) -> str:
 
 def show_plan(plan: Plan, path: Path) -> None:
     """The outcome of a search, and where the plan is."""
-    plain_console().print(lines_of([*plan_rows(plan), ("plan", str(path))]))
+    sizes = [len(layers) for layers in course(plan)[1:-1]]
+    more = [("more sizes", f"{sizes[-1]} to {sizes[0]} layers: streamcollapse apply with --layers")] if sizes else []
+    plain_console().print(lines_of([*plan_rows(plan), *more, ("plan", str(path))]))
 
 
 def show_inspection(found: Inspection) -> None:
@@ -158,6 +161,7 @@ def show_prepared(prepared: Prepared) -> None:
     if prepared.samples is not None and prepared.options is not None:
         samples, most = prepared.samples, prepared.most_candidates
         rows.append(("method", method_line(prepared.options)))
+        rows += [("target", prepared.space.told)] if prepared.space is not None and prepared.space.told else []
         rows.append(("calibration", f"{samples.num_samples} samples, {samples.num_tokens} tokens, padding included"))
         rows += [("candidates", f"{most} at most")] if most else []
     low, high = prepared.smallest_output, prepared.largest_output

@@ -9,7 +9,7 @@ from streamcollapse.merge.composing import refuse_identity
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
 from streamcollapse.output.report import sizes
-from streamcollapse.progress import Listener, WarningRaised, silent
+from streamcollapse.progress import Listener, NoteMade, WarningRaised, silent
 from streamcollapse.run.first_checks import check_out, check_plan_path, check_source
 from streamcollapse.run.memory_plan import plan_memory, plan_one_layer
 from streamcollapse.run.needs import MemoryPlan
@@ -76,6 +76,8 @@ class Prepared:
 
     def announce(self) -> None:
         """Tell the listener what is ignored and how memory will be spent, as the run begins."""
+        if self.space is not None and self.space.told:
+            self.job.listener(NoteMade(self.space.told))
         for text in self.ignored:
             self.job.listener(WarningRaised(text))
         self.job.listener(self.memory.event)
@@ -87,6 +89,7 @@ class Prepared:
             "samples": None if self.samples is None else self.samples.num_samples,
             "tokens": None if self.samples is None else self.samples.num_tokens,
             "most_candidates": self.most_candidates,
+            "target": None if self.space is None else self.space.told or None,
             "smallest_output": self.smallest_output,
             "largest_output": self.largest_output,
             "options": None if self.options is None else self.options.given,

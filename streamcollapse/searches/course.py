@@ -5,6 +5,7 @@ from dataclasses import replace
 from streamcollapse.errors import PlanError
 from streamcollapse.merge.plan import Plan, PlanLayer, original_layers
 from streamcollapse.searches.registry import strategies
+from streamcollapse.settings.search import as_layer_count, layer_count
 
 
 def course(plan: Plan) -> tuple[tuple[PlanLayer, ...], ...]:
@@ -18,12 +19,13 @@ def course(plan: Plan) -> tuple[tuple[PlanLayer, ...], ...]:
     return tuple(stacks) if len(stacks) > 1 and ends_there else ()
 
 
-def plan_of(plan: Plan, num_layers: int) -> Plan:
-    """The plan of the stack of ``num_layers`` that the search of ``plan`` passed on its way; scales were found for its
-    end alone.
+def sized_plan(plan: Plan, layers: int | str) -> Plan:
+    """The plan of the stack of so many ``layers`` that the search of ``plan`` passed on its way; scales were found for
+    its end alone. ``layers``: how many stay, how many fewer than the source has (below 0), or a share (``75%``).
 
-    Raises PlanError where it passed none.
+    Raises OptionError where that is no number of layers, PlanError where the search passed no such stack.
     """
+    num_layers = layer_count(as_layer_count(layers, "layers"), plan.num_source_layers, "layers")
     if num_layers == plan.num_layers:
         return plan
     stacks, given = {len(layers): layers for layers in course(plan)}, plan.search

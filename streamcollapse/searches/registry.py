@@ -106,4 +106,6 @@ def describe() -> dict[str, dict[str, Any]]:
 def make_target(options: SearchOptions, parameters: tuple[int, ...], total: int) -> Target:
     """The target of ``options`` in terms of a model: ``parameters`` of each layer, ``total`` of the whole. Raises
     OptionError where it is none for it."""
-    return Target(options.target_layers, options.target_ratio, parameters, total)
+    layers = options.target_layers
+    assert layers is None or isinstance(layers, int), "fitted to the model"
+    return Target(layers, options.target_ratio, parameters, total)

@@ -9,6 +9,7 @@ from streamcollapse.run.opened import Job
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.searches.registry import complete, make_target, strategy_of
 from streamcollapse.searches.rescale import rescaled
+from streamcollapse.searches.sizes import ratio_told, sized
 from streamcollapse.searches.strategy import SearchContext, SearchResult, SearchSpace
 from streamcollapse.settings.catalogue import EFFORTS
 from streamcollapse.settings.search import SearchOptions
@@ -23,9 +24,9 @@ def search_space(job: Job, options: SearchOptions) -> SearchSpace:
         return sum(info.num_elements for info in infos if info.dtype.is_floating_point)
 
     layers = tuple(parameters(list(layout.layer_names(i))) for i in range(job.num_layers))
-    completed = complete(options)
-    target = make_target(completed, layers, parameters(list(source.names)))
-    return SearchSpace(completed.for_model(job.num_layers), target)
+    fitted, told = sized(job, complete(options))
+    target = make_target(fitted, layers, parameters(list(source.names)))
+    return SearchSpace(fitted, target, told or ratio_told(target))
 
 
 def check_space(job: Job, space: SearchSpace) -> None:

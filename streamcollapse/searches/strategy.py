@@ -16,7 +16,7 @@ from streamcollapse.errors import OptionError
 from streamcollapse.merge.plan import Decision, PlanLayer, SearchRecord, original_layers
 from streamcollapse.progress import DecisionMade, StackChanged
 from streamcollapse.searches.candidate import Candidate, Target
-from streamcollapse.settings.search import SearchOptions
+from streamcollapse.settings.search import SearchOptions, layers_in_words
 
 if TYPE_CHECKING:  # what follows needs torch; listing strategies does not
     from streamcollapse.forward.reference import Reference
@@ -30,10 +30,12 @@ Found = tuple[tuple[PlanLayer, ...], list[Decision]]
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What may be searched of one model: ``options`` complete and fitted to it, and the ``target``."""
+    """What may be searched of one model: ``options`` complete and fitted to it, the ``target``, and what that means
+    for the model, in words, where it is not plain."""
 
     options: SearchOptions
     target: Target
+    told: str = ""
 
     @property
     def num_layers(self) -> int:
@@ -177,7 +179,9 @@ def method_line(strategy: Strategy, options: SearchOptions) -> str:
     if "layers_per_merge" in strategy.defaults:
         said.append(f"C={options.layers_per_merge} I={options.interval}")
     if options.target_layers is not None:
-        said.append(f"{options.target_layers} layers")
+        said.append(layers_in_words(options.target_layers))
+    elif options.target_memory is not None:
+        said.append(f"into {options.target_memory}")
     elif options.target_ratio is not None:
         said.append(f"ratio {options.target_ratio:g}")
     elif strategy.uses("threshold", options):

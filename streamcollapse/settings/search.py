@@ -7,6 +7,7 @@ on scales of their own, and their defaults belong to whoever walks by them.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
@@ -15,7 +16,10 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from streamcollapse.errors import OptionError
 from streamcollapse.settings.catalogue import BEST, EFFORTS, METRICS, RULES
-from streamcollapse.settings.declared import FROM_STRATEGY, OneOf, Setting, Whole, settings, unknown
+from streamcollapse.settings.declared import FROM_STRATEGY, OneOf, Setting, Size, Whole, settings, unknown
+
+CACHE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8": 8, "int8": 8, "int4": 4}
+_TARGETS = ("target_layers", "target_ratio", "target_memory")
 
 
 def _rule(text: str) -> str:
@@ -32,6 +36,40 @@ def _metric(name: str) -> str:
     if name not in METRICS:
         raise OptionError(f"metric {unknown(name, METRICS, quoted=True)}")
     return name
+
+
+def as_layer_count(value: Any, label: str = "target layers") -> int | str:
+    """A number of layers, how many fewer (below 0), or a share of them as text with %."""
+    text = str(value).strip()
+    if isinstance(value, bool) or not re.fullmatch(r"-?\d{1,6}( ?%)?", text) or not text.strip("-% 0"):
+        raise OptionError(
+            f"{label} is {str(value)[:40]!r}; give how many stay (24), how many fewer (-8), or a share of the "
+            "layers (75%)"
+        )
+    return text.replace(" ", "") if text.endswith("%") else int(text)
+
+
+def layer_count(asked: int | str, num_layers: int, label: str = "target layers") -> int:
+    """How many of ``num_layers`` stay where ``asked`` is a number of them, how many fewer (below 0), or a share (75%).
+
+    Raises OptionError, naming ``label``, where that is none of them.
+    """
+    if isinstance(asked, str):
+        share = int(asked.removesuffix("%")) / 100
+        count = round(abs(share) * num_layers)
+        found = count if share > 0 else num_layers - count
+    else:
+        found = asked if asked > 0 else num_layers + asked
+    if not 1 <= found <= num_layers:
+        raise OptionError(f"{label} is {asked}, but the model has {num_layers} layers, of which 1 to all can stay")
+    return found
+
+
+def layers_in_words(asked: int | str) -> str:
+    """A number of layers as ``layer_count`` takes it."""
+    if isinstance(asked, str):
+        return f"{asked} of the layers"
+    return f"{asked} layers" if asked > 0 else f"{-asked} layers fewer"
 
 
 def _scales(value: Any) -> Any:
@@ -97,8 +135,13 @@ class SearchOptions:
         ),
     ] = FROM_STRATEGY
     target_layers: Annotated[
-        Annotated[Whole, Field(ge=1)] | None,
-        Setting("Prune to this many layers, whatever the threshold.", default="as far as the threshold allows"),
+        Annotated[int | str, BeforeValidator(as_layer_count)] | None,
+        Setting(
+            "Prune to this many layers, whatever the threshold: a number (24), how many fewer (-8), or a share of the "
+            "layers (75%).",
+            default="as far as the threshold allows",
+            metavar="N|-N|N%",
+        ),
     ] = None
     target_ratio: Annotated[
         Annotated[float, Field(gt=0.0, lt=1.0)] | None,
@@ -106,6 +149,20 @@ class SearchOptions:
             "Remove up to this fraction of the parameters (0.25 = 25 %).", default="as far as the threshold allows"
         ),
     ] = None
+    target_memory: Annotated[
+        Size | None,
+        Setting(
+            "Prune until the weights, and the keys and values of one sequence of context tokens, fit into this.",
+            default="as far as the threshold allows",
+            metavar="SIZE",
+        ),
+    ] = None
+    context: Annotated[Whole, Field(ge=1), Setting("Tokens of the sequence that must fit into the target memory.")] = (
+        4096
+    )
+    kv_dtype: Annotated[
+        str, OneOf(tuple(CACHE_BITS)), Setting("What keys and values are kept in, in the target memory.")
+    ] = "bfloat16"
     metric: Annotated[
         str,
         AfterValidator(_metric),
@@ -134,8 +191,9 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if self.highest is not None and self.lowest > self.highest:
             raise OptionError(f"lowest (L) is {self.lowest}, above highest (H), {self.highest}")
-        if self.target_layers is not None and self.target_ratio is not None:
-            raise OptionError("target layers and target ratio are both given; choose one")
+        aims = [name.replace("_", " ") for name in _TARGETS if getattr(self, name) is not None]
+        if len(aims) > 1:
+            raise OptionError(f"{aims[0]} and {aims[1]} are both given; choose one")
         self._check_scales()
 
     def _check_scales(self) -> None:
@@ -147,7 +205,7 @@ class SearchOptions:
     @property
     def has_target(self) -> bool:
         """Whether it is said how far to prune."""
-        return self.target_layers is not None or self.target_ratio is not None
+        return any(getattr(self, name) is not None for name in _TARGETS)
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -170,11 +228,14 @@ class SearchOptions:
         return SearchOptions(**{**self.given, **changes})
 
     def for_model(self, num_layers: int) -> SearchOptions:
-        """The options with ``highest`` filled in. Raises OptionError where they do not fit ``num_layers``."""
+        """The options with ``highest`` filled in and ``target_layers`` as a number of layers. Raises OptionError where
+        they do not fit ``num_layers``."""
         highest = num_layers if self.highest is None else self.highest
         if highest > num_layers:
             raise OptionError(f"highest (H) is {highest}, but the model has {num_layers} layers")
-        return self.but(highest=highest)
+        if self.target_layers is None:
+            return self.but(highest=highest)
+        return self.but(highest=highest, target_layers=layer_count(self.target_layers, num_layers))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 
 from streamcollapse import Plan, SearchOptions, search
 from streamcollapse.errors import PlanError
-from streamcollapse.searches.course import course, plan_of
+from streamcollapse.searches.course import course, sized_plan
 from streamcollapse.settings.run import Compute, RunSettings
 
 SETTINGS = RunSettings(Compute("cpu", "float32"))
@@ -28,9 +28,9 @@ def test_a_plan_has_every_size_on_its_way(llama: Path, options: SearchOptions, t
     plan.save(tmp_path / "plan.json")
     loaded = Plan.load(tmp_path / "plan.json")
     assert [len(layers) for layers in course(loaded)] == [8, 7, 6, 5, 4, 3]
-    assert plan_of(loaded, 3) is loaded
+    assert sized_plan(loaded, 3) is loaded
     for size in (6, 4):
-        found = plan_of(loaded, size)
+        found = sized_plan(loaded, size)
         alone = search(llama, options.but(target_layers=size, rescale=False), settings=SETTINGS)
         assert found.layers == alone.layers
         assert found.search is not None
@@ -44,9 +44,9 @@ def test_sizes_that_are_not_on_the_way(llama: Path) -> None:
     plan = search(llama, NESTED["block-influence"], settings=SETTINGS)
     for size in (2, 8, 9):
         with pytest.raises(PlanError, match=f"passed 3 to 7 layers, not {size}; give one of these, or search again"):
-            plan_of(plan, size)
+            sized_plan(plan, size)
     several = SearchOptions(strategy="greedy", target_layers=3, merges_per_round=2, rescale=False)
     for other in (search(llama, several, settings=SETTINGS), replace(plan, search=None)):
         assert course(other) == ()
         with pytest.raises(PlanError, match="is for 3 layers alone: its search passed no other sizes"):
-            plan_of(other, 4)
+            sized_plan(other, 4)

@@ -2,6 +2,8 @@
 
 from typing import Annotated
 
+import typer
+
 from streamcollapse.cli import options as o
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.run.first_checks import check_out, check_source
@@ -15,6 +17,14 @@ def apply(
     plan: o.PlanIn,
     out: o.Out,
     settings: Annotated[RunSettings, o.Only(("device", *declared(Output), "trust_remote_code"))],
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|-N|N%",
+            help="Another size that the plan's search passed: a number of layers, how many fewer "
+            "than the source's, or a share of them.",
+        ),
+    ] = None,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
 ) -> None:
@@ -25,9 +35,12 @@ def apply(
     from streamcollapse.jobs.apply import run_apply
     from streamcollapse.jobs.prepare import prepare_apply
     from streamcollapse.merge.plan import Plan
+    from streamcollapse.searches.course import sized_plan
 
     with live_progress(quiet=as_json or dry_run) as listener:
-        prepared = prepare_apply(source, Plan.load(plan), out, settings, listener)
+        whole = Plan.load(plan)
+        chosen = whole if layers is None else sized_plan(whole, layers)
+        prepared = prepare_apply(source, chosen, out, settings, listener)
         pruned = None if dry_run else run_apply(prepared)
     if pruned is None:
         print_json(prepared.to_json()) if as_json else tables.show_prepared(prepared)
