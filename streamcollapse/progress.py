@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A phase (``reference``, ``search``, ``write``, ``perplexity``, ``convert``, ``verify``,
+    """A phase (``reference``, ``search``, ``write``, ``perplexity``, ``held out``, ``convert``, ``verify``,
     ``recompute`` or ``fetch``) begins; ``total_steps`` are layers or
     tensors where known."""
 

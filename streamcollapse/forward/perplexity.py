@@ -1,11 +1,13 @@
-"""Perplexity of any checkpoint, streamed: every window of the text shares each visit to a layer.
+"""Perplexity of any checkpoint, or of several plans of one, streamed: every window and every plan share each visit to a
+layer.
 
 Knows token ids, not tokenizers.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn import functional
@@ -18,6 +20,10 @@ from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.storage.source import check_finite, is_finite
 
 MAX_HIDDEN_BYTES = 1 << 30  # hidden states held at once; a longer text takes several passes over the weights
+
+
+_States = Sequence[torch.Tensor]  # hidden states [N, T, D], for each batch
+_Piece = tuple[Batch, list[int]]  # and how many tokens of each row are predicted
 
 
 @dataclass(frozen=True)
@@ -71,50 +77,103 @@ def streamed_perplexity(
 ) -> Perplexity:
     """Perplexity over ``windows`` of the model whose layers are ``layers`` (with ``merge_norms``) of the source.
 
-    ``vocabulary`` bounds the logits that are made at once. Raises CalibrationError when nothing is predicted,
-    NonFiniteError when a weight or the result is not finite.
+    Raises what ``streamed_perplexities`` raises, and NonFiniteError when the result is not finite.
+    """
+    (found,) = streamed_perplexities(model, [layers], [merge_norms], windows, vocabulary)
+    if not math.isfinite(found.nll):
+        raise NonFiniteError(overflow("the logits", model.placement.dtype_name))
+    return found
+
+
+@torch.inference_mode()
+def streamed_perplexities(
+    model: StreamedModel,
+    stacks: Sequence[Sequence[PlanLayer]],
+    merge_norms: Sequence[bool],
+    windows: Sequence[Window],
+    vocabulary: int,
+    call_tokens: int = MOST_CALL_TOKENS,
+) -> list[Perplexity]:
+    """Perplexity over ``windows`` of each of ``stacks`` of the source's layers, with the ``merge_norms`` of each, in
+    one walk; in two where both ways of treating norms are wanted.
+
+    Each is what it is alone, bit for bit, and infinite where what is finite in the checkpoint overflows the compute
+    dtype. ``call_tokens`` go through a layer at once (one window at the least); ``vocabulary`` bounds the logits that
+    are made at once. Raises CalibrationError when nothing is predicted, NonFiniteError when a weight is not finite.
     """
     longest_first = sorted(windows, key=lambda window: -len(window.token_ids))  # the order of batches
-    batches = make_batches([window.token_ids for window in longest_first], MOST_CALL_TOKENS)
-    predicted = iter(longest_first)
-    total, tokens = 0.0, 0
+    batches = make_batches([window.token_ids for window in longest_first], call_tokens)
+    counts = iter(window.predicted for window in longest_first)
+    pieces = [(batch, [next(counts) for _ in batch.lengths]) for batch in batches]
+    tokens = sum(window.predicted for window in windows)
+    if tokens == 0:
+        raise CalibrationError("the text has no token to predict; give a longer text")
     head = model.head()
     for name, weight in head.items():
         check_finite(name, weight)
-    chunk = logits_tokens(vocabulary)
-    for group in _groups(batches, model.hidden_size * model.placement.dtype.itemsize):
-        hidden = _top(model, layers, merge_norms, group)
-        for batch, hidden_NTD in zip(group, hidden, strict=True):
-            for row, length in enumerate(batch.lengths):
-                ids = batch.input_ids_NT[row, :length].to(hidden_NTD.device)
-                count = next(predicted).predicted
-                states = hidden_NTD[row : row + 1, length - 1 - count : length - 1]
-                total += _row_nll(model, head, states, ids[length - count :], chunk)
-                tokens += count
-    if tokens == 0:
-        raise CalibrationError("the text has no token to predict; give a longer text")
-    if not math.isfinite(total):
-        raise NonFiniteError(overflow("the logits", model.placement.dtype_name))
-    return Perplexity(total / tokens, tokens)
+    totals, chunk = [0.0] * len(stacks), logits_tokens(vocabulary)
+    bytes_per_token = model.hidden_size * model.placement.dtype.itemsize * len(stacks)
+
+    def score(group: Sequence[_Piece], numbers: Sequence[int], finished: Sequence[int], hidden: _States) -> None:
+        for hidden_NTD, (batch, predicted) in zip(hidden, group, strict=True):
+            for nll in _row_nlls(model, head, hidden_NTD, batch, predicted, chunk):
+                for one in finished:
+                    totals[numbers[one]] += nll
+
+    for group in _groups(pieces, bytes_per_token):
+        for norms, numbers in _walks(stacks, merge_norms):
+            together = [Stack(tuple(stacks[n]), 0) for n in numbers]
+            _climb(model, together, norms, [batch for batch, _ in group], partial(score, group, numbers))
+    return [Perplexity(total / tokens if math.isfinite(total) else math.inf, tokens) for total in totals]
 
 
-def _top(
-    model: StreamedModel, layers: Sequence[PlanLayer], merge_norms: bool, batches: Sequence[Batch]
-) -> list[torch.Tensor]:
-    """What leaves the top layer, per batch. [N, T, D]"""
+def _walks(stacks: Sequence[Sequence[PlanLayer]], merge_norms: Sequence[bool]) -> list[tuple[bool, list[int]]]:
+    """The walks that are needed: how norms are treated in each, and the numbers of its stacks. One whose layers are
+    the source's own goes with either."""
+    plain = [all(layer.untouched for layer in layers) for layers in stacks]
+    mixed = {norms for norms, is_plain in zip(merge_norms, plain, strict=True) if not is_plain}
+    usual = min(mixed, default=False)
+    ways = [usual if is_plain else norms for norms, is_plain in zip(merge_norms, plain, strict=True)]
+    return [(way, [n for n, own in enumerate(ways) if own is way]) for way in sorted(set(ways))]
+
+
+def _climb(
+    model: StreamedModel,
+    stacks: Sequence[Stack],
+    merge_norms: bool,
+    batches: Sequence[Batch],
+    score: Callable[[Sequence[int], _States], None],
+) -> None:
+    """One walk: ``score`` is given the numbers of stacks and what leaves their top layer, [N, T, D] per batch."""
     recordings = model.record(batches)
-    entering, top = [recording.hidden_NTD for recording in recordings], list[torch.Tensor]()
+    entering = [recording.hidden_NTD for recording in recordings]
+    calls = [recording.calls for recording in recordings]
+    del recordings
+    branches = len({stack.layers[0].key for stack in stacks})  # which enter, one after the other
+
+    def enter(boundary: int) -> list[torch.Tensor]:
+        nonlocal branches
+        branches -= 1
+        return list(entering) if branches else entering  # the last lets go of them as the first layer sees them
 
     def watch(passed: Passed) -> None:
         if not all(is_finite(h) for h in passed.hidden):
             model.check_weights(passed.view, passed.position, passed.weights)
         if passed.step.finished:
-            top.extend(passed.hidden)
+            score(passed.step.finished, passed.hidden)
 
-    calls = [recording.calls for recording in recordings]
-    del recordings  # what enters goes as soon as the first layer has seen it
-    walk(model, [Stack(tuple(layers), 0)], lambda boundary: entering, calls, watch, merge_norms)
-    return top
+    walk(model, stacks, enter, calls, watch, merge_norms)
+
+
+def _row_nlls(
+    model: StreamedModel, head: Weights, hidden_NTD: torch.Tensor, batch: Batch, predicted: Sequence[int], chunk: int
+) -> Iterator[float]:
+    """The negative log likelihood, in nats, of the last ``predicted`` tokens of each row."""
+    for row, (length, count) in enumerate(zip(batch.lengths, predicted, strict=True)):
+        ids = batch.input_ids_NT[row, :length].to(hidden_NTD.device)
+        yield _row_nll(
+            model, head, hidden_NTD[row : row + 1, length - 1 - count : length - 1], ids[length - count :], chunk
+        )
 
 
 def _row_nll(
@@ -127,15 +186,15 @@ def _row_nll(
     return total
 
 
-def _groups(batches: Sequence[Batch], bytes_per_token: int) -> Iterator[list[Batch]]:
-    group: list[Batch] = []
+def _groups(pieces: Sequence[_Piece], bytes_per_token: int) -> Iterator[list[_Piece]]:
+    group: list[_Piece] = []
     held = 0
-    for batch in batches:
-        size = batch.input_ids_NT.numel() * bytes_per_token
+    for piece in pieces:
+        size = piece[0].input_ids_NT.numel() * bytes_per_token
         if group and held + size > MAX_HIDDEN_BYTES:
             yield group
             group, held = [], 0
-        group.append(batch)
+        group.append(piece)
         held += size
     if group:
         yield group
