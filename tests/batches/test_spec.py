@@ -184,7 +184,7 @@ def test_what_goes_together(base: Path) -> None:
         ("jobs: [{source: models/a, T: [[0.5]]}]", r"threshold \(T\) is \[0.5\]"),
         ("jobs: [{source: models/a, merge_norms: 1}]", "merge norms is 1; it must be a valid boolean"),
         ("jobs: [{source: models/a, T: 2}]", r"job 1: threshold \(T\) is 2.0"),
-        ("jobs: [{source: models/a, target_layers: x}]", "target layers is 'x'; it must be a valid integer"),
+        ("jobs: [{source: models/a, target_layers: x}]", "target layers is 'x'; give how many stay"),
         ("jobs: [{source: models/a, target_ratio: true}]", "target ratio is True; it must be a valid number"),
         ("jobs: [{source: models/a, strategy: angular}]", "goes on until a target"),
         ("jobs: [{source: models/a, rule: bset}]", "rule 'bset' is unknown"),

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from streamcollapse.cli.main import app
+from streamcollapse.units import format_bytes
 from tests.checkpoints import save_model
 from tests.families import FAMILIES
 
@@ -69,7 +70,7 @@ def test_into_memory(tmp_path: Path) -> None:
         room = ("--target-memory", str(whole - 2 * layer + 4 * cache * bits // 8), "--context", "100")
         told = _dry(source, *room, "--kv-dtype", dtype)
         assert "6 -> 4 layers" in str(told["target"])
-        assert f"the cache of 100 tokens in {dtype}, {4 * cache * bits // 8} B" in str(told["target"])
+        assert f"the cache of 100 tokens in {dtype}, {format_bytes(4 * cache * bits // 8)}" in str(told["target"])
         assert told["options"]["target_memory"] == room[1]  # type: ignore[index]
     command = ("search", str(source), "--plan", str(tmp_path / "p.json"), *RUN, "--target-memory")
     assert "fit as they are: nothing has to go" in _invoke(*command, "1GB", code=1)
