@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A phase (``reference``, ``search``, ``write``, ``perplexity``, ``held out``, ``convert``, ``verify``,
-    ``recompute`` or ``fetch``) begins; ``total_steps`` are layers or
-    tensors where known."""
+    """A phase (``reference``, ``search``, ``scales``, ``write``, ``perplexity``, ``held out``, ``convert``, ``verify``,
+    ``recompute`` or ``fetch``) begins; ``total_steps`` are layers or tensors where known."""
 
     name: str
     total_steps: int | None = None
@@ -26,11 +25,14 @@ class MemoryPlanned:
 
 @dataclass(frozen=True)
 class LayerDone:
-    """One decoder layer was streamed through the forward pass; ``num_bytes`` were read for it."""
+    """One decoder layer was streamed through the forward pass; ``num_bytes`` were read for it. Of the ``seconds`` it
+    took, the computation stood still for ``waiting``."""
 
     layer_index: int
     num_layers: int
     num_bytes: int
+    seconds: float = 0.0
+    waiting: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,26 @@ class StepDone:
 
     name: str
     num_bytes: int
+
+
+@dataclass(frozen=True)
+class RoundStarted:
+    """Round ``number``, from 1, of a search or of scales begins: of at most ``most``, with at most ``candidates`` (None
+    where nobody knows). ``threshold``: what it tries, where rounds are tries of thresholds."""
+
+    number: int
+    most: int | None = None
+    candidates: int | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class CandidatesDone:
+    """``count`` more candidates are evaluated; ``best`` is the similarity of the most similar of them, None where none
+    has one, or by the scout, whose similarities compare with no others."""
+
+    count: int
+    best: float | None
 
 
 @dataclass(frozen=True)
@@ -87,6 +109,8 @@ Event = (
     | MemoryPlanned
     | LayerDone
     | StepDone
+    | RoundStarted
+    | CandidatesDone
     | CandidateStarted
     | StackChanged
     | DecisionMade

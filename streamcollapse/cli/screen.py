@@ -3,35 +3,35 @@
 import json
 import os
 import sys
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from streamcollapse.cli.signals import end_in_order, exit_code_of
+from streamcollapse.cli.status import Minutes, Status
 from streamcollapse.cli.text import said
 from streamcollapse.errors import StreamCollapseError, printable
 from streamcollapse.progress import (
     CandidateStarted,
     DecisionMade,
     Event,
-    LayerDone,
     Listener,
     MemoryPlanned,
     NoteMade,
     PhaseStarted,
     StackChanged,
-    StepDone,
     WarningRaised,
 )
-from streamcollapse.units import format_bytes, format_seconds
+from streamcollapse.units import format_bytes
 
 _BAR_CELLS = 24
 
@@ -103,10 +103,20 @@ def needs_table(needs: Sequence[tuple[str, str, int, str]], budgets: dict[str, i
 
 @contextmanager
 def live_progress(quiet: bool) -> Iterator[Listener]:
-    """A listener that draws on stderr while the body runs; when ``quiet`` or stderr is no terminal it only warns."""
+    """A listener that draws on stderr while the body runs; where stderr is no terminal, it writes a line a minute.
+    ``quiet``: it only warns."""
     console = Console(stderr=True, markup=False, emoji=False)
-    if quiet or not console.is_terminal:
-        yield _warn if quiet else _say
+    if quiet:
+        yield _warn
+        return
+    if not console.is_terminal:
+        minutes = Minutes(lambda line: print(line, file=sys.stderr, flush=True), time.monotonic)
+
+        def listener(event: Event) -> None:
+            _say(event)
+            minutes.listen(event)
+
+        yield listener
         return
     view = _View(unicode="utf" in (console.encoding or "").lower())
     with Live(view, console=console, refresh_per_second=12, transient=False):
@@ -129,23 +139,14 @@ def steps_bar(*more: ProgressColumn) -> Progress:
     return Progress(TextColumn("[bold]{task.description:<10}"), BarColumn(_BAR_CELLS), *more, auto_refresh=False)
 
 
-class _Amount(ProgressColumn):
-    """Where a phase is, how much it has read or written, how fast, for how long."""
-
-    def render(self, task: Task) -> Text:
-        num_bytes, seconds = task.fields["num_bytes"], task.elapsed or 0.0
-        rate = f"{num_bytes / seconds / 1e9:.2f} GB/s" if seconds else ""
-        at = Text("" if task.finished_time is not None else task.fields["at"])
-        return at.append(f"{format_bytes(num_bytes)}  {rate}  {format_seconds(seconds)}", "dim")
-
-
 class _View:
     """The state of the screen: what was planned, a line per phase, the stack, the candidate under test."""
 
-    def __init__(self, unicode: bool) -> None:
+    def __init__(self, unicode: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._unicode = unicode
+        self._status = Status(clock)
         self._notes: list[Text | Table] = []
-        self._phases = steps_bar(_Amount())
+        self._phases = steps_bar(TextColumn("{task.fields[words]}", style="dim", markup=False))
         self._candidate: CandidateStarted | None = None
         self._last: DecisionMade | None = None
         self._threshold: float | None = None
@@ -153,14 +154,11 @@ class _View:
         self._cells: tuple[int, ...] = ()
 
     def listen(self, event: Event) -> None:
+        if isinstance(event, PhaseStarted):
+            self._finish_phase()
+            self._phases.add_task(event.name, total=event.total_steps, words="")
+        self._status.listen(event)
         match event:
-            case PhaseStarted(name, total):
-                self._finish_phase()
-                self._phases.add_task(name, total=total, num_bytes=0, at="")
-            case LayerDone(index, count, num_bytes):
-                self._step(num_bytes, f"layer {index + 1}/{count}  ")
-            case StepDone(_, num_bytes):
-                self._step(num_bytes)
             case CandidateStarted():
                 self._candidate, self._threshold = event, event.threshold
             case DecisionMade():
@@ -175,20 +173,24 @@ class _View:
             case WarningRaised(text):
                 self._notes.append(Text(f"warning: {said(text)}", "yellow"))
 
-    def _step(self, num_bytes: int, at: str = "") -> None:
-        for task in self._phases.tasks[-1:]:
-            total = task.fields["num_bytes"] + num_bytes
-            self._phases.update(task.id, advance=1, num_bytes=total, at=at)
-
     def _finish_phase(self) -> None:
         for task in self._phases.tasks[-1:]:
-            self._phases.update(task.id, total=task.completed or 1, completed=task.completed or 1)
+            whole = task.completed or 1
+            self._phases.update(task.id, total=whole, completed=whole, words=self._status.summary())
+
+    def _show_phase(self) -> None:
+        for task in self._phases.tasks[-1:]:
+            done, total = self._status.done
+            self._phases.update(task.id, completed=done, total=total, words="  ".join(self._status.at()))
 
     def __rich__(self) -> Group:
+        self._show_phase()
         lines: list[RenderableType] = [*self._notes, self._phases]
         if self._cells:
             lines.append(self._stack_line())
-        if any(task.description == "search" for task in self._phases.tasks[-1:]):
+        if self._status.round_words():
+            lines.append(Text(" " * 11 + self._status.round_words()))
+        if self._status.phase == "search":
             lines.append(self._candidate_line())
         return Group(*lines)
 

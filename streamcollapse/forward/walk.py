@@ -12,6 +12,7 @@ the same way up to some layer.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -142,7 +143,8 @@ def walk(
     with model.stream.run([reads.source_names(position) for position in range(len(visits))]) as weights_pass:
         view = reads.over(weights_pass)
         for position, visit in enumerate(visits):
-            base, before = visit.layer.base, model.meter.bytes_read
+            base, before, waited = visit.layer.base, model.meter.bytes_read, model.meter.seconds_waiting
+            start = time.perf_counter()
             runs = len(visit.steps)
             with weights_pass.step(), model.onload(view, position) as weights, model.meter.computing(runs):
                 if stored is not None:
@@ -159,5 +161,7 @@ def walk(
                     if step.onward:
                         hidden[step.number], waiting[step.number] = states, step.onward
                     watch(Passed(step, view, position, weights, states))
-            model.listener(LayerDone(visit.last_source, model.num_layers, model.meter.bytes_read - before))
+            num_bytes, stood_still = model.meter.bytes_read - before, model.meter.seconds_waiting - waited
+            seconds = time.perf_counter() - start
+            model.listener(LayerDone(visit.last_source, model.num_layers, num_bytes, seconds, stood_still))
     assert not hidden, "every candidate reaches the top"

@@ -11,6 +11,7 @@ from streamcollapse.run.saved_reference import reference_of
 from streamcollapse.run.work_directory import TemporaryWork, search_work
 from streamcollapse.searches.evaluator import Evaluator
 from streamcollapse.searches.registry import strategy_of
+from streamcollapse.searches.rescale import rescaled
 from streamcollapse.searches.space import find_layers
 from streamcollapse.searches.strategy import SearchContext, SearchResult
 from streamcollapse.settings.run import RunSettings
@@ -49,7 +50,7 @@ def run_search(prepared: Prepared) -> Plan:
 
 
 def find_plan(prepared: Prepared, run: Run, work: TemporaryWork) -> Plan:
-    """The reference pass and the search."""
+    """The reference pass, the search, and scales if they are wanted."""
     job, space, samples = run.job, prepared.space, prepared.samples
     assert space is not None
     assert samples is not None
@@ -61,7 +62,12 @@ def find_plan(prepared: Prepared, run: Run, work: TemporaryWork) -> Plan:
         evaluator = Evaluator(run, reference, work.memory, space.options, lookahead)
         with job.meter.phase("search"):
             job.listener(PhaseStarted("search"))
-            found = find_layers(SearchContext(run, space, reference, evaluator, work))
+            context = SearchContext(run, space, reference, evaluator, work)
+            found = find_layers(context)
+        if space.options.rescale and len(found.layers) < space.num_layers:
+            with job.meter.phase("scales"):
+                job.listener(PhaseStarted("scales"))
+                found = rescaled(context, found)
     fingerprint, record = job.checkpoint.fingerprint(), _record(prepared, found, samples.digest)
     return Plan(job.name, job.num_layers, fingerprint, found.layers, space.options.merge_norms, record)
 

@@ -189,6 +189,11 @@ class Meter:
         """Bytes read in the running phase so far."""
         return self._current.bytes_read
 
+    @property
+    def seconds_waiting(self) -> float:
+        """How long the computation has waited for weights in the running phase so far."""
+        return self._current.seconds_waiting
+
     @contextmanager
     def computing(self, runs: int) -> Iterator[None]:
         """Time ``runs`` runs of one layer."""

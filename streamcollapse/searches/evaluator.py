@@ -14,7 +14,7 @@ from streamcollapse.forward.reference import Reference, beginning
 from streamcollapse.forward.walk import Stack
 from streamcollapse.merge.plan import PlanLayer, stack_key
 from streamcollapse.merge.view import mismatch
-from streamcollapse.progress import WarningRaised
+from streamcollapse.progress import CandidatesDone, WarningRaised
 from streamcollapse.resources.device import give_back_memory
 from streamcollapse.run.evaluations import Evaluation, EvaluationKey, Memory
 from streamcollapse.run.opened import Run
@@ -42,6 +42,7 @@ class Evaluator:
         self._tokens = self._effort.head_tokens(run.job.vocabulary) if METRICS[options.metric].by_logits else None
         self._judged_by = self._metric if self._tokens is None else f"{self._metric}/{self._tokens}"
         self._head = cache(run.model.head)
+        self._is_scout = False
         self._seconds: float | None = None  # for a candidate of the last sweep
         self._measure: Measure | None = None  # made when there is something to measure
 
@@ -56,6 +57,7 @@ class Evaluator:
         if tokens is None or max(max(batch.lengths) for batch in self._reference.batches) <= tokens:
             return None
         scout = copy(self)
+        scout._is_scout = True
         scout._reference = beginning(self._run.model, self._reference, tokens)
         scout._tokens = None if self._tokens is None else self._tokens // 2
         scout._judged_by = f"{self._judged_by}/{tokens}"
@@ -103,6 +105,8 @@ class Evaluator:
             self.room = min(self.room, len(candidates))
         self._run.job.checkpoint.check_unchanged()  # before anything is believed that was computed from it
         self.learn(candidates, similarities)
+        known = [] if self._is_scout else [one for one in similarities if one is not None]
+        self._run.listener(CandidatesDone(len(candidates), max(known, default=None)))
 
     def _try_sweep(self, candidates: Sequence[Candidate]) -> list[float | None] | None:
         """The similarities of ``candidates``; None where the device's memory ran out and less can be asked of it."""

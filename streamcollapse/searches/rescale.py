@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from streamcollapse.merge.plan import Decision, PlanLayer
+from streamcollapse.progress import RoundStarted
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.searches.strategy import SearchContext, SearchResult, loss
 from streamcollapse.settings.catalogue import EFFORTS
@@ -23,6 +24,7 @@ from streamcollapse.settings.search import SearchOptions
 STEP = 0.05
 LEAST, MOST = 0.5, 2.0
 BOLDEST = 4  # steps at once
+TOGETHER = 6  # ways to take several changes at once, at the most
 GAIN = 1e-4  # of similarity; rounds that bring less are not worth their reading
 
 
@@ -144,7 +146,10 @@ def rescaled(context: SearchContext, found: SearchResult) -> SearchResult:
     if similarity is None or scouted is None:
         return found
     state = RescaleState.start(found.layers, scouted, context.space.options)
+    number = 0
     while True:
+        number += 1
+        context.run.listener(RoundStarted(number, None, len(state.candidates) + TOGETHER))
         alone = [one.similarity for one in scout.scores(state.candidates, state.layers)]
         together = state.best_joint(alone) + (state.boldly_joint(alone) if effort.lazy else ())
         joint = [one.similarity or -1.0 for one in evaluator.scores(together, state.layers)]

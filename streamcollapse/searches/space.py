@@ -8,7 +8,6 @@ from streamcollapse.run.needs import Demand
 from streamcollapse.run.opened import Job
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.searches.registry import complete, make_target, strategy_of
-from streamcollapse.searches.rescale import rescaled
 from streamcollapse.searches.sizes import ratio_told, sized
 from streamcollapse.searches.strategy import SearchContext, SearchResult, SearchSpace
 from streamcollapse.settings.catalogue import EFFORTS
@@ -62,11 +61,10 @@ def demand_of(space: SearchSpace) -> Demand:
 
 
 def find_layers(context: SearchContext) -> SearchResult:
-    """Find the layers of the pruned model, and scales for them if they are wanted."""
+    """Find the layers of the pruned model."""
     space, listener = context.space, context.run.listener
     listener(StackChanged(tuple(1 for _ in range(space.num_layers))))
     found = strategy_of(space.options).run(context)
     if len(found.layers) == space.num_layers:
         listener(WarningRaised("no merge was accepted: the result is the source as it is"))
-        return found
-    return rescaled(context, found) if space.options.rescale else found
+    return found

@@ -23,8 +23,17 @@ import streamcollapse
 from streamcollapse import Plan, SearchOptions
 from streamcollapse.cli.main import app
 from streamcollapse.cli.screen import _View, strip
+from streamcollapse.cli.status import Minutes
 from streamcollapse.cli.verbs import demo
-from streamcollapse.progress import CandidateStarted, DecisionMade, LayerDone, PhaseStarted, StackChanged
+from streamcollapse.progress import (
+    CandidatesDone,
+    CandidateStarted,
+    DecisionMade,
+    LayerDone,
+    PhaseStarted,
+    RoundStarted,
+    StackChanged,
+)
 
 RUN = ["--device", "cpu", "--compute-dtype", "float32"]
 METHOD = ["-C", "3", "-I", "1", "-T", "0.7", "--rule", "sequential"]
@@ -188,18 +197,25 @@ def test_the_strip_shows_merged_and_tested_cells() -> None:
     assert strip((1, 1), unicode=False).plain == "##"
 
 
+def drawn(view: _View) -> list[str]:
+    """The lines of ``view`` on a wide terminal."""
+    console = Console(width=100, file=io.StringIO())
+    console.print(view)
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
 def test_the_live_view_follows_the_events() -> None:
-    view = _View(unicode=True)
+    seconds = 0.0
+    view = _View(unicode=True, clock=lambda: seconds)
 
     def lines() -> list[str]:
-        console = Console(width=100, file=io.StringIO())
-        console.print(view)
-        return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        return drawn(view)
 
     view.listen(PhaseStarted("reference", 4))
-    view.listen(LayerDone(0, 4, 1000))
-    view.listen(LayerDone(1, 4, 1000))
-    assert re.match(r"reference  ━{12}.{12} layer 2/4  2 kB", lines()[0])
+    view.listen(LayerDone(0, 4, 1000, 2.0, 1.5))
+    view.listen(LayerDone(1, 4, 1000, 2.0, 1.5))
+    seconds = 4.0
+    assert re.match(r"reference  ━{12}.{12} layer 2/4  2 kB  reading  4.00 s *$", lines()[0])
     view.listen(PhaseStarted("search"))
     view.listen(StackChanged((1, 1, 1, 1)))
     view.listen(CandidateStarted(2, 1, 0.5))
@@ -216,7 +232,40 @@ def test_the_live_view_follows_the_events() -> None:
     view.listen(DecisionMade(1, 1, None, False, "reason"))
     assert "layer 0: skipped  1 of 3 merged" in lines()[-1]
     assert all(len(line) <= 80 for line in lines())
-    assert lines()[0].startswith("reference  " + "━" * 24 + " 2 kB")
+    assert lines()[0].startswith("reference  " + "━" * 24 + " 2 kB  4.00 s")
+
+
+def test_the_live_view_counts_rounds_candidates_and_tries() -> None:
+    view = _View(unicode=True, clock=lambda: 0.0)
+    view.listen(PhaseStarted("search"))
+    view.listen(RoundStarted(3, 8, 20))
+    view.listen(LayerDone(1, 4, 0, 2.0, 0.0))
+    view.listen(CandidatesDone(4, 0.5))
+    view.listen(CandidatesDone(1, 0.25))
+    view.listen(CandidatesDone(5, None))
+    assert drawn(view)[0].startswith("search     " + "━" * 7 + "╸" + " " * 16 + " layer 2/4  computing  0.00 s")
+    assert drawn(view)[1].strip() == "round 3 of at most 8: 10 of at most 20 candidates, best 0.5000"
+    view.listen(PhaseStarted("scales"))
+    assert drawn(view)[1].startswith("scales  ")
+    view.listen(RoundStarted(2, None, 9))
+    assert drawn(view)[2].strip() == "round 2: 0 of at most 9 candidates"
+    view.listen(RoundStarted(5, threshold=0.7031))
+    assert drawn(view)[2].strip() == "try 5: threshold 0.7031"
+
+
+def test_there_is_a_line_a_minute_where_there_is_no_terminal() -> None:
+    seconds, written = 0.0, list[str]()
+    minutes = Minutes(written.append, lambda: seconds)
+    minutes.listen(PhaseStarted("search"))
+    for number in range(1, 30):
+        seconds = 7.0 * number
+        minutes.listen(RoundStarted(number, 40, 20))
+        minutes.listen(LayerDone(3, 24, 0, 7.0, 0.0))
+    assert written == [
+        "search, round 9 of at most 40: 0 of at most 20 candidates, layer 4/24, computing, 1 min 03 s",
+        "search, round 18 of at most 40: 0 of at most 20 candidates, layer 4/24, computing, 2 min 06 s",
+        "search, round 27 of at most 40: 0 of at most 20 candidates, layer 4/24, computing, 3 min 09 s",
+    ]
 
 
 def test_the_live_view_is_drawn_on_a_terminal_only(llama: Path, tmp_path: Path) -> None:

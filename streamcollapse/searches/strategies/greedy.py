@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from streamcollapse.merge.plan import Decision, LayerKey, PlanLayer, SearchRecord, collapse, original_layers
-from streamcollapse.progress import CandidateStarted
+from streamcollapse.progress import RoundStarted
 from streamcollapse.run.evaluations import Evaluation
 from streamcollapse.searches.candidate import Candidate, Target
 from streamcollapse.searches.strategy import (
@@ -100,10 +100,13 @@ class Greedy(Strategy):
         state, queue = GreedyState.start(context.space), LazyQueue()
         threshold = -math.inf if target.is_set else options.threshold
         lazy = EFFORTS[options.effort].lazy and options.merges_per_round == 1
+        most, number = context.space.num_layers - len(fewest_layers(self, context.space)), 0
         while state.candidates:
-            context.run.listener(CandidateStarted(state.candidates[0].pointer, 1, None if target.is_set else threshold))
-            if lazy and not decisions and context.evaluator.scout is not None:
-                queue.scout(context.evaluator.scout, state)
+            number += 1
+            scout = context.evaluator.scout if lazy and number == 1 else None
+            context.run.listener(RoundStarted(number, most, len(state.candidates) * (1 if scout is None else 2)))
+            if scout is not None:
+                queue.scout(scout, state)
             evaluations = (
                 queue.scores(context.evaluator, state)
                 if lazy

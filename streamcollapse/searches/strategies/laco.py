@@ -5,11 +5,12 @@ With a target, the threshold is found by bisection.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from streamcollapse.merge.plan import Decision, PlanLayer, stack_key
-from streamcollapse.progress import CandidateStarted, WarningRaised
+from streamcollapse.progress import CandidateStarted, RoundStarted, WarningRaised
 from streamcollapse.searches.algorithm1 import SearchState, most_candidates
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.searches.lookahead import AcceptModel, Depth, Outcome, likely_states
@@ -148,16 +149,21 @@ def _to_target(context: SearchContext) -> SearchResult:
     A result stays what it is for all thresholds from the highest similarity that was not above it to below the lowest
     that was; evaluated candidates are remembered, so that each try reads only what is new.
     """
-    options, target = context.space.options, context.space.target
-    fewer = _walk(context, options.but(threshold=-1.0), record=False)
+    options, target, tries = context.space.options, context.space.target, itertools.count(1)
+
+    def tried_with(threshold: float) -> SearchResult:
+        context.run.listener(RoundStarted(next(tries), threshold=threshold))
+        return _walk(context, options.but(threshold=threshold), record=False)
+
+    fewer = tried_with(-1.0)
     if target.allows(fewer.layers):
         return _walk(context, fewer.options, record=True)
-    more = _walk(context, options.but(threshold=METRICS[options.metric].highest), record=False)
+    more = tried_with(METRICS[options.metric].highest)
     while (low := _lowest_merged(fewer)) < (high := _highest_apart(more)):
         middle = (low + high) / 2
         if not low <= middle < high:
             break
-        tried = _walk(context, options.but(threshold=middle), record=False)
+        tried = tried_with(middle)
         if target.allows(tried.layers):
             more = tried
         else:
