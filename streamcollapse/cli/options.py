@@ -119,6 +119,9 @@ PlanOut = Annotated[
     typer.Option("--plan", readable=False, metavar="FILE", help="Where to write the plan.", rich_help_panel=_OUTPUT),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and no progress.", rich_help_panel=_RUN)]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say for what memory is held, phase by phase.", rich_help_panel=_RUN)
+]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.", rich_help_panel=_RUN),

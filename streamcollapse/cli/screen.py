@@ -1,6 +1,7 @@
 """What a person sees: the stack as a strip of cells, one-line errors, live progress. A skin: decides nothing."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -101,10 +102,28 @@ def needs_table(needs: Sequence[tuple[str, str, int, str]], budgets: dict[str, i
     return table
 
 
+_NEAR = 0.85  # of what may be held; from there on it matters for what it is held
+
+
+def memory_shown(needs: Sequence[tuple[str, str, int, str]], budgets: dict[str, int], verbose: bool) -> Table | Text:
+    """What will be held at the most, in a line; phase by phase where that is near what may be held, or ``verbose``."""
+    parts, near = [], False
+    for kind, words in _MEMORY.items():
+        phases = {need[0] for need in needs}
+        most = max((sum(n[2] for n in needs if (n[0], n[3]) == (phase, kind)) for phase in phases), default=0)
+        if most:
+            near = near or most > _NEAR * budgets.get(kind, math.inf)
+            limit = f" of {format_bytes(budgets[kind])}" if kind in budgets else ""
+            parts.append(f"{format_bytes(most)}{limit} {words}")
+    if verbose or near:
+        return needs_table(needs, budgets)
+    return Text(f"{'memory':<11}", "bold").append(f"at most {', '.join(parts)}", "not bold dim")
+
+
 @contextmanager
-def live_progress(quiet: bool) -> Iterator[Listener]:
+def live_progress(quiet: bool, verbose: bool = False) -> Iterator[Listener]:
     """A listener that draws on stderr while the body runs; where stderr is no terminal, it writes a line a minute.
-    ``quiet``: it only warns."""
+    ``quiet``: it only warns; ``verbose``: it says for what memory is held."""
     console = Console(stderr=True, markup=False, emoji=False)
     if quiet:
         yield _warn
@@ -118,7 +137,7 @@ def live_progress(quiet: bool) -> Iterator[Listener]:
 
         yield listener
         return
-    view = _View(unicode="utf" in (console.encoding or "").lower())
+    view = _View(unicode="utf" in (console.encoding or "").lower(), verbose=verbose)
     with Live(view, console=console, refresh_per_second=12, transient=False):
         yield view.listen
 
@@ -142,8 +161,8 @@ def steps_bar(*more: ProgressColumn) -> Progress:
 class _View:
     """The state of the screen: what was planned, a line per phase, the stack, the candidate under test."""
 
-    def __init__(self, unicode: bool, clock: Callable[[], float] = time.monotonic) -> None:
-        self._unicode = unicode
+    def __init__(self, unicode: bool, clock: Callable[[], float] = time.monotonic, verbose: bool = False) -> None:
+        self._unicode, self._verbose = unicode, verbose
         self._status = Status(clock)
         self._notes: list[Text | Table] = []
         self._phases = steps_bar(TextColumn("{task.fields[words]}", style="dim", markup=False))
@@ -167,7 +186,7 @@ class _View:
             case StackChanged(cells):
                 self._cells = cells
             case MemoryPlanned(needs, budgets, _):
-                self._notes.append(needs_table(needs, budgets))
+                self._notes.append(memory_shown(needs, budgets, self._verbose))
             case NoteMade(text):
                 self._notes.append(Text(said(text)))
             case WarningRaised(text):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from streamcollapse.cli.screen import needs_table, strip
+from streamcollapse.cli.screen import memory_shown, needs_table, strip
 from streamcollapse.cli.text import lines_of, plain_console, unicode
 from streamcollapse.errors import printable
 from streamcollapse.searches.course import course
@@ -100,12 +100,25 @@ def show_plan(plan: Plan, path: Path) -> None:
 
 def show_inspection(found: Inspection) -> None:
     """The figures of ``inspect``."""
+    console = plain_console()
+    console.print(lines_of(_inspection_rows(found)))
+    least = "" if found.budgets else ", at the least"
+    by = "" if found.strategy is None else f" by {found.strategy}, the default,"
+    console.print(f"\nmemory that pruning{by} needs, beyond the interpreter's own{least}:")
+    console.print(needs_table(_needs_of(found), found.budgets))
+
+
+def _needs_of(found: Inspection) -> list[tuple[str, str, int, str]]:
+    return [(need.phase, need.what, need.num_bytes, need.memory) for need in found.needs]
+
+
+def _inspection_rows(found: Inspection) -> list[tuple[str, str | Text]]:
     smallest, largest = min(found.layer_bytes), max(found.layer_bytes)
     per_layer = format_bytes(largest)
     if smallest != largest:
         per_layer = f"{format_bytes(smallest)} to {per_layer}"
     dtypes = ", ".join(f"{name} {format_bytes(size)}" for name, size in sorted(found.dtypes.items()))
-    rows: list[tuple[str, str | Text]] = [
+    return [
         ("checkpoint", found.path),
         ("family", f"{found.family} ({found.model_type})"),
         ("layers", f"{found.num_layers}, {per_layer} each"),
@@ -116,13 +129,6 @@ def show_inspection(found: Inspection) -> None:
         ("embeddings", "tied" if found.tied_embeddings else "not tied"),
         ("would compute on", f"{found.compute_device} in {found.compute_dtype}"),
     ]
-    console = plain_console()
-    console.print(lines_of(rows))
-    least = "" if found.budgets else ", at the least"
-    by = "" if found.strategy is None else f" by {found.strategy}, the default,"
-    console.print(f"\nmemory that pruning{by} needs, beyond the interpreter's own{least}:")
-    rows_of_needs = [(need.phase, need.what, need.num_bytes, need.memory) for need in found.needs]
-    console.print(needs_table(rows_of_needs, found.budgets))
 
 
 def show_pruned(pruned: Pruned) -> None:
@@ -154,9 +160,14 @@ def memory_line(usage: Usage) -> str:
     return text
 
 
-def show_prepared(prepared: Prepared) -> None:
-    """What a dry run found: nothing was written."""
-    show_inspection(prepared.inspection)
+def show_prepared(prepared: Prepared, verbose: bool = False) -> None:
+    """What a dry run found: nothing was written. ``verbose``: with what memory is held for, phase by phase."""
+    found = prepared.inspection
+    console = plain_console()
+    console.print(lines_of(_inspection_rows(found)))
+    console.print()
+    if found.needs:
+        console.print(memory_shown(_needs_of(found), found.budgets, verbose))
     rows: list[tuple[str, str | Text]] = []
     if prepared.samples is not None and prepared.options is not None:
         samples, most = prepared.samples, prepared.most_candidates
@@ -171,5 +182,5 @@ def show_prepared(prepared: Prepared) -> None:
         rows.append(("disk", f"{format_bytes(prepared.disk_free)} free, which the largest output would not fit"))
     rows += [("ignored", text) for text in prepared.ignored]
     rows += [("dry run", "everything checks out; nothing was written")]
-    plain_console().print()
-    plain_console().print(lines_of(rows))
+    console.print()
+    console.print(lines_of(rows))

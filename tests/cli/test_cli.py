@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import typer
 from rich.console import Console
+from rich.table import Table
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -22,7 +23,7 @@ from typer.testing import CliRunner
 import streamcollapse
 from streamcollapse import Plan, SearchOptions
 from streamcollapse.cli.main import app
-from streamcollapse.cli.screen import _View, strip
+from streamcollapse.cli.screen import _View, memory_shown, strip
 from streamcollapse.cli.status import Minutes
 from streamcollapse.cli.verbs import demo
 from streamcollapse.progress import (
@@ -338,3 +339,17 @@ def test_a_dry_run_says_by_which_method(llama: Path, tmp_path: Path) -> None:
     assert "ignored      interval (I) = 3" in _invoke(*asked, "--strategy", "greedy", "-I", "3").stdout
     options = json.loads(_invoke(*asked, "--target-ratio", "0.05", "--json").stdout)["options"]
     assert (options["strategy"], options["target_ratio"]) == ("greedy", 0.05)
+
+
+def test_for_what_memory_is_held_is_said_where_it_is_asked_or_nearly_too_much(llama: Path, tmp_path: Path) -> None:
+    asked = ["search", str(llama), "--plan", str(tmp_path / "plan.json"), "--dry-run", *RUN]
+    short, long = _invoke(*asked).stdout, _invoke(*asked, "-v").stdout
+    assert re.search(r"^memory +at most [0-9.]+ MB of [0-9.]+ GB memory$", short, re.MULTILINE)
+    assert "weights in flight" not in short
+    assert "weights in flight" in long
+    needs = [("search", "states", 80, "ram"), ("search", "weights", 6, "ram"), ("write", "tensors", 20, "ram")]
+    assert isinstance(memory_shown(needs, {"ram": 100}, verbose=False), Table)
+    assert str(memory_shown(needs, {"ram": 102}, verbose=False)) == "memory     at most 86 B of 102 B memory"
+    assert isinstance(memory_shown(needs, {"ram": 102}, verbose=True), Table)
+    on_device = [*needs, ("search", "states", 90, "vram")]
+    assert isinstance(memory_shown(on_device, {"ram": 102, "vram": 100}, verbose=False), Table)

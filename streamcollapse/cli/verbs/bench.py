@@ -40,6 +40,7 @@ def bench(
     conditions: BenchConditions,
     plot: Plot = None,
     as_json: o.Json = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Prune SOURCE into a directory that is removed again, and say what each phase took against what the disk can do.
     Without options of the method by laco, which is quick."""
@@ -49,7 +50,7 @@ def bench(
 
     if plot is not None:
         plots.check_plot(plot)
-    with live_progress(quiet=as_json) as listener:
+    with live_progress(as_json, verbose) as listener:
         options = SearchOptions(strategy="laco") if method == SearchOptions() else method  # none given: a quick job
         found = run(source, options, conditions=conditions, settings=settings, listener=listener)
     if plot is not None:

@@ -15,6 +15,7 @@ def prune(
     settings: RunSettings,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Prune SOURCE by layer collapse into the new directory DIR: reference pass, search, write."""
     check_source(source)
@@ -23,10 +24,10 @@ def prune(
     from streamcollapse.jobs.prepare import prepare_prune
     from streamcollapse.jobs.prune import run_prune
 
-    with live_progress(quiet=as_json or dry_run) as listener:
+    with live_progress(as_json or dry_run, verbose) as listener:
         prepared = prepare_prune(source, out, method, settings, listener)
         pruned = None if dry_run else run_prune(prepared)
     if pruned is None:
-        print_json(prepared.to_json()) if as_json else tables.show_prepared(prepared)
+        print_json(prepared.to_json()) if as_json else tables.show_prepared(prepared, verbose)
     else:
         print_json({"out": str(pruned.out), **pruned.report}) if as_json else tables.show_pruned(pruned)

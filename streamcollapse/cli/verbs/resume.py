@@ -16,6 +16,7 @@ def resume(
     ],
     settings: o.Trust,
     as_json: o.Json = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Resume an interrupted prune, apply or convert from its work directory."""
     from streamcollapse.cli import tables
@@ -23,7 +24,7 @@ def resume(
     from streamcollapse.jobs.convert import Conversion
     from streamcollapse.jobs.resume import resume as run
 
-    with live_progress(quiet=as_json) as listener:
+    with live_progress(as_json, verbose) as listener:
         found = run(work_dir, trust_remote_code=settings.trust_remote_code, listener=listener)
     if isinstance(found, Conversion):
         print_json(found.to_json()) if as_json else show_conversion(found)

@@ -18,6 +18,7 @@ def search(
     overwrite: o.OverwriteFile = False,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Search SOURCE for merges and write the plan; no weights are written."""
     check_source(source)
@@ -27,10 +28,10 @@ def search(
     from streamcollapse.jobs.search import run_search
 
     settings = replace(settings, output=Output(overwrite=overwrite))
-    with live_progress(quiet=as_json or dry_run) as listener:
+    with live_progress(as_json or dry_run, verbose) as listener:
         prepared = prepare_search(source, method, settings, plan, listener)
         found = None if dry_run else run_search(prepared)
     if found is None:
-        print_json(prepared.to_json()) if as_json else tables.show_prepared(prepared)
+        print_json(prepared.to_json()) if as_json else tables.show_prepared(prepared, verbose)
     else:
         print_json(found.to_json()) if as_json else tables.show_plan(found, plan)

@@ -44,6 +44,7 @@ def similarity(
     metric: MetricName = "cosine",
     overwrite: Overwrite = False,
     as_json: o.Json = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Say how alike the layers of SOURCE are: their weights, their hidden states, and every merge of 2 to C of them."""
     check_source(source)
@@ -56,7 +57,7 @@ def similarity(
     if overwrite and out.exists() and not (out / SIMILARITY_FILE).is_file():
         raise OutputError(f"{out}: holds no {SIMILARITY_FILE}; choose another --out")
     method = method.but(layers_per_merge=layers_per_merge, rule=rule, metric=metric)
-    with live_progress(quiet=as_json) as listener:
+    with live_progress(as_json, verbose) as listener:
         found = run(source, method, settings=settings, listener=listener)
     try:
         out.mkdir(exist_ok=overwrite)
