@@ -24,6 +24,24 @@ class MemoryPlanned:
 
 
 @dataclass(frozen=True)
+class TimeExpected:
+    """How long the job is expected to take on this machine: for each phase, in order, the seconds of its rounds, each
+    with the candidates that it is expected to evaluate (0 where it is not a round of a search)."""
+
+    phases: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of each phase."""
+        return {name: sum(seconds for seconds, _ in rounds) for name, rounds in self.phases}
+
+    @property
+    def total(self) -> float:
+        """Seconds of the whole job."""
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True)
 class LayerDone:
     """One decoder layer was streamed through the forward pass; ``num_bytes`` were read for it. Of the ``seconds`` it
     took, the computation stood still for ``waiting``."""
@@ -107,6 +125,7 @@ class WarningRaised:
 Event = (
     PhaseStarted
     | MemoryPlanned
+    | TimeExpected
     | LayerDone
     | StepDone
     | RoundStarted

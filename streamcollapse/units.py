@@ -45,6 +45,20 @@ def format_bytes(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+def format_about(seconds: float) -> str:
+    """An estimate in words: ``about 20 seconds``, ``about 3 minutes``, ``about 2.5 hours``."""
+    if seconds < 7.5:
+        return "a few seconds"
+    if seconds < 55:
+        return f"about {round(seconds / 5) * 5} seconds"
+    if seconds < 90 * 60:
+        minutes = max(round(seconds / 60), 1)
+        return f"about {minutes} minute{'s' * (minutes > 1)}"
+    if seconds < 36 * 3600:
+        return f"about {round(seconds / 1800) / 2:g} hours"
+    return f"about {round(seconds / 43200) / 2:g} days"
+
+
 def format_seconds(seconds: float) -> str:
     """``0.42 s``, ``12.3 s``, ``4 min 05 s`` or ``2 h 07 min``."""
     if seconds < 60:

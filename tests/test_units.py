@@ -10,7 +10,7 @@ from streamcollapse.cli.text import said
 from streamcollapse.cli.verbs.batch import _line
 from streamcollapse.errors import CheckpointError, OptionError, printable
 from streamcollapse.progress import WarningRaised
-from streamcollapse.units import format_bytes, format_seconds, parse_bytes
+from streamcollapse.units import format_about, format_bytes, format_seconds, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,18 @@ def test_warnings_and_failed_jobs_name_options_too(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == "warning: raise --highest; \\x1b\n"
     failed = Outcome("job", "failed", "there", "exists; choose another `out`")
     assert _line(failed).plain == "failed job  exists; choose another --out"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (3.0, "a few seconds"),
+        (22.0, "about 20 seconds"),
+        (58.0, "about 1 minute"),
+        (150.0, "about 2 minutes"),
+        (3.4 * 3600, "about 3.5 hours"),
+        (4 * 86400, "about 4 days"),
+    ],
+)
+def test_estimates_in_words(seconds: float, words: str) -> None:
+    assert format_about(seconds) == words

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamcollapse.cli.signals import end_in_order, exit_code_of
-from streamcollapse.cli.status import Minutes, Status
+from streamcollapse.cli.status import Minutes, Status, expected_words
 from streamcollapse.cli.text import said
 from streamcollapse.errors import StreamCollapseError, printable
 from streamcollapse.progress import (
@@ -30,6 +30,7 @@ from streamcollapse.progress import (
     NoteMade,
     PhaseStarted,
     StackChanged,
+    TimeExpected,
     WarningRaised,
 )
 from streamcollapse.units import format_bytes
@@ -189,6 +190,8 @@ class _View:
                 self._notes.append(memory_shown(needs, budgets, self._verbose))
             case NoteMade(text):
                 self._notes.append(Text(said(text)))
+            case TimeExpected():
+                self._notes.append(Text(f"{'expected':<11}", "bold").append(expected_words(event), "not bold dim"))
             case WarningRaised(text):
                 self._notes.append(Text(f"warning: {said(text)}", "yellow"))
 

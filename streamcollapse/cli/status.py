@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from streamcollapse.progress import CandidatesDone, Event, LayerDone, PhaseStarted, RoundStarted, StepDone
-from streamcollapse.units import format_bytes, format_seconds
+from streamcollapse.progress import CandidatesDone, Event, LayerDone, PhaseStarted, RoundStarted, StepDone, TimeExpected
+from streamcollapse.units import format_about, format_bytes, format_seconds
 
 MINUTE = 60.0
+_PRIOR = 0.1  # of the job; for as long as that, what was expected counts as much as what was measured
+_ALMOST = 0.95  # of a round that takes longer than expected
+_TELLING = 3.0  # seconds of a phase, before it tells what is left
 _FADING = 0.9  # of what layers before this one say of what is waited for
 
 
@@ -16,7 +19,8 @@ class Status:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._phase_began = clock()
+        self._began = self._phase_began = clock()
+        self._expected: TimeExpected | None = None
         self.phase: str | None = None
         self._total: int | None = None
         self._steps = 0
@@ -30,7 +34,11 @@ class Status:
     def listen(self, event: Event) -> None:
         """Take ``event`` into account."""
         match event:
+            case TimeExpected():
+                self._expected = event
             case PhaseStarted(name, total):
+                if self.phase is None:
+                    self._began = self._clock()
                 self.phase, self._total, self._phase_began = name, total, self._clock()
                 self._steps = self._num_bytes = self._done = 0
                 self._round = self._best = None
@@ -65,8 +73,41 @@ class Status:
 
     def at(self) -> list[str]:
         """Where in the weights the phase is, what holds it up, and since when it runs."""
-        parts = [*self._step_words(), self._limit(), format_seconds(self._clock() - self._phase_began)]
-        return [part for part in parts if part]
+        elapsed, left = format_seconds(self._clock() - self._phase_began), self.remaining
+        if left is not None:
+            elapsed += f", {format_about(left)} left"
+        return [part for part in (*self._step_words(), self._limit(), elapsed) if part]
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds that are left: of the job, where it is known what it takes, else of a phase that has begun for long
+        enough to tell. What was expected counts less, the longer it runs."""
+        expected, (steps, total) = self._expected, self.done
+        if expected is not None and self.phase in expected.seconds:
+            done, whole = self._expected_so_far(expected), expected.total
+            elapsed, prior = self._clock() - self._began, _PRIOR * whole
+            return (whole - done) * (elapsed + prior) / max(done + prior, 1e-9)
+        elapsed = self._clock() - self._phase_began
+        if self._total is None or total is None or steps <= 0 or elapsed < _TELLING:
+            return None
+        return elapsed * (total - steps) / steps
+
+    def _expected_so_far(self, expected: TimeExpected) -> float:
+        """The seconds that what is done was expected to take."""
+        done = 0.0
+        for name, rounds in expected.phases:
+            if name != self.phase:
+                done += sum(seconds for seconds, _ in rounds)
+                continue
+            if self._total is not None:
+                return done + sum(seconds for seconds, _ in rounds) * min(self._steps / self._total, 1.0)
+            number = 1 if self._round is None else self._round.number
+            done += sum(seconds for seconds, _ in rounds[: number - 1])
+            if number <= len(rounds):
+                seconds, candidates = rounds[number - 1]
+                done += seconds * min(self._done / max(candidates, 1.0), _ALMOST)
+            return done
+        return done
 
     def summary(self) -> str:
         """What the phase took, now that it has come to its end."""
@@ -104,6 +145,12 @@ class Status:
         return ", ".join(part for part in (self.phase, self.round_words(), *self.at()) if part)
 
 
+def expected_words(expected: TimeExpected) -> str:
+    """How long a job takes, and its phases, in words."""
+    parts = ", ".join(f"{name} {format_seconds(round(seconds, 1))}" for name, seconds in expected.seconds.items())
+    return f"{format_about(expected.total)} ({parts})"
+
+
 class Minutes:
     """A line of the status a minute, for what is no terminal."""
 
@@ -112,8 +159,10 @@ class Minutes:
         self._told = clock()
 
     def listen(self, event: Event) -> None:
-        """Take ``event`` into account, and write where a minute has passed."""
+        """Take ``event`` into account, and write where a minute has passed, or what takes more than that begins."""
         self._status.listen(event)
+        if isinstance(event, TimeExpected) and event.total >= MINUTE:
+            self._write(f"expected: {expected_words(event)}")
         if self._status.phase is not None and self._clock() - self._told >= MINUTE:
             self._told = self._clock()
             self._write(self._status.line())

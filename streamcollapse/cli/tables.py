@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from streamcollapse.cli.screen import memory_shown, needs_table, strip
+from streamcollapse.cli.status import expected_words
 from streamcollapse.cli.text import lines_of, plain_console, unicode
 from streamcollapse.errors import printable
 from streamcollapse.searches.course import course
@@ -174,6 +175,7 @@ def show_prepared(prepared: Prepared, verbose: bool = False) -> None:
         rows.append(("method", method_line(prepared.options)))
         rows += [("target", prepared.space.told)] if prepared.space is not None and prepared.space.told else []
         rows.append(("calibration", f"{samples.num_samples} samples, {samples.num_tokens} tokens, padding included"))
+        rows += [("time", expected_words(prepared.expected))] if prepared.expected is not None else []
         rows += [("candidates", f"{most} at most")] if most else []
     low, high = prepared.smallest_output, prepared.largest_output
     size = format_bytes(low) if low == high else f"{format_bytes(low)} to {format_bytes(high)}"

@@ -1,5 +1,7 @@
 """Every check of a job before a weight is read. What --dry-run prints is what the run then executes."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from streamcollapse.merge.composing import refuse_identity
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
 from streamcollapse.output.report import sizes
-from streamcollapse.progress import Listener, NoteMade, WarningRaised, silent
+from streamcollapse.progress import Listener, NoteMade, TimeExpected, WarningRaised, silent
 from streamcollapse.run.first_checks import check_out, check_plan_path, check_source
 from streamcollapse.run.memory_plan import plan_memory, plan_one_layer
 from streamcollapse.run.needs import MemoryPlan
@@ -17,15 +19,20 @@ from streamcollapse.run.opened import Job, open_job
 from streamcollapse.run.request import Request
 from streamcollapse.run.samples import Samples, calibration_samples
 from streamcollapse.run.saved_reference import work_key
+from streamcollapse.run.timing import probe
 from streamcollapse.run.work_directory import check_directory, search_path
 from streamcollapse.searches.registry import complete, ignored_settings, strategy_of
+from streamcollapse.searches.rescale import scale_rounds
 from streamcollapse.searches.space import check_space, demand_of, search_space
 from streamcollapse.searches.strategy import SearchSpace, fewest_layers
+from streamcollapse.searches.work import Round
 from streamcollapse.settings.catalogue import EFFORTS
 from streamcollapse.settings.run import Calibration, Compute, RunSettings
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.disk import check_space as check_disk
 from streamcollapse.storage.staging import staged_bytes
+
+_SHORT = 1e12  # operations; a probe takes longer than these
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,8 @@ class Prepared:
 
     ``options`` (complete), ``space`` and ``samples``: of a search, else None; ``plan``: the one to apply, else None.
     ``out``: the directory to make, or the plan's file, if any. Sizes in bytes of weights: the output's at the least and
-    at the most; ``disk_free``: where the output would go, None where none would.
+    at the most; ``disk_free``: where the output would go, None where none would. ``expected``: how long a search will
+    take, once that is ``timed``.
     """
 
     job: Job
@@ -49,6 +57,7 @@ class Prepared:
     smallest_output: int = 0
     largest_output: int = 0
     disk_free: int | None = None
+    expected: TimeExpected | None = None
 
     @property
     def request(self) -> Request:
@@ -81,6 +90,57 @@ class Prepared:
         for text in self.ignored:
             self.job.listener(WarningRaised(text))
         self.job.listener(self.memory.event)
+        if self.expected is not None:
+            self.job.listener(self.expected)
+
+    @property
+    def work(self) -> dict[str, list[Round]]:
+        """What a search is expected to compute, by phase."""
+        assert self.space is not None
+        space, strategy, count = self.space, strategy_of(self.space.options), self.job.num_layers
+        room = self.settings.streaming.lookahead or self.memory.candidates
+        work = {
+            "reference": [Round(runs=count, visits=count, reads=count)],
+            "search": strategy.rounds(space, room, self._has_scout),
+        }
+        if space.options.rescale:
+            work["scales"] = scale_rounds(space, room, self._has_scout)
+        return work
+
+    @property
+    def _has_scout(self) -> bool:
+        assert self.space is not None
+        assert self.samples is not None
+        most = EFFORTS[self.space.options.effort].scouting
+        return most is not None and self.samples.longest > most
+
+    def timed(self, even_if_short: bool = True) -> Prepared:
+        """The same, with how long it will take, by a probe of a few seconds. One that has no search, or one that is no
+        longer than a probe and need not be timed ``even_if_short``, is left as it is."""
+        space, samples, job = self.space, self.samples, self.job
+        if space is None or samples is None or not (even_if_short or self._is_long()):
+            return self
+        options, out = space.options, self.out
+        place = Path.cwd() if out is None else out.parent
+        rates = probe(job, samples, self.memory, (options.metric, EFFORTS[options.effort]), place)
+        phases = {
+            name: [(one.seconds(rates), one.candidates + one.scouted) for one in rounds]
+            for name, rounds in self.work.items()
+        }
+        saved = 0 if out is None else (job.num_layers + 2) * samples.num_tokens * job.hidden_size
+        ((seconds, _),) = phases["reference"]
+        seconds = max(seconds, rates.first) + saved * job.placement.dtype.itemsize * rates.written
+        phases["reference"] = [(seconds + rates.begin, 0.0)]
+        if self.disk_free is not None:
+            phases["write"] = [(self.smallest_output * rates.written, 0.0)]
+        return replace(self, expected=TimeExpected(tuple((name, tuple(found)) for name, found in phases.items())))
+
+    def _is_long(self) -> bool:
+        """Whether it takes longer than a probe does, by operations alone."""
+        assert self.samples is not None
+        runs = sum(one.runs for rounds in self.work.values() for one in rounds)
+        numbers = self.job.checkpoint.num_parameters / self.job.num_layers
+        return 2.0 * runs * numbers * self.samples.num_tokens > _SHORT
 
     def to_json(self) -> dict[str, Any]:
         """What the job would do, as JSON types."""
@@ -94,6 +154,7 @@ class Prepared:
             "largest_output": self.largest_output,
             "options": None if self.options is None else self.options.given,
             "disk_free": self.disk_free,
+            "expected_seconds": None if self.expected is None else self.expected.seconds,
         }
 
 

@@ -134,6 +134,11 @@ class Samples:
         return sum(len(batch.lengths) for batch in self.batches)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest sample."""
+        return max(max(batch.lengths) for batch in self.batches)
+
+    @property
     def largest_call(self) -> tuple[int, int]:
         """Rows and tokens a row of the largest call."""
         return max((tuple(b.input_ids_NT.shape) for b in self.batches), key=lambda shape: shape[0] * shape[1])  # type: ignore[return-value]

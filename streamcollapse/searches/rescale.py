@@ -14,16 +14,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from streamcollapse.merge.plan import Decision, PlanLayer
+from streamcollapse.merge.plan import Decision, PlanLayer, original_layers
 from streamcollapse.progress import RoundStarted
 from streamcollapse.searches.candidate import Candidate
-from streamcollapse.searches.strategy import SearchContext, SearchResult, loss
+from streamcollapse.searches.strategy import SearchContext, SearchResult, SearchSpace, loss
+from streamcollapse.searches.work import Round, layers_to_go, swept
 from streamcollapse.settings.catalogue import EFFORTS
 from streamcollapse.settings.search import SearchOptions
 
 STEP = 0.05
 LEAST, MOST = 0.5, 2.0
 BOLDEST = 4  # steps at once
+_ROUNDS = {True: 3, False: 6}  # expected, by whether one goes further than a step
+_JOINT = {True: 5, False: 3}  # expected of the ways to take changes together
 TOGETHER = 6  # ways to take several changes at once, at the most
 GAIN = 1e-4  # of similarity; rounds that bring less are not worth their reading
 
@@ -166,3 +169,18 @@ def rescaled(context: SearchContext, found: SearchResult) -> SearchResult:
         state, similarity = after, joint[best]
         if is_last:
             return SearchResult(found.options, state.layers, decisions)
+
+
+def scale_rounds(space: SearchSpace, room: int, has_scout: bool) -> list[Round]:
+    """The rounds of scales at the end of a search of ``space``."""
+    lazy = EFFORTS[space.options.effort].lazy
+    layers = original_layers(space.num_layers)[: space.num_layers - layers_to_go(space)]
+    state = RescaleState.start(layers, 1.0, space.options)
+    whole = Candidate(1, 0, layers, ())
+    first, joint = swept([whole], 1), swept([whole] * _JOINT[lazy], 1)
+    alone = swept(state.candidates, room, by_scout=has_scout)
+    if has_scout:
+        told = swept([whole], 1, by_scout=True)
+        first, joint = first + told, joint + told
+    rounds = [alone + joint] * _ROUNDS[lazy]
+    return [first + rounds[0], *rounds[1:]]

@@ -16,6 +16,7 @@ from streamcollapse.errors import OptionError
 from streamcollapse.merge.plan import Decision, PlanLayer, SearchRecord, original_layers
 from streamcollapse.progress import DecisionMade, StackChanged
 from streamcollapse.searches.candidate import Candidate, Target
+from streamcollapse.searches.work import Round, swept
 from streamcollapse.settings.search import SearchOptions, layers_in_words
 
 if TYPE_CHECKING:  # what follows needs torch; listing strategies does not
@@ -122,6 +123,11 @@ class Strategy(ABC):
     @abstractmethod
     def most_candidates(self, space: SearchSpace) -> int:
         """The most candidates that are evaluated; of a search for a threshold, in each of its tries."""
+
+    def rounds(self, space: SearchSpace, room: int, has_scout: bool) -> list[Round]:
+        """What each round of the search is expected to compute, where a sweep has at most ``room`` candidates, and
+        where there is or is not a scout."""
+        return [swept(self.first_candidates(space), room)]
 
     @abstractmethod
     def run(self, context: SearchContext) -> SearchResult:
@@ -233,6 +239,9 @@ class OnePass(Strategy):
 
     def most_candidates(self, space: SearchSpace) -> int:
         return 0
+
+    def rounds(self, space: SearchSpace, room: int, has_scout: bool) -> list[Round]:
+        return []
 
     def verdict_of(self, decision: Decision, options: SearchOptions) -> str:
         return ", dropped" if decision.accepted else ", kept"

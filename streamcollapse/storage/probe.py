@@ -4,8 +4,11 @@ What was read for a measurement was not in the page cache and is dropped from it
 ahead.
 """
 
+import os
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from streamcollapse.errors import CheckpointError
 from streamcollapse.storage.checkpoint import Checkpoint
@@ -53,6 +56,22 @@ def read_rate(checkpoint: Checkpoint, mode: str, num_bytes: int) -> float | None
         for piece in pieces:
             checkpoint.mapping(piece.path.name).give_back(piece.start, piece.end, drop_after_use=True)
     return total / max(elapsed, 1e-9)
+
+
+def write_rate(directory: Path, num_bytes: int) -> float | None:
+    """Bytes a second that reach the disk of ``directory``, by a file without a name that is gone afterwards; None where
+    none can be made."""
+    piece = os.urandom(1 << 20)
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            start = time.perf_counter()
+            for _ in range(num_bytes >> 20):
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+            return num_bytes / max(time.perf_counter() - start, 1e-9)
+    except OSError:
+        return None
 
 
 def _cold_pieces(checkpoint: Checkpoint, num_bytes: int, skip: int) -> Iterator[Extent]:

@@ -24,7 +24,7 @@ import streamcollapse
 from streamcollapse import Plan, SearchOptions
 from streamcollapse.cli.main import app
 from streamcollapse.cli.screen import _View, memory_shown, strip
-from streamcollapse.cli.status import Minutes
+from streamcollapse.cli.status import Minutes, Status
 from streamcollapse.cli.verbs import demo
 from streamcollapse.progress import (
     CandidatesDone,
@@ -34,6 +34,7 @@ from streamcollapse.progress import (
     PhaseStarted,
     RoundStarted,
     StackChanged,
+    TimeExpected,
 )
 
 RUN = ["--device", "cpu", "--compute-dtype", "float32"]
@@ -215,8 +216,8 @@ def test_the_live_view_follows_the_events() -> None:
     view.listen(PhaseStarted("reference", 4))
     view.listen(LayerDone(0, 4, 1000, 2.0, 1.5))
     view.listen(LayerDone(1, 4, 1000, 2.0, 1.5))
-    seconds = 4.0
-    assert re.match(r"reference  ━{12}.{12} layer 2/4  2 kB  reading  4.00 s *$", lines()[0])
+    seconds = 2.0
+    assert re.match(r"reference  ━{12}.{12} layer 2/4  2 kB  reading  2.00 s *$", lines()[0])
     view.listen(PhaseStarted("search"))
     view.listen(StackChanged((1, 1, 1, 1)))
     view.listen(CandidateStarted(2, 1, 0.5))
@@ -233,7 +234,7 @@ def test_the_live_view_follows_the_events() -> None:
     view.listen(DecisionMade(1, 1, None, False, "reason"))
     assert "layer 0: skipped  1 of 3 merged" in lines()[-1]
     assert all(len(line) <= 80 for line in lines())
-    assert lines()[0].startswith("reference  " + "━" * 24 + " 2 kB  4.00 s")
+    assert lines()[0].startswith("reference  " + "━" * 24 + " 2 kB  2.00 s")
 
 
 def test_the_live_view_counts_rounds_candidates_and_tries() -> None:
@@ -252,6 +253,41 @@ def test_the_live_view_counts_rounds_candidates_and_tries() -> None:
     assert drawn(view)[2].strip() == "round 2: 0 of at most 9 candidates"
     view.listen(RoundStarted(5, threshold=0.7031))
     assert drawn(view)[2].strip() == "try 5: threshold 0.7031"
+
+
+def test_what_remains_is_told_by_what_was_expected_and_corrected_by_what_was_measured() -> None:
+    seconds = 0.0
+    status = Status(lambda: seconds)
+    status.listen(TimeExpected((("reference", ((100.0, 0.0),)), ("search", ((200.0, 20.0), (100.0, 10.0))))))
+    assert status.remaining is None, "nothing has begun"
+    status.listen(PhaseStarted("reference", 4))
+    assert status.remaining == pytest.approx(400)
+    for index in range(4):
+        status.listen(LayerDone(index, 4, 0))
+    seconds = 240.0  # slower than expected
+    assert status.remaining == pytest.approx(300 * (240 + 40) / (100 + 40))
+    status.listen(PhaseStarted("search"))
+    status.listen(RoundStarted(1, 2, 30))
+    status.listen(CandidatesDone(10, 0.5))
+    assert status.remaining == pytest.approx(200 * (240 + 40) / (200 + 40))
+    assert status.line().endswith("0.00 s, about 4 minutes left")
+    status.listen(CandidatesDone(20, 0.5))  # more than expected: nearly done, never over
+    assert status.remaining == pytest.approx(110 * (240 + 40) / (290 + 40))
+    status.listen(RoundStarted(3, 2, 30))
+    assert status.remaining == pytest.approx(0)
+
+
+def test_a_phase_of_known_length_says_what_remains_of_it_by_itself() -> None:
+    seconds = 0.0
+    status = Status(lambda: seconds)
+    status.listen(PhaseStarted("perplexity", 8))
+    status.listen(LayerDone(0, 8, 0))
+    seconds = 2.0
+    assert status.remaining is None, "too early to tell"
+    seconds = 30.0
+    status.listen(LayerDone(1, 8, 0))
+    assert status.remaining == pytest.approx(90)
+    assert status.at()[-1] == "30.0 s, about 2 minutes left"
 
 
 def test_there_is_a_line_a_minute_where_there_is_no_terminal() -> None:
@@ -344,6 +380,7 @@ def test_a_dry_run_says_by_which_method(llama: Path, tmp_path: Path) -> None:
 def test_for_what_memory_is_held_is_said_where_it_is_asked_or_nearly_too_much(llama: Path, tmp_path: Path) -> None:
     asked = ["search", str(llama), "--plan", str(tmp_path / "plan.json"), "--dry-run", *RUN]
     short, long = _invoke(*asked).stdout, _invoke(*asked, "-v").stdout
+    assert re.search(r"^time +[a-z].+ \(reference .+, search .+, scales .+\)$", short, re.MULTILINE)
     assert re.search(r"^memory +at most [0-9.]+ MB of [0-9.]+ GB memory$", short, re.MULTILINE)
     assert "weights in flight" not in short
     assert "weights in flight" in long

@@ -26,6 +26,7 @@ def prune(
 
     with live_progress(as_json or dry_run, verbose) as listener:
         prepared = prepare_prune(source, out, method, settings, listener)
+        prepared = prepared if as_json and not dry_run else prepared.timed(even_if_short=dry_run)
         pruned = None if dry_run else run_prune(prepared)
     if pruned is None:
         print_json(prepared.to_json()) if as_json else tables.show_prepared(prepared, verbose)

@@ -30,6 +30,7 @@ def search(
     settings = replace(settings, output=Output(overwrite=overwrite))
     with live_progress(as_json or dry_run, verbose) as listener:
         prepared = prepare_search(source, method, settings, plan, listener)
+        prepared = prepared if as_json and not dry_run else prepared.timed(even_if_short=dry_run)
         found = None if dry_run else run_search(prepared)
     if found is None:
         print_json(prepared.to_json()) if as_json else tables.show_prepared(prepared, verbose)

@@ -15,11 +15,14 @@ from streamcollapse.searches.algorithm1 import SearchState, most_candidates
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.searches.lookahead import AcceptModel, Depth, Outcome, likely_states
 from streamcollapse.searches.strategy import SearchContext, SearchResult, SearchSpace, Strategy, competition
+from streamcollapse.searches.work import Round, swept
 from streamcollapse.settings.catalogue import METRICS
 from streamcollapse.settings.search import SearchOptions
 
 if TYPE_CHECKING:
     from streamcollapse.run.evaluations import Evaluation
+
+TRIES = 5  # of thresholds between the two ends, in searches of real models
 
 
 class Laco(Strategy):
@@ -65,12 +68,31 @@ class Laco(Strategy):
         size = space.options.layers_per_merge
         return no_group(space, size, space.highest - size)
 
+    def rounds(self, space: SearchSpace, room: int, has_scout: bool) -> list[Round]:
+        """One candidate a sweep: looking ahead only pays where it saves time. Every second one is accepted; with a
+        target, a try where all are, one where none is, and TRIES more that meet half of their candidates anew."""
+        start = self._start(space)
+        if not space.target.is_set:
+            return [swept(_met(start, 2), 1)]
+        half = swept(_met(start, 2), 1) * 0.5
+        return [swept(_met(start, 1), 1), swept(_met(start, 0), 1), *[half] * TRIES]
+
     def run(self, context: SearchContext) -> SearchResult:
         options = context.space.options
         return _to_target(context) if context.space.target.is_set else _walk(context, options, record=True)
 
 
 STRATEGY = Laco()
+
+
+def _met(state: SearchState, every: int) -> list[Candidate]:
+    """The candidates that are met where one in ``every`` is accepted, 0: none."""
+    met, number = list[Candidate](), 0
+    while state.candidates:
+        number += 1
+        met += state.candidates
+        state = state.after(state.candidates[0] if every and number % every == 0 else None)
+    return met
 
 
 def no_group(space: SearchSpace, size: int, first: int) -> str:
