@@ -32,6 +32,7 @@ from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.disk import check_space as check_disk
 from streamcollapse.storage.staging import staged_bytes
 
+_CHECKED_SECONDS = 2.0  # to build what is to be written on the model's own code, and to sync small files
 _SHORT = 1e12  # operations; a probe takes longer than these
 
 
@@ -130,9 +131,10 @@ class Prepared:
         saved = 0 if out is None else (job.num_layers + 2) * samples.num_tokens * job.hidden_size
         ((seconds, _),) = phases["reference"]
         seconds = max(seconds, rates.first) + saved * job.placement.dtype.itemsize * rates.written
-        phases["reference"] = [(seconds + rates.begin, 0.0)]
+        begin = rates.begin if any(count for rounds in phases.values() for _, count in rounds) else 0.0
+        phases["reference"] = [(seconds + begin, 0.0)]
         if self.disk_free is not None:
-            phases["write"] = [(self.smallest_output * rates.written, 0.0)]
+            phases["write"] = [(self.smallest_output * rates.written + _CHECKED_SECONDS, 0.0)]
         return replace(self, expected=TimeExpected(tuple((name, tuple(found)) for name, found in phases.items())))
 
     def _is_long(self) -> bool:
