@@ -48,3 +48,10 @@ def llama_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 8 layers in bfloat16, in several shards. Never written to."""
     out = tmp_path_factory.mktemp("llama_bf16") / "model"
     return save_llama(out, dtype=torch.bfloat16, max_shard_size="300KB")
+
+
+@pytest.fixture(autouse=True)
+def _short_verdicts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verdicts on a few tokens: hundreds of tests make results, and few of them are about verdicts."""
+    if not request.module.__name__.endswith("test_held_out"):
+        monkeypatch.setattr("streamcollapse.run.held_out.held_out_tokens", lambda vocabulary: 64)

@@ -25,7 +25,7 @@ from streamcollapse.batches.tasks import Convert, Prune, Task
 from streamcollapse.errors import JobsError, OptionError
 from streamcollapse.searches.registry import OWNED, complete, strategy_of
 from streamcollapse.settings.declared import Declared, declared, make, unknown
-from streamcollapse.settings.run import COMPUTE_DTYPES, SAMPLES, Calibration, Compute, Output, RunSettings
+from streamcollapse.settings.run import COMPUTE_DTYPES, SAMPLES, Calibration, Compute, Judging, Output, RunSettings
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.index import is_hub_id
 
@@ -34,6 +34,7 @@ _MOST_BYTES = 1_000_000
 _SETTINGS: dict[str, Declared] = {
     **declared(SearchOptions),
     **declared(Calibration),
+    **declared(Judging),
     **{key: one for key, one in declared(RunSettings).items() if key in ("compute_dtype", "max_shard_size")},
 }
 _LETTERS = {one.said.letter: key for key, one in _SETTINGS.items() if one.said.letter}
@@ -160,8 +161,17 @@ def _work(verb: str, chosen: Mapping[str, Any], base: Path) -> tuple[Prune | Con
         file = str(base / file)
         if not Path(file).is_file():
             raise JobsError(f"{file}: there is no such calibration file")
-    compute = make(Compute, chosen)
-    return Prune(method, Calibration(file, calibration.max_tokens), compute.dtype), str(output.max_shard_size)
+    judging = make(Judging, chosen)
+    held_out = None if judging.held_out is None else str(base / judging.held_out)
+    if held_out is not None and not Path(held_out).is_file():
+        raise JobsError(f"{held_out}: there is no such held-out text")
+    work = Prune(
+        method,
+        Calibration(file, calibration.max_tokens),
+        make(Compute, chosen).dtype,
+        Judging(held_out, judging.verdict),
+    )
+    return work, str(output.max_shard_size)
 
 
 def _sources(given: Any, base: Path) -> list[str]:
@@ -217,6 +227,8 @@ def _label(work: Prune | Convert) -> str:
         parts += [f"{options.target_memory}", f"{options.context}tokens", options.kv_dtype]
     elif options.target_ratio is not None:
         parts.append(f"ratio{options.target_ratio:g}")
+    elif options.max_loss is not None:
+        parts.append(f"loss{options.max_loss:g}")
     elif strategy.uses("threshold", options):
         parts.append(f"T{options.threshold:g}")
     if "rule" in strategy.defaults:

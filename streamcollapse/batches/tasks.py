@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import CalibrationError
-from streamcollapse.settings.run import SAMPLES, Calibration
+from streamcollapse.settings.run import SAMPLES, Calibration, Judging
 from streamcollapse.settings.search import SearchOptions
 
 
 @dataclass(frozen=True)
 class Prune:
-    """Prune by ``options`` on ``calibration``, computing in ``compute_dtype``."""
+    """Prune by ``options`` on ``calibration``, computing in ``compute_dtype``; ``judging`` the result."""
 
     options: SearchOptions
     calibration: Calibration
     compute_dtype: str
+    judging: Judging = Judging()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True)

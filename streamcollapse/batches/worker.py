@@ -141,7 +141,9 @@ def prepare_task(
         return prepare_convert(directory, out, task.work.dtype, output, listener)
     streaming = replace(machine.streaming, work_dir=work_dir)
     compute = Compute(machine.device, task.work.compute_dtype)
-    settings = RunSettings(compute, task.work.calibration, streaming, output, machine.trust_remote_code)
+    settings = RunSettings(
+        compute, task.work.calibration, streaming, output, task.work.judging, machine.trust_remote_code
+    )
     return prepare_prune(directory, out, task.work.options, settings, listener)
 
 
@@ -183,6 +185,7 @@ def _pruned(prepared: Prepared) -> dict[str, Any]:
         "parameters": report["parameters"],
         "bytes": report["bytes"],
         "ratio": report["ratio"],
+        "held_out": report.get("held_out"),
         "candidates": len(decisions),
         "accepted": sum(decision.accepted for decision in decisions),
         "bytes_read": report["usage"]["bytes_read"],

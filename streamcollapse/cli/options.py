@@ -6,17 +6,23 @@ parameter annotated with ``Only`` takes a part of them.
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from streamcollapse.cli.screen import one_line_errors
 from streamcollapse.settings.declared import REQUIRED, Declared, declared, is_group, make
 from streamcollapse.settings.run import Calibration, Compute, RunSettings, Streaming
+
+if TYPE_CHECKING:
+    from streamcollapse.jobs.apply import Pruned
+
+LOST_TOO_MUCH = 3  # the exit code
 
 
 @dataclass(frozen=True)
@@ -133,5 +139,21 @@ OverwriteFile = Annotated[
 
 Trust = Annotated[RunSettings, Only(("trust_remote_code",))]
 Computing = Annotated[RunSettings, Only(("device", "compute_dtype", "trust_remote_code"))]
-_SEARCHING = (*declared(Calibration), *declared(Compute), *declared(Streaming), "trust_remote_code")
-Searching = Annotated[RunSettings, Only(_SEARCHING)]
+SEARCHING = (*declared(Calibration), *declared(Compute), *declared(Streaming), "trust_remote_code")
+Searching = Annotated[RunSettings, Only(SEARCHING)]
+
+
+MaxLoss = Annotated[
+    float | None,
+    typer.Option(metavar="NATS", help="Exit code 3 where the loss on held-out text rises by more, in nats per token."),
+]
+
+
+def end_by_loss(pruned: "Pruned", max_loss: float | None) -> None:
+    """End with LOST_TOO_MUCH where the loss on held-out text rose by more than was allowed; the output stays."""
+    from streamcollapse.output.verdict import exceeds, told
+
+    judgement = pruned.report.get("held_out")
+    if judgement is not None and exceeds(judgement, max_loss):
+        print(f"error: more than --max-loss {max_loss:g}: {told(judgement)}; the output is kept", file=sys.stderr)
+        raise typer.Exit(LOST_TOO_MUCH)

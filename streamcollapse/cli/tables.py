@@ -95,7 +95,8 @@ def method_line(options: SearchOptions) -> str:
 def show_plan(plan: Plan, path: Path) -> None:
     """The outcome of a search, and where the plan is."""
     sizes = [len(layers) for layers in course(plan)[1:-1]]
-    more = [("more sizes", f"{sizes[-1]} to {sizes[0]} layers: streamcollapse apply with --layers")] if sizes else []
+    which = f"{sizes[-1]} to {sizes[0]} layers" if len(sizes) > 1 else f"{sizes[0]} layers" if sizes else ""
+    more = [("more sizes", f"{which}: streamcollapse apply with --layers")] if sizes else []
     plain_console().print(lines_of([*plan_rows(plan), *more, ("plan", str(path))]))
 
 
@@ -134,6 +135,8 @@ def _inspection_rows(found: Inspection) -> list[tuple[str, str | Text]]:
 
 def show_pruned(pruned: Pruned) -> None:
     """The outcome of ``prune`` or ``apply``."""
+    from streamcollapse.output.verdict import is_broken, told
+
     report = pruned.report
     before, after = report["bytes"]["before"], report["bytes"]["after"]
     usage = report["usage"]
@@ -145,8 +148,12 @@ def show_pruned(pruned: Pruned) -> None:
         ("time", f"{format_seconds(usage['seconds'])} ({phases})"),
         ("read, written", f"{format_bytes(usage['bytes_read'])}, {format_bytes(usage['bytes_written'])}"),
         ("memory", memory_line(usage)),
-        ("pruned model", str(pruned.out)),
     ]
+    if judgement := report.get("held_out"):
+        style = "bold red" if is_broken(judgement) else "green" if judgement["verdict"] == "usable" else "yellow"
+        rows.append(("verdict", Text(told(judgement), style)))
+        rows.append(("", f"on {judgement['tokens']} tokens of held-out text ({printable(judgement['text'])})"))
+    rows.append(("pruned model", str(pruned.out)))
     plain_console().print(lines_of(rows))
 
 

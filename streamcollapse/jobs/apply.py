@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from streamcollapse.errors import NonFiniteError
 from streamcollapse.jobs.prepare import Prepared, prepare_apply
 from streamcollapse.merge.composing import in_words
 from streamcollapse.merge.plan import Plan
@@ -15,7 +16,10 @@ from streamcollapse.output.checkpoint import (
     write_weights,
 )
 from streamcollapse.output.report import Report, build_report, load_report, sizes
-from streamcollapse.progress import Listener, PhaseStarted, silent
+from streamcollapse.output.verdict import Judgement, is_broken, judge, told
+from streamcollapse.progress import Listener, PhaseStarted, WarningRaised, silent
+from streamcollapse.resources.device import heap_for
+from streamcollapse.run.held_out import plans_on
 from streamcollapse.run.opened import Run, open_run
 from streamcollapse.run.request import output_work
 from streamcollapse.run.work_directory import WorkDirectory
@@ -72,6 +76,7 @@ def write_pruned(prepared: Prepared, plan: Plan, run: Run, work: WorkDirectory) 
         with job.meter.phase("write"):
             job.listener(PhaseStarted("write", sum(len(shard.names) for shard in shards)))
             write_weights(view, run.stream, shards, stage, job.listener, finished, work.shard_done)
+        judgement = judged(prepared, plan, run)
         report = build_report(
             job.checkpoint,
             plan,
@@ -85,10 +90,30 @@ def write_pruned(prepared: Prepared, plan: Plan, run: Run, work: WorkDirectory) 
             {**job.meter.summary(), "memory": run.memory.to_json()},
             work.shards(),
         )
+        report["held_out"] = judgement
         write_companions(stage, job.checkpoint.directory, plan, report)
         job.checkpoint.check_unchanged()
         work.publishing()
     return Pruned(out, plan, report)
+
+
+def judged(prepared: Prepared, plan: Plan, run: Run) -> Judgement | None:
+    """What ``plan`` comes to beside its source on the held-out text; None where that is not asked, or cannot be told:
+    a result is never lost for it."""
+    job, text = prepared.job, prepared.held_out
+    if text is None:
+        return None
+    with job.meter.phase("verdict"), heap_for(run.memory.activations):
+        job.listener(PhaseStarted("verdict", job.num_layers + plan.num_layers))
+        try:
+            before, after = plans_on(run.model, text, [plan], job)
+        except NonFiniteError as error:
+            job.listener(WarningRaised(f"no verdict: {error}"))
+            return None
+    judgement = judge(text.name, before, after)
+    if is_broken(judgement):
+        job.listener(WarningRaised(f"the result is {told(judgement)}"))
+    return judgement
 
 
 def finished(out: Path) -> Pruned:

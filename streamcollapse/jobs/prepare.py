@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from streamcollapse.errors import CalibrationError
 from streamcollapse.jobs.inspect import Inspection, describe
 from streamcollapse.merge.composing import refuse_identity
 from streamcollapse.merge.plan import Plan
@@ -13,6 +14,7 @@ from streamcollapse.merge.view import check_plan
 from streamcollapse.output.report import sizes
 from streamcollapse.progress import Listener, NoteMade, TimeExpected, WarningRaised, silent
 from streamcollapse.run.first_checks import check_out, check_plan_path, check_source
+from streamcollapse.run.held_out import HeldOut, held_out_text
 from streamcollapse.run.memory_plan import plan_memory, plan_one_layer
 from streamcollapse.run.needs import MemoryPlan
 from streamcollapse.run.opened import Job, open_job
@@ -40,7 +42,8 @@ _SHORT = 1e12  # operations; a probe takes longer than these
 class Prepared:
     """A job that may begin: everything about it is checked, nothing is written.
 
-    ``options`` (complete), ``space`` and ``samples``: of a search, else None; ``plan``: the one to apply, else None.
+    ``options`` (complete), ``space`` and ``samples``: of a search, else None; ``plan``: the one to apply, else None;
+    ``held_out``: the text that judges the result, or tells the search how far to go; None: nothing does.
     ``out``: the directory to make, or the plan's file, if any. Sizes in bytes of weights: the output's at the least and
     at the most; ``disk_free``: where the output would go, None where none would. ``expected``: how long a search will
     take, once that is ``timed``.
@@ -55,6 +58,7 @@ class Prepared:
     space: SearchSpace | None = None
     samples: Samples | None = None
     plan: Plan | None = None
+    held_out: HeldOut | None = None
     smallest_output: int = 0
     largest_output: int = 0
     disk_free: int | None = None
@@ -171,7 +175,7 @@ def prepare_prune(
 
 def prepare_open(job: Job, out: Path, options: SearchOptions, settings: RunSettings) -> Prepared:
     """``prepare_prune`` of a checkpoint that is open, into an ``out`` that was checked."""
-    found = _prepare_search(job, options, settings, out)
+    found = _prepare_search(job, options, settings, out, writes=True)
     found.request.check_work(found.key)
     return replace(found, disk_free=check_disk(out, found.smallest_output - staged_bytes(out)))
 
@@ -188,22 +192,42 @@ def prepare_search(
     target = None if save_as is None else Path(save_as)
     if target is not None:
         check_plan_path(target, settings.output.overwrite)
-    found = _prepare_search(open_job(source, settings, listener), options, settings, target)
+    found = _prepare_search(open_job(source, settings, listener), options, settings, target, writes=False)
     path = search_path(settings.streaming, target)
     if path is not None:
         check_directory(path, found.key)
     return found
 
 
-def _prepare_search(job: Job, options: SearchOptions, settings: RunSettings, out: Path | None) -> Prepared:
+def _prepare_search(
+    job: Job, options: SearchOptions, settings: RunSettings, out: Path | None, writes: bool
+) -> Prepared:
     space = search_space(job, options)
     check_space(job, space)
     strategy = strategy_of(space.options)
     samples = calibration_samples(job, _shortened(settings.calibration, space), strategy.samples)
-    memory = plan_memory(job, samples, settings.streaming, demand_of(space))
+    needed = options.max_loss is not None
+    held_out = _held_out(job, settings, needed) if writes or needed else None
+    demand = replace(demand_of(space), held_out=0 if held_out is None else held_out.tokens)
+    memory = plan_memory(job, samples, settings.streaming, demand)
     key, layers = work_key(job, samples, options.merge_norms), fewest_layers(strategy, space)
     smallest, largest = sizes(job.view(layers), len(layers)).bytes, job.checkpoint.num_bytes
-    return Prepared(job, settings, memory, key, out, complete(options), space, samples, None, smallest, largest)
+    chosen = complete(options)
+    return Prepared(job, settings, memory, key, out, chosen, space, samples, None, held_out, smallest, largest)
+
+
+def _held_out(job: Job, settings: RunSettings, needed: bool = False) -> HeldOut | None:
+    """The text that judges, where it is wanted. Raises CalibrationError for one that cannot be had, where it was named
+    or is ``needed``; else that is a warning."""
+    if not settings.judging.verdict and not needed:
+        return None
+    try:
+        return held_out_text(job, settings.judging.held_out)
+    except CalibrationError as error:
+        if needed or settings.judging.held_out is not None:
+            raise
+        job.listener(WarningRaised(f"no verdict: {error}"))
+        return None
 
 
 def _shortened(calibration: Calibration, space: SearchSpace) -> Calibration:
@@ -224,9 +248,9 @@ def prepare_apply(
     size = sizes(job.view(plan.layers, plan.merge_norms), plan.num_layers).bytes
     free = check_disk(Path(out), size - staged_bytes(Path(out)))
     memory = plan_one_layer(job, settings.streaming)
+    held_out = _held_out(job, settings)
     key = work_key(job, None, plan.merge_norms, plan.digest)
-    found = Prepared(
-        job, settings, memory, key, Path(out), plan=plan, smallest_output=size, largest_output=size, disk_free=free
-    )
+    found = Prepared(job, settings, memory, key, Path(out), plan=plan, held_out=held_out)
+    found = replace(found, smallest_output=size, largest_output=size, disk_free=free)
     found.request.check_work(key)
     return found

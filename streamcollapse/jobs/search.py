@@ -10,6 +10,7 @@ from streamcollapse.run.opened import Run, open_run
 from streamcollapse.run.saved_reference import reference_of
 from streamcollapse.run.work_directory import TemporaryWork, search_work
 from streamcollapse.searches.evaluator import Evaluator
+from streamcollapse.searches.limit import LossLimit
 from streamcollapse.searches.registry import strategy_of
 from streamcollapse.searches.rescale import rescaled
 from streamcollapse.searches.space import find_layers
@@ -62,7 +63,7 @@ def find_plan(prepared: Prepared, run: Run, work: TemporaryWork) -> Plan:
         evaluator = Evaluator(run, reference, work.memory, space.options, lookahead)
         with job.meter.phase("search"):
             job.listener(PhaseStarted("search"))
-            context = SearchContext(run, space, reference, evaluator, work)
+            context = SearchContext(run, space, reference, evaluator, work, _limit(prepared, run))
             found = find_layers(context)
         if space.options.rescale and len(found.layers) < space.num_layers:
             with job.meter.phase("scales"):
@@ -70,6 +71,15 @@ def find_plan(prepared: Prepared, run: Run, work: TemporaryWork) -> Plan:
                 found = rescaled(context, found)
     fingerprint, record = job.checkpoint.fingerprint(), _record(prepared, found, samples.digest)
     return Plan(job.name, job.num_layers, fingerprint, found.layers, space.options.merge_norms, record)
+
+
+def _limit(prepared: Prepared, run: Run) -> LossLimit | None:
+    """How far the search may go, where no size says it."""
+    options, text = prepared.options, prepared.held_out
+    if options is None or options.max_loss is None or options.has_size:
+        return None
+    assert text is not None
+    return LossLimit(run, text, options.max_loss, options.merge_norms)
 
 
 def _record(prepared: Prepared, found: SearchResult, digest: str) -> SearchRecord:

@@ -10,6 +10,7 @@ from yaml import YAMLError
 from streamcollapse.merge.composing import in_words
 from streamcollapse.merge.plan import Plan, SearchRecord
 from streamcollapse.output.report import Report
+from streamcollapse.output.verdict import told
 from streamcollapse.searches.registry import strategies
 from streamcollapse.units import format_bytes
 
@@ -67,6 +68,11 @@ def _body(plan: Plan, report: Report) -> str:
         "",
         f"{100 * report['ratio']:.1f} % of the parameters were removed.",
     ]
+    if judgement := report.get("held_out"):
+        lines += [
+            "",
+            f"On held-out text ({_plain(judgement['text'])}, {judgement['tokens']} tokens), {told(judgement)}.",
+        ]
     search = plan.search
     lines += ["", f"{in_words(plan).capitalize()}." if search is None else _method(search)]
     lines += ["", "Every layer as a mix of the source's layers: `streamcollapse_plan.json`. What the run cost: "]

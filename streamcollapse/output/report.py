@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import (
+    Any,
+    NotRequired,  # pydantic reads no other before Python 3.12
+)
 
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
+from typing_extensions import TypedDict
 
 from streamcollapse.errors import CheckpointError
 from streamcollapse.merge.plan import Plan
+from streamcollapse.output.verdict import Judgement
 from streamcollapse.resources.meter import Usage
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.disk import write_whole
@@ -31,7 +35,8 @@ class Change(TypedDict):
 
 class Report(TypedDict):
     """What a run did and what it cost, as JSON types. ``shards`` maps file names to sha256. ``ratio`` is pruned
-    parameters over all parameters, as in the paper's Table 1."""
+    parameters over all parameters, as in the paper's Table 1. ``held_out``: the verdict; None where none was asked, or
+    none could be had."""
 
     format: str
     versions: dict[str, str]
@@ -44,6 +49,7 @@ class Report(TypedDict):
     ratio: float
     shards: dict[str, str]
     usage: Usage
+    held_out: NotRequired[Judgement | None]
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,11 @@ class HeldOut:
     windows: list[Window]
 
     @property
+    def tokens(self) -> int:
+        """Tokens of all windows."""
+        return sum(len(window.token_ids) for window in self.windows)
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest window."""
         return max(len(window.token_ids) for window in self.windows)
@@ -46,7 +51,7 @@ def shipped_text() -> str:
 
 def held_out_tokens(vocabulary: int) -> int:
     """How many tokens are enough to tell plans apart: fewer where the logits of each cost much."""
-    return min(4096, max(1024, (1 << 29) // vocabulary))
+    return min(2048, max(1024, (1 << 28) // vocabulary))
 
 
 def held_out_text(job: Job, file: str | Path | None = None, max_tokens: int | None = None) -> HeldOut:
@@ -57,7 +62,8 @@ def held_out_text(job: Job, file: str | Path | None = None, max_tokens: int | No
     token_ids = list(tokenizer(text[:_MOST_CHARACTERS], add_special_tokens=False, verbose=False)["input_ids"])
     check_vocabulary(token_ids, job.vocabulary)
     tokens = max_tokens or held_out_tokens(job.vocabulary)
-    longest = min(longest_context(job) or _LONGEST_WINDOW, _LONGEST_WINDOW, max(tokens, 2))
+    # no larger than a call of a search, whose memory is planned
+    longest = min(longest_context(job) or _LONGEST_WINDOW, _LONGEST_WINDOW, call_tokens(job.width), max(tokens, 2))
     windows = make_windows(opening_tokens(tokenizer), token_ids, longest)
     if not windows:
         raise CalibrationError(f"{file}: the text has no token to predict; give a longer text")

@@ -47,14 +47,15 @@ class Need:
 @dataclass(frozen=True)
 class Demand:
     """What a search asks of memory: how many layer ``boundaries`` it starts from, how many layers a merge combines
-    (``window``), the ``metric`` it judges by, with what ``effort``, and the
-    ``samples`` it takes where none are at hand."""
+    (``window``), the ``metric`` it judges by, with what ``effort``, the ``samples`` it takes where none are at hand,
+    and how many tokens of ``held_out`` text judge its result."""
 
     boundaries: int
     window: int = 1
     metric: str = "cosine"
     samples: str = "sentences"
     effort: Effort = EFFORTS["thorough"]
+    held_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Workload:
     the largest tensor of a layer; ``window``: layers that a merge combines, of which all have to be there at once;
     ``fused``: parameters that are put together from several tensors; ``head``: the head and logits (four blocks, and
     for ``kl`` the original's distributions where they are few), where the metric needs them;
+    ``judging``: the head, logits and hidden states of the source and the result on held-out text;
     ``embedding``: the input embedding in the compute dtype; ``mixing``: what mixing one tensor makes on a device.
     """
 
@@ -83,6 +85,7 @@ class Workload:
     head: int = 0
     embedding: int = 0
     mixing: int = 0
+    judging: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,10 @@ def workload_of(
         kept = distributions_bytes(lengths, model.vocabulary, every) if demand.metric == "kl" else 0
         kept += 4 * model.vocabulary * (head_tokens or 0) // 2 if kept else 0  # the scout's
         head = model.head * dtype.itemsize + 4 * logits_bytes(model.vocabulary) + (kept if kept <= KEPT_BYTES else 0)
+    judging = 0
+    if demand.held_out:
+        states = 3 * demand.held_out * model.hidden_size  # what entered, and two stacks
+        judging = (states + model.head) * dtype.itemsize + 4 * logits_bytes(model.vocabulary)
     return Workload(
         num_layers=len(layers),
         layer=max(sum(info.num_bytes for info in layer) for layer in layers),
@@ -155,6 +162,7 @@ def workload_of(
         fused=model.fused * dtype.itemsize,
         head=head,
         embedding=model.embedding * dtype.itemsize,
+        judging=judging,
         mixing=max(mixing_bytes(info.num_elements, info.dtype) for info in infos),
     )
 
@@ -200,7 +208,20 @@ def needs_on_cpu(work: Workload, plan: MemoryPlan) -> list[Need]:
         Need("search", f"resident layers: {plan.resident_layers}", plan.resident_layers * work.layer),
         Need("write", "tensors in flight", (1 + plan.prefetch) * work.tensor),
         Need("write", "one tensor, mixed", work.tensor),
+        *_verdict(work, [("weights in flight", in_flight), ("libraries, on first use", LIBRARIES)], "ram"),
     ]
+
+
+def _verdict(work: Workload, more: Sequence[tuple[str, int]], memory: Memory) -> list[Need]:
+    """What judging the result takes, with ``more``; nothing where nothing is judged."""
+    rows = [
+        *more,
+        ("one layer, mixed or converted", work.slot),
+        ("experts of one layer, put together", work.fused),
+        ("the head, logits and hidden states", work.judging),
+        ("activations", work.activations),
+    ]
+    return [Need("verdict", what, count, memory) for what, count in rows if count and work.judging]
 
 
 def needs_on_device(work: Workload, plan: MemoryPlan) -> list[Need]:
@@ -238,6 +259,12 @@ def needs_on_device(work: Workload, plan: MemoryPlan) -> list[Need]:
         Need("write", "one tensor, mixed", work.tensor),
         Need("write", "one tensor and the sources of its mix", 6 * work.tensor + work.mixing, "vram"),
         Need("write", "the embedding or the head, whole", work.embedding, "vram"),
+        *_verdict(work, [("libraries, on first use", LIBRARIES), ("pinned slots", pinned)], "ram")[:2],
+        *_verdict(
+            work,
+            [("libraries, on first use", DEVICE_LIBRARIES), ("weights in flight", (1 + plan.prefetch) * work.layer)],
+            "vram",
+        ),
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from streamcollapse.errors import OptionError, OutputError, PlanError, printable
 from streamcollapse.merge.plan import Plan
 from streamcollapse.run.work_directory import JOB, WorkDirectory, check_directory, read_document, work_directory
-from streamcollapse.settings.run import SAMPLES, Calibration, Compute, Output, RunSettings, Streaming
+from streamcollapse.settings.run import SAMPLES, Calibration, Compute, Judging, Output, RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.locks import claimed
 from streamcollapse.storage.staging import lock_of, make_parents, partial_of, work_of
@@ -60,11 +60,12 @@ class Request:
         document["overwrite"] = settings.output.overwrite
         if self.verb == "convert":
             return document
-        file = settings.calibration.file
+        file, held_out, verdict = settings.calibration.file, settings.judging.held_out, settings.judging.verdict
         return document | {
             "calibration": file if file is None or file in SAMPLES else str(Path(file).absolute()),
             "max_tokens": settings.calibration.max_tokens,
             "plan": None if self.plan is None else self.plan.to_json(),
+            "judging": {"held_out": None if held_out is None else str(Path(held_out).absolute()), "verdict": verdict},
             "device": settings.compute.device,
             "compute_dtype": settings.compute.dtype,
             "streaming": asdict(settings.streaming)
@@ -108,6 +109,7 @@ def saved_request(work_dir: Path, trust_remote_code: bool) -> Request:
             Calibration(found["calibration"], found["max_tokens"] or Calibration().max_tokens),
             Streaming(**found["streaming"]),
             output,
+            Judging(**found.get("judging", {})),
             trust_remote_code,
         )
         options = SearchOptions(**found["options"] or {})

@@ -65,6 +65,11 @@ def complete(options: SearchOptions) -> SearchOptions:
     filled = options.but(**{**OWNED, **strategy.defaults, **options.given, "strategy": strategy.name})
     if strategy.needs_target and not filled.has_target:
         raise OptionError(f"strategy {strategy.name} goes on until a target; give `target_layers` or `target_ratio`")
+    if filled.max_loss is not None and not filled.has_size and not strategy.goes_by_loss:
+        able = ", ".join(one.name for one in strategies().values() if one.goes_by_loss)
+        raise OptionError(
+            f"strategy {strategy.name} cannot go by the loss; give `target_layers` with `max_loss`, or one of {able}"
+        )
     if strategy.one_rule and ("," in filled.rule or filled.rule == BEST):
         raise OptionError(f"rule is {filled.rule}, but strategy {strategy.name} takes one rule: it compares none")
     highest = METRICS[filled.metric].highest

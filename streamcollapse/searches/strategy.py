@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streamcollapse.errors import OptionError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # what follows needs torch; listing strategies does not
     from streamcollapse.run.opened import Run
     from streamcollapse.run.work_directory import TemporaryWork
     from streamcollapse.searches.evaluator import Evaluator
+    from streamcollapse.searches.limit import LossLimit
 
 Found = tuple[tuple[PlanLayer, ...], list[Decision]]
 
@@ -65,13 +67,20 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What a strategy has to work with: its space, what the reference pass kept, and the evaluator."""
+    """What a strategy has to work with: its space, what the reference pass kept, the evaluator; and the ``limit``,
+    where a search goes as far as that lets it."""
 
     run: Run
     space: SearchSpace
     reference: Reference
     evaluator: Evaluator
     work: TemporaryWork
+    limit: LossLimit | None = None
+
+    def aiming_at(self, num_layers: int) -> SearchContext:
+        """The same with that many layers as the target."""
+        target = replace(self.space.target, layers=num_layers)
+        return replace(self, space=replace(self.space, target=target))
 
     def record(self, decision: Decision, number: int, layers: tuple[PlanLayer, ...]) -> None:
         """Decision ``number`` is taken: into the journal with it, and say so."""
@@ -90,7 +99,8 @@ class Strategy(ABC):
 
     ``defaults``: of the settings that only some strategies go by (registry.OWNED), those that this one does, with its
     defaults. ``implied_by``: settings that mean this strategy where none is named. ``samples``: those it calibrates on
-    by default. ``needs_target``: it stops at a target only. ``one_rule``: it compares none. ``verdict``: what it does
+    by default. ``needs_target``: it stops at a target only. ``one_rule``: it compares none. ``goes_by_loss``: it can
+    stop where the limit says. ``verdict``: what it does
     with layers. ``by_rounds``: a decision is the best of its round, not one of the candidates.
     """
 
@@ -104,6 +114,7 @@ class Strategy(ABC):
     samples: ClassVar[str] = "sentences"
     needs_target: ClassVar[bool] = False
     one_rule: ClassVar[bool] = False
+    goes_by_loss: ClassVar[bool] = False
     verdict: ClassVar[str] = "merged"
     by_rounds: ClassVar[bool] = False
 
@@ -190,6 +201,8 @@ def method_line(strategy: Strategy, options: SearchOptions) -> str:
         said.append(f"into {options.target_memory}")
     elif options.target_ratio is not None:
         said.append(f"ratio {options.target_ratio:g}")
+    elif options.max_loss is not None:
+        said.append(f"loss +{options.max_loss:g} at most")
     elif strategy.uses("threshold", options):
         said.append(f"T={options.threshold:g}")
     said += [f"rule {options.rule}"] if strategy.uses("rule", options) else []
@@ -225,6 +238,7 @@ class OnePass(Strategy):
     cost = "1"
     defaults = {"rescale": False}  # noqa: RUF012 - a Mapping
     needs_target = True
+    goes_by_loss = True
     verdict = "dropped"
 
     def boundaries(self, space: SearchSpace) -> range:
@@ -251,7 +265,15 @@ class OnePass(Strategy):
         """The layers that stay, and the decisions in order."""
 
     def run(self, context: SearchContext) -> SearchResult:
-        layers, decisions = self.choose(context)
+        limit, space = context.limit, context.space
+        if limit is not None:
+            sized = cache(lambda size: self.choose(context.aiming_at(size)))
+            size = limit.smallest(space.num_layers, lambda size: sized(size)[0])
+            if size == space.num_layers:
+                return SearchResult(space.options, original_layers(size), [])
+            layers, decisions = sized(size)
+        else:
+            layers, decisions = self.choose(context)
         for number, decision in enumerate(decisions):
             context.record(decision, number, layers)
         return SearchResult(context.space.options, layers, decisions)

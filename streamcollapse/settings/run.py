@@ -128,6 +128,23 @@ class Output:
         return parse_bytes(self.max_shard_size)
 
 
+@settings("The output")
+class Judging:
+    """How the result of a job is judged: by its loss beside the source's on text that no search saw."""
+
+    held_out: Annotated[
+        str | Path | None,
+        Setting(
+            "UTF-8 text on which the result is judged; searches must not have seen it.",
+            default="encyclopedia, which ships with the package",
+            metavar="FILE",
+        ),
+    ] = None
+    verdict: Annotated[
+        bool, Setting("Say at the end how good the result is, by its loss on held-out text.", off="--no-verdict")
+    ] = True
+
+
 @settings("The method")
 class EvaluationText:
     """A text to predict, and how it is cut into windows."""
@@ -193,4 +210,5 @@ class RunSettings:
     calibration: Calibration = field(default_factory=Calibration)
     streaming: Streaming = field(default_factory=Streaming)
     output: Output = field(default_factory=Output)
+    judging: Judging = field(default_factory=Judging)
     trust_remote_code: Annotated[bool, Setting("Run Python code that comes with the checkpoint.")] = False

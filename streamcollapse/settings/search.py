@@ -163,6 +163,14 @@ class SearchOptions:
     kv_dtype: Annotated[
         str, OneOf(tuple(CACHE_BITS)), Setting("What keys and values are kept in, in the target memory.")
     ] = "bfloat16"
+    max_loss: Annotated[
+        Annotated[float, Field(gt=0.0)] | None,
+        Setting(
+            "Prune as far as the loss on held-out text rises by no more than this, in nats per token. With a target: "
+            "how much it may rise, else the exit code is 3.",
+            metavar="NATS",
+        ),
+    ] = None
     metric: Annotated[
         str,
         AfterValidator(_metric),
@@ -205,6 +213,11 @@ class SearchOptions:
     @property
     def has_target(self) -> bool:
         """Whether it is said how far to prune."""
+        return self.max_loss is not None or self.has_size
+
+    @property
+    def has_size(self) -> bool:
+        """Whether it is said how large the result is to be."""
         return any(getattr(self, name) is not None for name in _TARGETS)
 
     @property

@@ -8,7 +8,7 @@ from streamcollapse.cli import options as o
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.run.first_checks import check_out, check_source
 from streamcollapse.settings.declared import declared
-from streamcollapse.settings.run import Output, RunSettings
+from streamcollapse.settings.run import Judging, Output, RunSettings
 
 
 @o.grouped
@@ -16,7 +16,7 @@ def apply(
     source: o.Source,
     plan: o.PlanIn,
     out: o.Out,
-    settings: Annotated[RunSettings, o.Only(("device", *declared(Output), "trust_remote_code"))],
+    settings: Annotated[RunSettings, o.Only(("device", *declared(Output), *declared(Judging), "trust_remote_code"))],
     layers: Annotated[
         str | None,
         typer.Option(
@@ -25,6 +25,7 @@ def apply(
             "than the source's, or a share of them.",
         ),
     ] = None,
+    max_loss: o.MaxLoss = None,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
 ) -> None:
@@ -46,3 +47,4 @@ def apply(
         print_json(prepared.to_json()) if as_json else tables.show_prepared(prepared)
     else:
         print_json({"out": str(pruned.out), **pruned.report}) if as_json else tables.show_pruned(pruned)
+        o.end_by_loss(pruned, max_loss)

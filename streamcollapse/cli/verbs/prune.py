@@ -32,3 +32,4 @@ def prune(
         print_json(prepared.to_json()) if as_json else tables.show_prepared(prepared, verbose)
     else:
         print_json({"out": str(pruned.out), **pruned.report}) if as_json else tables.show_pruned(pruned)
+        o.end_by_loss(pruned, method.max_loss)

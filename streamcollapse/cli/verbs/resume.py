@@ -30,3 +30,5 @@ def resume(
         print_json(found.to_json()) if as_json else show_conversion(found)
     else:
         print_json({"out": str(found.out), **found.report}) if as_json else tables.show_pruned(found)
+        record = found.plan.search
+        o.end_by_loss(found, None if record is None else record.options.max_loss)

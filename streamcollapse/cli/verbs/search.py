@@ -1,11 +1,12 @@
 """The verb search."""
 
 from dataclasses import replace
+from typing import Annotated
 
 from streamcollapse.cli import options as o
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.run.first_checks import check_plan_path, check_source
-from streamcollapse.settings.run import Output
+from streamcollapse.settings.run import Output, RunSettings
 from streamcollapse.settings.search import SearchOptions
 
 
@@ -14,7 +15,7 @@ def search(
     source: o.Source,
     plan: o.PlanOut,
     method: SearchOptions,
-    settings: o.Searching,
+    settings: Annotated[RunSettings, o.Only((*o.SEARCHING, "held_out"))],
     overwrite: o.OverwriteFile = False,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,

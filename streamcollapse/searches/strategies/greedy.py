@@ -58,6 +58,7 @@ class Greedy(Strategy):
         "effort": "standard",
     }
     is_default = True
+    goes_by_loss = True
     samples = "passages"
     by_rounds = True
 
@@ -121,9 +122,9 @@ class Greedy(Strategy):
         return rounds
 
     def run(self, context: SearchContext) -> SearchResult:
-        target, options, decisions = context.space.target, context.space.options, list[Decision]()
+        options, decisions = context.space.options, list[Decision]()
+        threshold = None if options.has_target else options.threshold
         state, queue = GreedyState.start(context.space), LazyQueue()
-        threshold = -math.inf if target.is_set else options.threshold
         lazy = EFFORTS[options.effort].lazy and options.merges_per_round == 1
         most, number = context.space.num_layers - len(fewest_layers(self, context.space)), 0
         while state.candidates:
@@ -145,7 +146,12 @@ class Greedy(Strategy):
                 return SearchResult(options, state.layers, [*decisions, decision])
             stacks = [stack for _, stack in together]
             joint = [one.similarity for one in context.evaluator.scores(stacks, state.layers)]
-            good = [s is not None and s > threshold for s in joint]
+            refused = None if context.limit is None else context.limit.refuses(stacks[-1].layers)
+            if refused is not None:
+                last = Decision(together[0][0].pointer, 1, None, False, refused)
+                context.record(last, len(decisions), state.layers)
+                return SearchResult(options, state.layers, [*decisions, last])
+            good = [s is not None and (threshold is None or s > threshold) for s in joint]
             taken = good.index(False) if False in good else len(good)
             told = together[:taken] or together[:1]
             for (candidate, stack), similarity in zip(told, joint, strict=False):
