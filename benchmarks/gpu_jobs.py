@@ -43,7 +43,9 @@ def laco(bench: Bench, shape: str, most_seconds: float | None = None) -> Finding
 def default(bench: Bench, shape: str, ratio: float | None = None, fewer: int = 0) -> Finding:
     """The default strategy on its passages: the prune to ``ratio``, or the search to ``fewer`` layers."""
     if ratio is not None:
-        done = pruned(bench, shape, SearchOptions(target_ratio=ratio), None, bench.streaming())
+        done = pruned(
+            bench, shape, SearchOptions(target_layers=f"{round(100 - 100 * ratio)}%"), None, bench.streaming()
+        )
         return Finding(described(done.plan, done.report["usage"]), {"report": done.report})
     options = fewer_layers(bench.shape(shape), fewer, SearchOptions())
     settings = RunSettings(bench.compute(), bench.calibration(), bench.streaming())

@@ -98,7 +98,7 @@ RETIRED = (
     "makes no difference",
     "all of them numbers",
 )
-DECLARED_FLAGS = ("--keep-norms", "--no-rescale")  # what a declaration calls the other half of a switch
+DECLARED_FLAGS = ("--keep-norms", "--no-rescale", "--no-verdict")  # what a declaration calls the other half of a switch
 RETIRED_NAMES = {
     *re.findall(
         r"\w+",

@@ -16,7 +16,7 @@ import typer
 import streamcollapse
 from streamcollapse.cli.main import app
 from streamcollapse.settings.declared import declared
-from streamcollapse.settings.run import Calibration, Compute, Output, Streaming
+from streamcollapse.settings.run import Calibration, Compute, Judging, Output, Streaming
 from streamcollapse.settings.search import SearchOptions
 
 ROOT = Path(__file__).parent.parent
@@ -68,10 +68,12 @@ def test_the_page_of_options_has_every_option_of_every_verb() -> None:
     page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"`(--[a-z-]+)`", page))
     settings = {
-        one.flag for cls in (SearchOptions, Calibration, Compute, Streaming, Output) for one in declared(cls).values()
+        one.flag
+        for cls in (SearchOptions, Calibration, Compute, Streaming, Output, Judging)
+        for one in declared(cls).values()
     }
     options = {parameter.opts[0] for parameter in COMMANDS["prune"].params if parameter.opts[0].startswith("--")}
-    assert options - {"--out", "--dry-run", "--json", "--trust-remote-code"} == settings <= documented
+    assert options - {"--out", "--dry-run", "--json", "--trust-remote-code", "--verbose"} == settings <= documented
 
 
 def test_its_python_compiles_and_names_what_exists() -> None:

@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from streamcollapse.batches.figures import check_figures
 from streamcollapse.batches.local import LocalEngine, machines
 from streamcollapse.batches.spec import read_jobs
-from streamcollapse.batches.tasks import Chain, Prune, Task, chains_of, result_key
+from streamcollapse.batches.tasks import Chain, Liken, Predict, Prune, Task, chains_of, result_key
 from streamcollapse.batches.worker import (
     INTERPRETER_BYTES,
     STATE,
@@ -33,12 +34,18 @@ from streamcollapse.batches.worker import (
     finished,
     is_ours,
     prepare_task,
+    settings_of,
     source_version,
 )
 from streamcollapse.errors import JobsError, OutputError, StreamCollapseError, printable
+from streamcollapse.jobs.convert import PreparedConversion
 from streamcollapse.jobs.inspect import inspect
+from streamcollapse.jobs.prepare import Prepared
 from streamcollapse.output.report import versions
 from streamcollapse.progress import silent
+from streamcollapse.run.needs import peak_bytes
+from streamcollapse.searches.registry import strategy_of
+from streamcollapse.searches.strategy import fewest_layers
 from streamcollapse.settings.run import Cluster, Compute, RunSettings, Streaming
 from streamcollapse.storage.disk import disk_errors, write_whole
 from streamcollapse.storage.hub import local_directory
@@ -117,10 +124,30 @@ def _checked(task: Task, place: Place, machine: Machine) -> Outcome:
         # Where results go does not exist yet; what is asked of a place is asked of the nearest one that does.
         stand_in = out if place.out.is_dir() else _nearest(place.out) / f".{task.name}"
         is_ours(out)
-        prepare_task(task, directory, stand_in, machine, None)
+        if isinstance(task.work, Predict | Liken):
+            check_figures(task.work, directory, settings_of(task, machine))
+            return Outcome(task.name, "ready", str(out))
+        figures = _expected(prepare_task(task, directory, stand_in, machine, None))
     except StreamCollapseError as error:
         return Outcome(task.name, "failed", str(out), printable(error))
-    return Outcome(task.name, "ready", str(out))
+    return Outcome(task.name, "ready", str(out), figures=figures)
+
+
+def _expected(prepared: Prepared | PreparedConversion) -> dict[str, Any]:
+    """What a job that is ready will make, and take: layers and bytes at the least, memory, and time."""
+    if isinstance(prepared, PreparedConversion):
+        before, after = prepared.found.before, prepared.found.after
+        return {"bytes": {"before": sum(before.values()), "after": sum(after.values())}}
+    timed, space = prepared.timed(even_if_short=False), prepared.space
+    assert space is not None
+    memory = prepared.memory
+    return {
+        "layers": {"before": prepared.job.num_layers, "after": len(fewest_layers(strategy_of(space.options), space))},
+        "bytes": {"before": prepared.largest_output, "after": prepared.smallest_output},
+        "ram": peak_bytes(memory.needs, "ram"),
+        "vram": peak_bytes(memory.needs, "vram"),
+        "seconds": None if timed.expected is None else timed.expected.total,
+    }
 
 
 def _nearest(path: Path) -> Path:

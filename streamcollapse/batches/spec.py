@@ -21,11 +21,21 @@ from typing import Any
 
 import yaml
 
-from streamcollapse.batches.tasks import Convert, Prune, Task
+from streamcollapse.batches.tasks import Convert, Liken, Predict, Prune, Task, Work
 from streamcollapse.errors import JobsError, OptionError
 from streamcollapse.searches.registry import OWNED, complete, strategy_of
+from streamcollapse.settings.catalogue import BEST
 from streamcollapse.settings.declared import Declared, declared, make, unknown
-from streamcollapse.settings.run import COMPUTE_DTYPES, SAMPLES, Calibration, Compute, Judging, Output, RunSettings
+from streamcollapse.settings.run import (
+    COMPUTE_DTYPES,
+    SAMPLES,
+    Calibration,
+    Compute,
+    EvaluationText,
+    Judging,
+    Output,
+    RunSettings,
+)
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.index import is_hub_id
 
@@ -38,8 +48,14 @@ _SETTINGS: dict[str, Declared] = {
     **{key: one for key, one in declared(RunSettings).items() if key in ("compute_dtype", "max_shard_size")},
 }
 _LETTERS = {one.said.letter: key for key, one in _SETTINGS.items() if one.said.letter}
-_OF_PRUNE = _SETTINGS.keys()
-_OF_CONVERT = {"dtype", "max_shard_size"}
+_LIKENING = ("layers_per_merge", "rule", "rdsc_scale", "metric", "lowest", "highest", "merge_norms")
+_KNOWN: dict[str, Collection[str]] = {  # settings by verb
+    "prune": _SETTINGS.keys(),
+    "convert": {"dtype", "max_shard_size"},
+    "perplexity": {*declared(EvaluationText), "compute_dtype"},
+    "similarity": {*_LIKENING, *declared(Calibration), "compute_dtype"},
+}
+_ANY = {name for names in _KNOWN.values() for name in names}
 _GLOB = "*?["
 
 
@@ -63,7 +79,7 @@ def read_jobs(path: Path) -> Jobs:
     if out is not None and not isinstance(out, str):
         raise JobsError(f"{path}: out is {out}, not a directory's name")
     common = {key: value for key, value in document.items() if key not in ("jobs", "out")}
-    wanted: dict[tuple[str, Prune | Convert, str], None] = {}
+    wanted: dict[tuple[str, Work, str], None] = {}
     for number, job in enumerate(document["jobs"], 1):
         try:
             for source, work, shard_size in _expand(job, common, base):
@@ -102,16 +118,16 @@ def _load(path: Path) -> Any:
         raise JobsError(f"{path}: not YAML{line}: {said}") from error
 
 
-def _expand(job: Any, common: Mapping[str, Any], base: Path) -> Iterator[tuple[str, Prune | Convert, str]]:
+def _expand(job: Any, common: Mapping[str, Any], base: Path) -> Iterator[tuple[str, Work, str]]:
     """Each source of ``job`` with each of its settings."""
     if not isinstance(job, dict) or "source" not in job:
         raise JobsError("needs a source")
     verb = job.get("verb", "prune")
-    if verb not in ("prune", "convert"):
-        raise JobsError(f"verb is {verb}; choose prune or convert")
-    known = _OF_PRUNE if verb == "prune" else _OF_CONVERT
+    if not isinstance(verb, str) or verb not in _KNOWN:
+        raise JobsError(f"verb {unknown(verb, _KNOWN)}")
+    known = _KNOWN[verb]
     own = _settings({key: value for key, value in job.items() if key not in ("source", "verb")}, known)
-    shared = {k: v for k, v in _settings(common, _OF_PRUNE | _OF_CONVERT).items() if k in known}
+    shared = {k: v for k, v in _settings(common, _ANY).items() if k in known}
     grid = {**shared, **own}
     sources = [found for given in _listed(job["source"]) for found in _sources(given, base)]
     if not sources:
@@ -146,7 +162,7 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _work(verb: str, chosen: Mapping[str, Any], base: Path) -> tuple[Prune | Convert, str]:
+def _work(verb: str, chosen: Mapping[str, Any], base: Path) -> tuple[Work, str]:
     """One setting of a job, and the size of its shards."""
     output = make(Output, chosen)
     if verb == "convert":
@@ -154,17 +170,23 @@ def _work(verb: str, chosen: Mapping[str, Any], base: Path) -> tuple[Prune | Con
         if dtype not in (None, *COMPUTE_DTYPES):
             raise OptionError(f"dtype {unknown(dtype, COMPUTE_DTYPES, quoted=True)}")
         return Convert(dtype), str(output.max_shard_size)
+    if verb == "perplexity":
+        if "text" not in chosen:
+            raise JobsError("perplexity needs a text")
+        text = make(EvaluationText, {**chosen, "text": _file(chosen["text"], base, "text")})
+        return Predict(text, make(Compute, chosen).dtype), str(output.max_shard_size)
+    if verb == "similarity":
+        chosen = {"rule": BEST, "strategy": "laco", **chosen}
     method = complete(make(SearchOptions, chosen))
     calibration = make(Calibration, chosen)
-    file = str(calibration.file or strategy_of(method).samples)
+    file = str(calibration.file or ("sentences" if verb == "similarity" else strategy_of(method).samples))
     if file not in SAMPLES:
-        file = str(base / file)
-        if not Path(file).is_file():
-            raise JobsError(f"{file}: there is no such calibration file")
+        file = _file(file, base, "calibration file")
+    if verb == "similarity":
+        likening = Liken(method, Calibration(file, calibration.max_tokens), make(Compute, chosen).dtype)
+        return likening, str(output.max_shard_size)
     judging = make(Judging, chosen)
-    held_out = None if judging.held_out is None else str(base / judging.held_out)
-    if held_out is not None and not Path(held_out).is_file():
-        raise JobsError(f"{held_out}: there is no such held-out text")
+    held_out = None if judging.held_out is None else _file(judging.held_out, base, "held-out text")
     work = Prune(
         method,
         Calibration(file, calibration.max_tokens),
@@ -172,6 +194,14 @@ def _work(verb: str, chosen: Mapping[str, Any], base: Path) -> tuple[Prune | Con
         Judging(held_out, judging.verdict),
     )
     return work, str(output.max_shard_size)
+
+
+def _file(name: Any, base: Path, what: str) -> str:
+    """The path of a file that a job names. Raises JobsError where there is none."""
+    path = base / str(name)
+    if not path.is_file():
+        raise JobsError(f"{path}: there is no such {what}")
+    return str(path)
 
 
 def _sources(given: Any, base: Path) -> list[str]:
@@ -192,7 +222,7 @@ def _sources(given: Any, base: Path) -> list[str]:
     raise JobsError(f"{path}: does not exist, and is no id on the Hub")
 
 
-def _named(wanted: Sequence[tuple[str, Prune | Convert, str]], path: Path) -> tuple[Task, ...]:
+def _named(wanted: Sequence[tuple[str, Work, str]], path: Path) -> tuple[Task, ...]:
     short = _short_names([source for source, _, _ in wanted])
     tasks: dict[str, Task] = {}
     for source, work, shard_size in wanted:
@@ -213,11 +243,21 @@ def _short_names(sources: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _label(work: Prune | Convert) -> str:
+def _label(work: Work) -> str:
     """The settings in a name: the paper's letters and the rule, and what else is not the default."""
     if isinstance(work, Convert):
         return work.dtype or "safetensors"
-    options, default, strategy = work.options, SearchOptions(), strategy_of(work.options)
+    if isinstance(work, Predict):
+        text = work.text
+        of = [Path(text.file).stem, text.window, text.stride, text.max_tokens, work.compute_dtype]
+        return "-".join(["perplexity", *(str(one) for one in of if one not in (None, "auto"))])
+    if isinstance(work, Liken):
+        return f"similarity-{_searched(work.options, work.calibration, work.compute_dtype)}"
+    return _searched(work.options, work.calibration, work.compute_dtype)
+
+
+def _searched(options: SearchOptions, calibration: Calibration, compute_dtype: str) -> str:
+    default, strategy = SearchOptions(), strategy_of(options)
     parts = [] if strategy.implied_by else [strategy.name]  # which its letters say
     if strategy.uses("layers_per_merge", options):
         parts += [f"C{options.layers_per_merge}", f"I{options.interval}"]
@@ -243,8 +283,8 @@ def _label(work: Prune | Convert) -> str:
         parts.append("rescaled" if options.rescale else "unscaled")
     parts += [options.effort] if options.effort != usual["effort"] else []
     parts += [f"{options.merges_per_round}at-once"] if options.merges_per_round > 1 else []
-    file = work.calibration.file
+    file = calibration.file
     parts += [Path(file).stem] if file is not None and file != strategy.samples else []
-    parts += [f"{work.calibration.max_tokens}tokens"] if work.calibration.max_tokens != Calibration().max_tokens else []
-    parts += [work.compute_dtype] if work.compute_dtype != "auto" else []
+    parts += [f"{calibration.max_tokens}tokens"] if calibration.max_tokens != Calibration().max_tokens else []
+    parts += [compute_dtype] if compute_dtype != "auto" else []
     return "-".join(parts)

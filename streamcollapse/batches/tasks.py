@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import CalibrationError
-from streamcollapse.settings.run import SAMPLES, Calibration, Judging
+from streamcollapse.settings.run import SAMPLES, Calibration, EvaluationText, Judging
 from streamcollapse.settings.search import SearchOptions
 
 
@@ -30,17 +30,39 @@ class Convert:
 
 
 @dataclass(frozen=True)
+class Predict:
+    """Say how well ``text`` is predicted, computing in ``compute_dtype``."""
+
+    text: EvaluationText
+    compute_dtype: str
+
+
+@dataclass(frozen=True)
+class Liken:
+    """Say how alike the layers are, by ``options`` on ``calibration``, computing in ``compute_dtype``."""
+
+    options: SearchOptions
+    calibration: Calibration
+    compute_dtype: str
+
+
+Work = Prune | Convert | Predict | Liken
+_VERBS: dict[type, str] = {Prune: "prune", Convert: "convert", Predict: "perplexity", Liken: "similarity"}
+
+
+@dataclass(frozen=True)
 class Task:
-    """One checkpoint to be made: ``name`` is the directory's, ``source`` an absolute path or a Hub id."""
+    """One result to be made, a checkpoint or figures: ``name`` is the directory's, ``source`` an absolute path or a Hub
+    id."""
 
     name: str
     source: str
-    work: Prune | Convert
+    work: Work
     max_shard_size: str
 
     @property
     def verb(self) -> str:
-        return type(self.work).__name__.lower()
+        return _VERBS[type(self.work)]
 
     def settings(self) -> dict[str, Any]:
         """Everything that makes a difference to the result, as JSON types."""
@@ -81,15 +103,16 @@ def search_key(work: Prune, version: str, device: str) -> str:
     return _digest([*shared, work.options.merge_norms])[:16]
 
 
-def _samples_digest(work: Prune | Convert) -> str | None:
-    if not isinstance(work, Prune):
+def _samples_digest(work: Work) -> str | None:
+    if isinstance(work, Convert):
         return None
-    if work.calibration.file is None or work.calibration.file in SAMPLES:
-        return str(work.calibration.file)
+    file = work.text.file if isinstance(work, Predict) else work.calibration.file
+    if file is None or file in SAMPLES:
+        return str(file)
     try:
-        return hashlib.sha256(Path(work.calibration.file).read_bytes()).hexdigest()
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
     except OSError as error:
-        raise CalibrationError(f"{work.calibration.file}: cannot be read: {error.strerror}") from error
+        raise CalibrationError(f"{file}: cannot be read: {error.strerror}") from error
 
 
 def _digest(document: object) -> str:

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
-from streamcollapse.batches.tasks import Chain, Convert, Prune, Task, result_key, search_key
+from streamcollapse.batches.figures import FIGURES_FILE, make_figures
+from streamcollapse.batches.tasks import Chain, Convert, Liken, Predict, Prune, Task, result_key, search_key
 from streamcollapse.errors import DeviceFailedError, OutputError, StreamCollapseError, printable
 from streamcollapse.jobs.convert import CONVERSION_FILE, PreparedConversion, prepare_convert, run_convert
 from streamcollapse.jobs.prepare import Prepared, prepare_prune
@@ -19,7 +20,7 @@ from streamcollapse.jobs.prune import run_prune
 from streamcollapse.output.checkpoint import REPORT_FILE
 from streamcollapse.output.files import every_file_beside
 from streamcollapse.progress import Event, Listener, silent
-from streamcollapse.settings.run import Compute, Output, RunSettings, Streaming
+from streamcollapse.settings.run import Calibration, Compute, Output, RunSettings, Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.disk import disk_errors, write_whole
 from streamcollapse.storage.hub import local_directory
@@ -120,8 +121,12 @@ def run_task(task: Task, place: Place, machine: Machine, listener: Listener) -> 
             work_dir = place.work / search_key(task.work, version, torch.device(machine.device).type)
             with disk_errors(place.work):
                 place.work.mkdir(parents=True, exist_ok=True)
-        prepared = prepare_task(task, directory, out, machine, work_dir, listener)
-        figures = _pruned(prepared) if isinstance(prepared, Prepared) else _converted(prepared)
+        if isinstance(task.work, Predict | Liken):
+            is_ours(out)
+            figures = make_figures(task.work, directory, out, settings_of(task, machine), listener)
+        else:
+            prepared = prepare_task(task, directory, out, machine, work_dir, listener)
+            figures = _pruned(prepared) if isinstance(prepared, Prepared) else _converted(prepared)
         outcome = Outcome(task.name, "done", str(out), seconds=time.perf_counter() - start, figures=figures)
         _keep(place.record(task), key, outcome, _files(out))
     except DeviceFailedError:
@@ -135,16 +140,25 @@ def run_task(task: Task, place: Place, machine: Machine, listener: Listener) -> 
 def prepare_task(
     task: Task, directory: Path, out: Path, machine: Machine, work_dir: Path | None, listener: Listener = silent
 ) -> Prepared | PreparedConversion:
-    """``task`` on the source in ``directory``, checked. Raises what it would raise before it begins."""
+    """``task``, which makes a checkpoint, on the source in ``directory``, checked. Raises what it would raise before it
+    begins."""
     output = Output(task.max_shard_size, overwrite=is_ours(out))
     if isinstance(task.work, Convert):
         return prepare_convert(directory, out, task.work.dtype, output, listener)
+    assert isinstance(task.work, Prune)
+    settings = settings_of(task, machine)
     streaming = replace(machine.streaming, work_dir=work_dir)
-    compute = Compute(machine.device, task.work.compute_dtype)
-    settings = RunSettings(
-        compute, task.work.calibration, streaming, output, task.work.judging, machine.trust_remote_code
-    )
+    settings = replace(settings, streaming=streaming, output=output, judging=task.work.judging)
     return prepare_prune(directory, out, task.work.options, settings, listener)
+
+
+def settings_of(task: Task, machine: Machine) -> RunSettings:
+    """What ``machine`` computes ``task`` with."""
+    work = task.work
+    assert not isinstance(work, Convert)
+    calibration = Calibration() if isinstance(work, Predict) else work.calibration
+    compute = Compute(machine.device, work.compute_dtype)
+    return RunSettings(compute, calibration, machine.streaming, trust_remote_code=machine.trust_remote_code)
 
 
 def finished(task: Task, place: Place, key: str) -> Outcome | None:
@@ -163,7 +177,7 @@ def is_ours(out: Path) -> bool:
     not."""
     if not out.exists():
         return False
-    if not any((out / name).is_file() for name in (REPORT_FILE, CONVERSION_FILE)):
+    if not any((out / name).is_file() for name in (REPORT_FILE, CONVERSION_FILE, FIGURES_FILE)):
         raise OutputError(f"{out}: exists and is no result of this program; move it, or choose another `out`")
     return True
 

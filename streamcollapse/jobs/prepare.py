@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.errors import CalibrationError
+from streamcollapse.errors import BudgetError, CalibrationError
 from streamcollapse.jobs.inspect import Inspection, describe
 from streamcollapse.merge.composing import refuse_identity
 from streamcollapse.merge.plan import Plan
@@ -208,8 +208,16 @@ def _prepare_search(
     samples = calibration_samples(job, _shortened(settings.calibration, space), strategy.samples)
     needed = options.max_loss is not None
     held_out = _held_out(job, settings, needed) if writes or needed else None
-    demand = replace(demand_of(space), held_out=0 if held_out is None else held_out.tokens)
-    memory = plan_memory(job, samples, settings.streaming, demand)
+    demand = demand_of(space)
+    if held_out is not None:
+        demand = replace(demand, held_out=held_out.tokens)
+    try:
+        memory = plan_memory(job, samples, settings.streaming, demand)
+    except BudgetError as error:
+        if held_out is None or needed:
+            raise
+        memory, held_out = plan_memory(job, samples, settings.streaming, replace(demand, held_out=0)), None
+        job.listener(WarningRaised(f"no verdict, which is no reason to refuse the job: {error}"))
     key, layers = work_key(job, samples, options.merge_norms), fewest_layers(strategy, space)
     smallest, largest = sizes(job.view(layers), len(layers)).bytes, job.checkpoint.num_bytes
     chosen = complete(options)

@@ -1,10 +1,14 @@
 """Whether a result is good for anything, from its loss beside its source's on text that no search saw."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
-from streamcollapse.forward.perplexity import Perplexity
+if TYPE_CHECKING:  # reports are read where no model is
+    from streamcollapse.forward.perplexity import Perplexity
 
 # Rises of the loss in nats per token (docs/decisions/0023-verdicts.md)
 USABLE = 0.2  # perplexity times 1.22

@@ -31,7 +31,7 @@ def listen(event):
         for _ in range(times):
             os.kill(os.getpid(), number)
 @contextlib.contextmanager
-def live_progress(quiet):
+def live_progress(quiet, verbose=False):
     yield listen
 for verb in (apply, convert, prune, resume, search):
     verb.live_progress = live_progress

@@ -207,7 +207,7 @@ def test_the_output_directory(llama_bf16: Path, tmp_path: Path) -> None:
     assert report["parameters"]["after"] == total
     assert report["ratio"] == pytest.approx(1 - total / report["parameters"]["before"])
     assert report["bytes"]["after"] == 2 * total == report["usage"]["bytes_written"]
-    assert [p["name"] for p in report["usage"]["phases"]] == ["reference", "search", "write"]
+    assert [p["name"] for p in report["usage"]["phases"]] == ["reference", "search", "write", "verdict"]
     assert all(p["seconds"] > 0 and p["peak_rss"] > 0 and p["bytes_read"] > 0 for p in report["usage"]["phases"])
     assert report["versions"]["torch"].startswith("2.")
     assert report["compute"] == {"device": "cpu", "dtype": "float32"}

@@ -18,7 +18,7 @@ from streamcollapse.forward import stored as stored_layers
 from streamcollapse.jobs import prepare as jobs
 from streamcollapse.run import memory_plan
 from streamcollapse.run.needs import Demand, MemoryPlan, least, workload_of
-from streamcollapse.settings.run import RunSettings, Streaming
+from streamcollapse.settings.run import Judging, RunSettings, Streaming
 from streamcollapse.storage.placed import Overlay
 from tests.checkpoints import llama_config, save_model
 
@@ -164,7 +164,7 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_read(tmp_path:
             source,
             tmp_path / "out",
             options,
-            settings=RunSettings(compute=FLOAT32, streaming=Streaming(ram_budget=2000)),
+            settings=RunSettings(FLOAT32, streaming=Streaming(ram_budget=2000), judging=Judging(verdict=False)),
         )
     assert not (tmp_path / "out").exists()
     smallest = int(str(error.value).rsplit("=", 1)[1].removesuffix("MiB`"))
@@ -226,6 +226,7 @@ def test_while_layers_run_the_heap_is_as_large_as_their_activations(
     for run in runs:
         asked.clear()
         run()
-        assert len(asked) == 2, "once for the layers, and back"
+        times = len(asked) // 2  # for the search, and for the verdict
+        assert times in (1, 2), "once for the layers, and back"
+        assert asked == [asked[0], 0] * times
         assert asked[0] > 0
-        assert asked[1] == 0

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from streamcollapse.errors import OutputError, PlanError
 from streamcollapse.merge.plan import Decision, Plan, PlanLayer, SearchRecord
+from streamcollapse.searches.registry import complete
 from streamcollapse.settings.search import SearchOptions
 from tests.methods import unchanged
 
 RECORD = SearchRecord(
-    SearchOptions(4, 2, 1, 32, 0.65, "sequential", strategy="laco", metric="cosine", rescale=False, merges_per_round=1),
+    complete(SearchOptions(4, 2, 1, 32, 0.65, "sequential", strategy="laco", metric="cosine", rescale=False)),
     calibration_sha256="c",
     compute_dtype="float32",
     decisions=(Decision(28, 3, 0.93, True), Decision(26, 2, None, False, "unlike shapes")),

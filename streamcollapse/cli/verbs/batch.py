@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from streamcollapse.cli.text import plain_console, said, table_of
 from streamcollapse.errors import printable
 from streamcollapse.progress import DecisionMade, LayerDone, PhaseStarted, StepDone
 from streamcollapse.settings.run import Cluster, RunSettings
-from streamcollapse.units import format_bytes, format_seconds
+from streamcollapse.units import format_about, format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from streamcollapse.batches.run import BatchResult
@@ -51,21 +52,51 @@ def batch(
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
 ) -> None:
-    """Prune and convert many checkpoints: every source in JOBS with each of its settings. What is finished already is
-    left as it is. Budgets are those of one worker."""
+    """Prune, convert or measure many checkpoints: every source in JOBS with each of its settings. What is finished
+    already is left as it is. Budgets are those of one worker."""
     from streamcollapse.batches.spec import read_jobs
 
-    read_jobs(jobs)  # a mistake in it is told before seconds go into imports
-    from streamcollapse.batches import run as batches
+    count = len(read_jobs(jobs).tasks)  # a mistake in it is told before seconds go into imports
+    with _progress(count, quiet=as_json or dry_run) as listener:
+        from streamcollapse.batches import run as batches  # importing torch takes seconds; the screen is there already
 
-    if dry_run:
-        found = batches.preview(jobs, out, settings=settings)
-    else:
-        with _progress(quiet=as_json) as listener:
+        if dry_run:
+            found = batches.preview(jobs, out, settings=settings)
+        else:
             found = batches.batch(jobs, out, cluster=cluster, settings=settings, listener=listener)
     print_json(found.report) if as_json else _show(found)
     if found.num_failed:
         raise typer.Exit(1)
+
+
+_COLUMNS = ("layers", "removed", "size", "memory", "loss", "perplexity", "verdict", "time")
+
+
+def _row(outcome: Outcome) -> dict[str, str | Text]:
+    """What the table says of a result, or of what a job that is ready will come to, by column."""
+    figures, row = outcome.figures or {}, dict[str, str | Text]()
+    if "layers" in figures:
+        row["layers"] = f"{figures['layers']['before']} -> {figures['layers']['after']}"
+    if "ratio" in figures:
+        row["removed"] = f"{100 * figures['ratio']:.1f} %"
+    if "bytes" in figures:
+        row["size"] = format_bytes(figures["bytes"]["after"])
+    kinds = {"": figures.get("ram") or figures.get("peak_rss"), " GPU": figures.get("vram") or figures.get("peak_vram")}
+    if memory := ", ".join(f"{format_bytes(count)}{kind}" for kind, count in kinds.items() if count):
+        row["memory"] = memory
+    if judgement := figures.get("held_out"):
+        rise, after = judgement["rise"], judgement["perplexity"]["after"]
+        broken = judgement["verdict"].startswith("broken")
+        row["loss"] = "infinite" if rise is None else f"{rise:+.3f}"
+        row["perplexity"] = "infinite" if after is None else f"{after:.4g}"
+        row["verdict"] = Text(judgement["verdict"], "bold red" if broken else "")
+    if "perplexity" in figures:
+        row["loss"], row["perplexity"] = f"{figures['loss']:.3f}", f"{figures['perplexity'] or math.inf:.4g}"
+    if seconds := figures.get("seconds"):
+        row["time"] = format_about(seconds)
+    elif outcome.seconds:
+        row["time"] = format_seconds(outcome.seconds)
+    return row
 
 
 _STYLES = {"done": "green", "kept": "dim", "ready": "green", "failed": "red"}
@@ -82,6 +113,10 @@ def _figures(outcome: Outcome) -> str:
         parts.append(f"{100 * figures['ratio']:.1f} % of the parameters removed")
     if "bytes" in figures:
         parts.append(f"{format_bytes(figures['bytes']['before'])} -> {format_bytes(figures['bytes']['after'])}")
+    if judgement := figures.get("held_out"):
+        parts.append(judgement["verdict"])
+    if "perplexity" in figures:
+        parts.append(f"perplexity {figures['perplexity'] or math.inf:.4g}")
     return ", ".join(parts)
 
 
@@ -98,16 +133,14 @@ def _line(outcome: Outcome) -> Text:
 def _show(found: BatchResult) -> None:
     """The summary: a line for each task, and where everything is."""
     console = plain_console()
-    table = table_of(("", "result", "layers", "removed", "time"), right=2)
-    table.show_header = any(one.figures for one in found.outcomes)
+    rows = [_row(outcome) for outcome in found.outcomes]
+    shown = [name for name in _COLUMNS if any(name in row for row in rows)]
+    table = table_of(("", "result", *shown), right=2)
+    table.show_header = bool(shown)
     failed: dict[str, list[str]] = {}
-    for outcome in found.outcomes:
-        figures = outcome.figures or {}
-        layers = f"{figures['layers']['before']} -> {figures['layers']['after']}" if "layers" in figures else ""
-        removed = f"{100 * figures['ratio']:.1f} %" if "ratio" in figures else ""
-        seconds = format_seconds(outcome.seconds) if outcome.seconds else ""
+    for outcome, row in zip(found.outcomes, rows, strict=True):
         status = Text(outcome.status, _STYLES.get(outcome.status, ""))
-        table.add_row(status, printable(outcome.name), layers, removed, seconds)
+        table.add_row(status, printable(outcome.name), *(row.get(name, "") for name in shown))
         if outcome.error is not None:
             failed.setdefault(outcome.error, []).append(outcome.name)
     console.print(table)
@@ -119,14 +152,16 @@ def _show(found: BatchResult) -> None:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[Message], None]]:
-    """A listener that shows what each worker is at, or on no terminal a line for each result; on stderr."""
+def _progress(count: int, quiet: bool) -> Iterator[Callable[[Message], None]]:
+    """A listener that shows how many of ``count`` jobs are done and what each worker is at, or on no terminal a line
+    for each result; on stderr."""
     if quiet:
         yield lambda message: None
         return
     console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-    view = _View(console)
+    view = _View(console, count)
     if not console.is_terminal:
+        console.print(f"{count} job{'s' * (count > 1)}; starting workers")
         yield view.listen
         return
     with Live(view, console=console, refresh_per_second=8, transient=True):
@@ -136,9 +171,11 @@ def _progress(quiet: bool) -> Iterator[Callable[[Message], None]]:
 class _View:
     """What is running: which phase, how far, since when."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, count: int) -> None:
         self._console = console
         self._bars = steps_bar(TextColumn("{task.fields[phase]}"), TimeElapsedColumn())
+        self._all = self._bars.add_task("jobs", total=count, phase=f"0 of {count} done; starting workers")
+        self._count, self._done = count, 0
         self._ids: dict[str, TaskID] = {}
 
     def listen(self, message: Message) -> None:
@@ -146,10 +183,13 @@ class _View:
 
         match message:
             case JobStarted(name, _):
+                self._bars.update(self._all, phase=f"{self._done} of {self._count} done")
                 self._ids[name] = self._bars.add_task(printable(name), total=None, phase="")
             case JobEnded(outcome):
                 if outcome.name in self._ids:
                     self._bars.remove_task(self._ids.pop(outcome.name))
+                self._done += 1
+                self._bars.update(self._all, completed=self._done, phase=f"{self._done} of {self._count} done")
                 self._console.print(_line(outcome))
             case JobEvent(name, PhaseStarted(phase, total)) if name in self._ids:
                 self._bars.update(self._ids[name], completed=0, phase=phase)
