@@ -67,11 +67,8 @@ def test_generated_pages_are_what_the_code_says(name: str) -> None:
 def test_the_page_of_options_has_every_option_of_every_verb() -> None:
     page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"`(--[a-z-]+)`", page))
-    settings = {
-        one.flag
-        for cls in (SearchOptions, Calibration, Compute, Streaming, Output, Judging)
-        for one in declared(cls).values()
-    }
+    groups = (SearchOptions, Calibration, Compute, Streaming, Output, Judging)
+    settings = {one.flag for group in groups for one in declared(group).values()}
     options = {parameter.opts[0] for parameter in COMMANDS["prune"].params if parameter.opts[0].startswith("--")}
     assert options - {"--out", "--dry-run", "--json", "--trust-remote-code", "--verbose"} == settings <= documented
 

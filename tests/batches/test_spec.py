@@ -175,10 +175,7 @@ def test_what_goes_together(base: Path) -> None:
         ),
         ("jobs: [{source: models/a, dtype: float32}]", "setting dtype is unknown"),
         ("jobs: [{source: models/a, verb: convert, C: 3}]", "setting C is unknown; choose one of dtype, max_shard"),
-        (
-            "jobs: [{source: models/a, verb: quantise}]",
-            "verb quantise is unknown; choose one of prune, convert, perplexity, similarity",
-        ),
+        ("jobs: [{source: models/a, verb: quantise}]", "verb quantise is unknown; choose one of prune, convert,"),
         ("jobs: [{source: models/a, C: 3, layers_per_merge: 4}]", "is given twice"),
         ("jobs: [{source: models/a, C: 3.5}]", r"layers per merge \(C\) is 3.5; it must be a valid integer"),
         ("jobs: [{source: models/a, C: yes}]", r"layers per merge \(C\) is True"),
