@@ -41,7 +41,7 @@ def laco(bench: Bench, shape: str, most_seconds: float | None = None) -> Finding
 
 
 def default(bench: Bench, shape: str, ratio: float | None = None, fewer: int = 0) -> Finding:
-    """The default strategy on its passages: the prune by a share ``ratio`` of the layers, or the search to ``fewer`` layers."""
+    """The default strategy on its passages: the prune by ``ratio`` of the layers, or the search to ``fewer``."""
     if ratio is not None:
         done = pruned(
             bench, shape, SearchOptions(target_layers=f"{round(100 - 100 * ratio)}%"), None, bench.streaming()

@@ -21,6 +21,7 @@ from streamcollapse.settings.run import (  # noqa: E402
     BenchConditions,
     Calibration,
     Cluster,
+    Comparing,
     Compute,
     EvaluationText,
     Judging,
@@ -40,6 +41,7 @@ _GROUPS = (
     (Output, "Output", "`prune`, `apply` and `convert`; `max_shard_size` is a key of a job in `batch`."),
     (RunSettings, "All of these, and trust", "Every verb that opens a model."),
     (EvaluationText, "Text to predict", "`perplexity`."),
+    (Comparing, "Comparing plans", "`compare` and `report`."),
     (BenchConditions, "Conditions of a measurement", "`bench`."),
     (Cluster, "Workers", "`batch`."),
 )

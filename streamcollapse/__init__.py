@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from streamcollapse.jobs.apply import Pruned as Pruned
     from streamcollapse.jobs.apply import apply as apply
     from streamcollapse.jobs.bench import bench as bench
+    from streamcollapse.jobs.compare import compare as compare
     from streamcollapse.jobs.convert import Conversion as Conversion
     from streamcollapse.jobs.convert import convert as convert
     from streamcollapse.jobs.inspect import inspect as inspect
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from streamcollapse.jobs.planning import export_plan as export_plan
     from streamcollapse.jobs.planning import make_plan as make_plan
     from streamcollapse.jobs.prune import prune as prune
+    from streamcollapse.jobs.report import report as report
     from streamcollapse.jobs.resume import resume as resume
     from streamcollapse.jobs.search import search as search
     from streamcollapse.jobs.similarity import Similarities as Similarities
@@ -34,10 +36,12 @@ if TYPE_CHECKING:
     from streamcollapse.jobs.verify import Verification as Verification
     from streamcollapse.jobs.verify import verify as verify
     from streamcollapse.merge.plan import Plan as Plan
+    from streamcollapse.output.results import Comparison as Comparison
     from streamcollapse.searches.course import sized_plan as sized_plan
     from streamcollapse.settings.run import BenchConditions as BenchConditions
     from streamcollapse.settings.run import Calibration as Calibration
     from streamcollapse.settings.run import Cluster as Cluster
+    from streamcollapse.settings.run import Comparing as Comparing
     from streamcollapse.settings.run import Compute as Compute
     from streamcollapse.settings.run import EvaluationText as EvaluationText
     from streamcollapse.settings.run import Output as Output
@@ -51,22 +55,26 @@ _NAMES = {
     "errors": ["StreamCollapseError"],
     "jobs.apply": ["Pruned", "apply"],
     "jobs.bench": ["bench"],
+    "jobs.compare": ["compare"],
     "jobs.convert": ["Conversion", "convert"],
     "jobs.inspect": ["inspect"],
     "jobs.perplexity": ["perplexity"],
     "jobs.planning": ["compose_plans", "export_plan", "make_plan"],
     "jobs.prune": ["prune"],
+    "jobs.report": ["report"],
     "jobs.resume": ["resume"],
     "jobs.search": ["search"],
     "jobs.similarity": ["Similarities", "similarity"],
     "jobs.speed": ["speed"],
     "jobs.verify": ["Verification", "verify"],
     "merge.plan": ["Plan"],
+    "output.results": ["Comparison"],
     "searches.course": ["sized_plan"],
     "settings.run": [
         "BenchConditions",
         "Calibration",
         "Cluster",
+        "Comparing",
         "Compute",
         "EvaluationText",
         "Output",

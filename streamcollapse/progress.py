@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A phase (``reference``, ``search``, ``scales``, ``write``, ``perplexity``, ``held out``, ``convert``, ``verify``,
-    ``recompute`` or ``fetch``) begins; ``total_steps`` are layers or tensors where known."""
+    """A phase (``reference``, ``search``, ``scales``, ``write``, ``perplexity``, ``held out``, ``samples``,
+    ``speed``, ``convert``, ``verify``, ``recompute`` or ``fetch``) begins; ``total_steps`` are layers, tensors or
+    models where known."""
 
     name: str
     total_steps: int | None = None

@@ -98,7 +98,8 @@ RETIRED = (
     "makes no difference",
     "all of them numbers",
 )
-DECLARED_FLAGS = ("--keep-norms", "--no-rescale", "--no-verdict")  # what a declaration calls the other half of a switch
+# what a declaration calls the other half of a switch
+DECLARED_FLAGS = ("--keep-norms", "--no-rescale", "--no-verdict", "--no-samples")
 RETIRED_NAMES = {
     *re.findall(
         r"\w+",

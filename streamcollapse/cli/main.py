@@ -13,12 +13,14 @@ import typer
 from streamcollapse.cli.verbs.apply import apply
 from streamcollapse.cli.verbs.batch import batch
 from streamcollapse.cli.verbs.bench import bench
+from streamcollapse.cli.verbs.compare import compare
 from streamcollapse.cli.verbs.convert import convert
 from streamcollapse.cli.verbs.demo import demo
 from streamcollapse.cli.verbs.inspect import inspect
 from streamcollapse.cli.verbs.perplexity import perplexity
 from streamcollapse.cli.verbs.plan import plan
 from streamcollapse.cli.verbs.prune import prune
+from streamcollapse.cli.verbs.report import report
 from streamcollapse.cli.verbs.resume import resume
 from streamcollapse.cli.verbs.search import search
 from streamcollapse.cli.verbs.similarity import similarity
@@ -41,6 +43,8 @@ for verb in (
     inspect,
     similarity,
     perplexity,
+    compare,
+    report,
     convert,
     verify,
     batch,

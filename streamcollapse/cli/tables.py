@@ -12,40 +12,16 @@ from streamcollapse.cli.status import expected_words
 from streamcollapse.cli.text import lines_of, plain_console, unicode
 from streamcollapse.errors import printable
 from streamcollapse.searches.course import course
-from streamcollapse.searches.registry import strategies
-from streamcollapse.searches.strategy import Strategy, cells
-from streamcollapse.searches.strategy import method_line as strategy_line
-from streamcollapse.settings.search import SearchOptions
+from streamcollapse.searches.strategy import cells
+from streamcollapse.searches.words import decision_line, is_scale, method_of, spoken_strategy
 from streamcollapse.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:  # for their names alone: importing them takes seconds
     from streamcollapse.jobs.apply import Pruned
     from streamcollapse.jobs.inspect import Inspection
     from streamcollapse.jobs.prepare import Prepared
-    from streamcollapse.merge.plan import Decision, Plan, SearchRecord
+    from streamcollapse.merge.plan import Plan
     from streamcollapse.resources.meter import Usage
-
-
-def decision_line(decision: Decision, search: SearchRecord) -> str:
-    """One decision in words."""
-    if is_scale(decision):
-        return f"layer {decision.l - 1}: {decision.rule}, similarity {decision.similarity or 0.0:.4f}"
-    strategy = _strategy(search)
-    layers = strategy.layers_of(decision)
-    if decision.similarity is None:
-        return f"{layers}: skipped, {printable(decision.reason)}"
-    by = "" if decision.rule is None else f" by {printable(decision.rule)}"
-    return f"{layers}: similarity {decision.similarity:.4f}{strategy.verdict_of(decision, search.options)}{by}"
-
-
-def _strategy(search: SearchRecord) -> Strategy:
-    """The strategy of a search; where this machine does not have it, the default speaks for it."""
-    return strategies().get(search.options.strategy, next(iter(strategies().values())))
-
-
-def is_scale(decision: Decision) -> bool:
-    """Whether it is about the scale of a layer, not a merge."""
-    return decision.rule is not None and decision.rule.startswith("scale ")
 
 
 def plan_strip(plan: Plan) -> Text:
@@ -62,8 +38,8 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
     search = plan.search
     if search is None:
         return rows
-    strategy, options = _strategy(search), search.options
-    rows.append(("method", method_line(options)))
+    strategy, options = spoken_strategy(search.options), search.options
+    rows.append(("method", method_of(options)))
     if strategy.implied_by and options.has_target:
         rows.append(("threshold", f"{options.threshold:.6g}, found for the target"))
     decisions = [d for d in search.decisions if not is_scale(d)]
@@ -84,12 +60,6 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
         rows.append(("best rejected", decision_line(best, search)))
     rows += [("", decision_line(d, search)) for d in search.decisions if d.reason is not None]
     return rows
-
-
-def method_line(options: SearchOptions) -> str:
-    """The settings that make a difference to the result, in one line."""
-    strategy = strategies().get(options.strategy)
-    return printable(options.strategy if strategy is None else strategy_line(strategy, options))
 
 
 def show_plan(plan: Plan, path: Path) -> None:
@@ -179,7 +149,7 @@ def show_prepared(prepared: Prepared, verbose: bool = False) -> None:
     rows: list[tuple[str, str | Text]] = []
     if prepared.samples is not None and prepared.options is not None:
         samples, most = prepared.samples, prepared.most_candidates
-        rows.append(("method", method_line(prepared.options)))
+        rows.append(("method", method_of(prepared.options)))
         rows += [("target", prepared.space.told)] if prepared.space is not None and prepared.space.told else []
         rows.append(("calibration", f"{samples.num_samples} samples, {samples.num_tokens} tokens, padding included"))
         rows += [("time", expected_words(prepared.expected))] if prepared.expected is not None else []

@@ -14,7 +14,7 @@ from streamcollapse.settings import run
 from streamcollapse.settings.declared import declared
 from streamcollapse.settings.search import SearchOptions
 
-_GROUPS = (SearchOptions, run.RunSettings, run.EvaluationText, run.BenchConditions, run.Cluster)
+_GROUPS = (SearchOptions, run.RunSettings, run.EvaluationText, run.Comparing, run.BenchConditions, run.Cluster)
 _OF_VERBS = {"out", "plan"}  # options that are no settings
 _SETTING = re.compile(r"`([a-z_]+)(?:=(\w+))?`")
 _WIDE = 10_000  # columns

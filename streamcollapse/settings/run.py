@@ -166,6 +166,45 @@ class EvaluationText:
     ] = None
 
 
+@settings("The method")
+class Comparing:
+    """How plans of one source are compared."""
+
+    source: Annotated[
+        str | Path | None,
+        Setting(
+            "The model that the plans are of: a directory, or an id on the Hub.",
+            default="what the report of a pruned model names",
+            metavar="SOURCE",
+        ),
+    ] = None
+    file: Annotated[
+        str | Path | None,
+        Setting("UTF-8 text to predict.", key="text", default="one that ships with the package", metavar="FILE"),
+    ] = None
+    max_tokens: Annotated[
+        Annotated[Whole, Field(ge=2)] | None,
+        Setting(
+            "About how many tokens of the text to predict, in windows spread over it.",
+            default="2048; fewer where the vocabulary is large",
+        ),
+    ] = None
+    speed: Annotated[
+        bool, Setting("Also load each model as a whole and say how fast it generates; plans are written for that.")
+    ] = False
+    scratch: Annotated[
+        str | Path | None,
+        Setting(
+            "Directory for models that are written to be measured, and removed again.",
+            default="the system's temporary directory",
+            metavar="DIR",
+        ),
+    ] = None
+    samples: Annotated[
+        bool, Setting("Have each model go on with a few prompts, a pass over the weights a token.", off="--no-samples")
+    ] = True
+
+
 @settings("The run")
 class BenchConditions:
     """Under what conditions a job is measured."""

@@ -1,0 +1,42 @@
+"""What searches did, in words for people."""
+
+from streamcollapse.errors import printable
+from streamcollapse.merge.composing import in_words
+from streamcollapse.merge.plan import Decision, Plan, SearchRecord
+from streamcollapse.searches.registry import strategies
+from streamcollapse.searches.strategy import Strategy, method_line
+from streamcollapse.settings.search import SearchOptions
+
+
+def spoken_strategy(options: SearchOptions) -> Strategy:
+    """The strategy of ``options``; where this machine does not have it, the default speaks for it."""
+    known = strategies()
+    return known.get(options.strategy or "", next(iter(known.values())))
+
+
+def method_of(options: SearchOptions) -> str:
+    """The settings that make a difference to the result, in one line."""
+    strategy = strategies().get(options.strategy or "")
+    return printable(options.strategy if strategy is None else method_line(strategy, options))
+
+
+def said_of(plan: Plan) -> str:
+    """How ``plan`` came about, in one line: its search, or what it does."""
+    return in_words(plan) if plan.search is None else method_of(plan.search.options)
+
+
+def decision_line(decision: Decision, search: SearchRecord) -> str:
+    """One decision in words."""
+    if is_scale(decision):
+        return f"layer {decision.l - 1}: {decision.rule}, similarity {decision.similarity or 0.0:.4f}"
+    strategy = spoken_strategy(search.options)
+    layers = strategy.layers_of(decision)
+    if decision.similarity is None:
+        return f"{layers}: skipped, {printable(decision.reason)}"
+    by = "" if decision.rule is None else f" by {printable(decision.rule)}"
+    return f"{layers}: similarity {decision.similarity:.4f}{strategy.verdict_of(decision, search.options)}{by}"
+
+
+def is_scale(decision: Decision) -> bool:
+    """Whether it is about the scale of a layer, not a merge."""
+    return decision.rule is not None and decision.rule.startswith("scale ")
