@@ -11,7 +11,8 @@ Method     One process. In each round, one after the other: all layers read and 
 Verdict    The ways stand side by side; wanted is asked of the one that ``--io auto`` takes: warm, and cold for a
            checkpoint that does not fit into memory (one that fits is cold only once).
 
-    python benchmarks/bench_engine.py [--source DIR | --shape llama-1.4b] [--io mmap pread direct] [--repeat 5]
+    python benchmarks/bench_engine.py [--source DIR | --model NAME --models DIR | --shape llama-1.4b]
+                                      [--io mmap pread direct] [--repeat 5]
                                       [--tokens 0] [--save FILE]
 
 ``--tokens N`` calibrates on one sample of N tokens instead of the ten sentences: fewer make the pass bound by reading.
@@ -34,6 +35,7 @@ from typing import Any
 import torch
 from about import report
 from make_checkpoint import SHAPES, make_checkpoint
+from real_models import add_options, chosen_model
 
 from streamcollapse.forward.batches import Batch, make_batches
 from streamcollapse.forward.reference import reference_pass
@@ -124,6 +126,7 @@ def automatic(subject: Subject, cold: bool) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, help="a checkpoint directory instead of a synthetic one")
+    add_options(parser)
     parser.add_argument("--shape", choices=SHAPES, default="llama-1.4b")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--io", nargs="+", default=["mmap", "pread", "direct"])
@@ -133,8 +136,8 @@ def main() -> None:
     given = parser.parse_args()
     print(__doc__.split("\n\n")[1])
     with tempfile.TemporaryDirectory() as temporary:
-        source = given.source or Path(temporary) / "source"
-        if given.source is None:
+        source = given.source or chosen_model(given) or Path(temporary) / "source"
+        if not source.exists():
             shape = SHAPES[given.shape]
             make_checkpoint(source, replace(shape, layers=given.layers or shape.layers))
         job = open_job(source, RunSettings(Compute()))
@@ -154,7 +157,8 @@ def main() -> None:
                 rate = stored / found["medians"]["read"] / 1e9
                 verdict = "" if io != chosen else "  auto: met" if found["ratio"] <= WANTED else "  auto: MISSED"
                 print(f"{found['cache']}  {io:<7} {parts}  ({rate:.2f} GB/s alone)  {found['ratio']:.2f}{verdict}")
-    body = {"shape": given.shape, "layers": job.num_layers, "layer_bytes": stored, "tokens": tokens, "results": results}
+    made = given.shape if source.parent == Path(temporary) else source.name
+    body = {"shape": made, "layers": job.num_layers, "layer_bytes": stored, "tokens": tokens, "results": results}
     report("engine", {**body, "wanted": WANTED, "compute": job.compute()}, given.save)
     sys.exit(0 if all(result["ratio"] <= WANTED for result in results if result["chosen_by_auto"]) else 1)
 

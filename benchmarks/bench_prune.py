@@ -23,9 +23,10 @@ Method     A synthetic checkpoint (make_checkpoint.py), the rule sequential, C =
            page cache when it starts: the same conditions for all, and those that offloading is for. Before every run
            memory is used and let go of (measure.heat), so that none waits for a virtual machine's host to bring it.
 
-    python benchmarks/bench_prune.py [--shape tinyllama-1.1b] [--layers N] [--peers a,b,c,d] [--repeat 3] [--writes 3]
-                                     [--cold | --limit 1GiB] [--samples 10] [--work DIR] [--scratch DIR] [--dtype auto]
-                                     [--threads N] [--save FILE]
+    python benchmarks/bench_prune.py [--shape tinyllama-1.1b | --model NAME --models DIR] [--layers N]
+                                     [--peers a,b,c,d] [--repeat 3] [--writes 3] [--cold | --limit 1GiB]
+                                     [--samples 10] [--work DIR] [--scratch DIR] [--dtype auto] [--threads N]
+                                     [--save FILE]
 
 --work keeps the environments of the peers and the checkpoint between calls; --scratch says where outputs are written
 and removed, by default there as well. A peer that cannot run is reported with the reason. Exits 1 when a target is
@@ -52,8 +53,10 @@ from groups import NoGroupError, memory_group
 from make_checkpoint import SHAPES, make_checkpoint
 from measure import FailedError, Measured, chill, copy_seconds, heat, run, warm, write_sentences
 from peers import APPLY, OURS, PASSES, PEERS, SETTINGS, Bench, PeerError, command, environment, peer_python
+from real_models import add_options, chosen_model
 from verdict import COPY, Runs, compared_decisions, judged, medians
 
+from streamcollapse import inspect
 from streamcollapse.errors import OptionError
 from streamcollapse.resources.device import resolve
 from streamcollapse.settings.run import Compute
@@ -197,6 +200,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b")
     parser.add_argument("--layers", type=int, help="instead of the shape's own number")
+    add_options(parser)
     parser.add_argument("--peers", default="a,b,c,d", help="letters, with commas; empty for none")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--writes", type=int, default=3, help="writes in each round")
@@ -221,18 +225,26 @@ def options() -> argparse.Namespace:
     return given
 
 
-def measured(given: argparse.Namespace, work: Path, scratch: Path) -> dict[str, Any]:
-    """The whole benchmark, as the document to print."""
+def subject(given: argparse.Namespace, work: Path) -> tuple[Path, str, int]:
+    """The checkpoint, made if it is not there, what it is called, and its number of layers."""
+    if (source := chosen_model(given)) is not None:
+        return source, given.model, inspect(source).num_layers
     shape = replace(SHAPES[given.shape], layers=given.layers or SHAPES[given.shape].layers)
     source = work / f"{given.shape}-{shape.layers}-layers"
     if not source.exists():
         make_checkpoint(source, shape)
+    return source, given.shape, shape.layers
+
+
+def measured(given: argparse.Namespace, work: Path, scratch: Path) -> dict[str, Any]:
+    """The whole benchmark, as the document to print."""
+    source, name, num_layers = subject(given, work)
     dtype = resolve(Compute("cpu", given.dtype), torch.bfloat16).dtype_name
     stored = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     cache = "cold" if given.cold else "warm"
     if given.limit:
         cache = f"in {format_bytes(given.limit)} of memory"
-    print(f"checkpoint  {given.shape}, {shape.layers} layers, {format_bytes(stored)}; {cache}; {dtype}")
+    print(f"checkpoint  {name}, {num_layers} layers, {format_bytes(stored)}; {cache}; {dtype}")
     about = environment_of(given.threads)
     print("environment " + ", ".join(f"{key} {value}" for key, value in about.items()))
     calibration = scratch / "calibration.txt"
@@ -244,7 +256,7 @@ def measured(given: argparse.Namespace, work: Path, scratch: Path) -> dict[str, 
         "benchmark": "prune",
         "date": datetime.now(UTC).date().isoformat(),
         "environment": about,
-        "checkpoint": {"shape": given.shape, "layers": shape.layers, "bytes": stored},
+        "checkpoint": {"shape": name, "layers": num_layers, "bytes": stored},
         "settings": {
             **SETTINGS,
             "rule": "sequential",
@@ -257,7 +269,7 @@ def measured(given: argparse.Namespace, work: Path, scratch: Path) -> dict[str, 
         },
         "runs": runs,
         "medians": median,
-        "targets": judged(median, given.shape, shape.layers),
+        "targets": judged(median, name, num_layers),
         "decisions": compared_decisions(runs),
         "cannot_run": reasons,
     }

@@ -7,25 +7,26 @@ Ceiling    The dense model's own perplexity: the table gives by how much log-per
 Targets    At 25 % and at 50 % the recommended setting raises it by at most 0.7 times what ``laco`` with the rule
            ``sequential`` does at its best C, I and T, and by no more than the better of block-influence and angular,
            each with the calibration samples that suit it best.
-Method     Models: the bundled one, and one of another family (grow_model.py). Samples: the ten sentences that a user
-           gets without asking of laco (``sentences``), or those that greedy gets (``passages``), which are from after
-           the text that is scored; for the ablation 5 to 200 sentences, and twenty of them in noise. ``laco`` is
-           searched over the grid of C and I with its threshold found for the number of layers, and for ``sequential``
-           on the sentences over a grid of thresholds too, since several can give one number and the found one need not
-           be the best; a run counts for the number of layers that it gives. These share a work directory, so that a
-           candidate is evaluated once, and no time is given for them. All others start with nothing. Time is processor
-           time, of all cores together. Bytes are those of a model of which no layer stays in memory. A setting that
-           cannot prune as little as is wanted is left out. Plans are scored without being written. Beside the rows: by
-           each metric the similarity of every merge of four neighbours by the rule ``sequential``.
+Method     Models: the bundled one, one of another family (grow_model.py), or a real one (real_models.py). Samples: the
+           ten sentences that a user gets without asking of laco (``sentences``), or those that greedy gets
+           (``passages``), which are from after the text that is scored; for the ablation 5 to 200 sentences, and twenty
+           of them in noise. ``laco`` is searched over the grid of C and I with its threshold found for the number of
+           layers, and for ``sequential`` on the sentences over a grid of thresholds too, since several can give one
+           number and the found one need not be the best; a run counts for the number of layers that it gives. These
+           share a work directory, so that a candidate is evaluated once, and no time is given for them. All others
+           start with nothing. Time is processor time, of all cores together. Bytes are those of a model of which no
+           layer stays in memory. A setting that cannot prune as little as is wanted is left out. Plans are scored
+           without being written. Beside the rows: by each metric the similarity of every merge of four neighbours by
+           the rule ``sequential``.
 
-    python benchmarks/quality.py [--model bundled|grown] [--source DIR] [--tokens 12000] [--quick] [--rows FILE]
-                                 [--save FILE]
+    python benchmarks/quality.py [--model bundled|grown|NAME] [--models DIR] [--source DIR] [--tokens 12000]
+                                 [--quick] [--rows FILE] [--save FILE]
 
 Strategies with their rules are tried at all four shares, as is the recommended setting; the rest at 25 % and 50 %.
 
-``--source``: a grown model that is there already. ``--rows``: where each row is added once it is found, and looked up
-before it is searched: a run that was ended goes on there. The last line of stdout is one JSON document; exit code 1 if
-a target is missed.
+``--models``: where the real models are. ``--source``: a grown model that is there already. ``--rows``: where each row
+is added once it is found, and looked up before it is searched: a run that was ended goes on there. The last line of
+stdout is one JSON document; exit code 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from typing import Any
 from about import report
 from grow_model import HELD_OUT, grow_into
 from quality_settings import AT, DATA, RECOMMENDED, SEED, SHARES, Setting, samples, settings
+from real_models import add_options, chosen_model
 
 from streamcollapse import Plan, Streaming, inspect, perplexity, search, similarity
 from streamcollapse.errors import OptionError
@@ -210,7 +212,7 @@ def _cell(rows: list[dict[str, Any]], wanted: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["bundled", "grown"], default="bundled")
+    add_options(parser, "bundled", "grown")
     parser.add_argument("--source", type=Path)
     parser.add_argument("--tokens", type=int, default=12_000, help="of the text that is scored")
     parser.add_argument("--quick", action="store_true", help="a smaller grid of C and I, no ablation of the samples")
@@ -222,7 +224,7 @@ def main() -> None:
     print(__doc__.split("\n\n")[1])
     MemoryPlan.resident = lambda self, num_layers: range(0)  # type: ignore[method-assign]  # it would all stay, being small
     with tempfile.TemporaryDirectory() as temporary:
-        source = given.source or DATA / "wiki-llama-24l"
+        source = given.source or chosen_model(given) or DATA / "wiki-llama-24l"
         if given.model == "grown" and given.source is None:
             source = grow_into(Path(temporary) / "grown")
         scores = Scores(source, given.tokens)

@@ -54,6 +54,7 @@ MODELS = {
         "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
     ),
 }
+ARTICLES = 90_000  # characters of the encyclopedia; the calibration passages are from further on
 CODE = ("argparse", "ast", "difflib", "doctest", "inspect", "pdb", "tarfile", "turtle")  # modules of Python's library
 
 
@@ -96,14 +97,30 @@ def _members(directory: Path, pattern: str) -> Iterator[tuple[Path, str]]:
 
 
 def held_out() -> dict[str, str]:
-    """Texts that no search sees, by kind: encyclopedia (other articles than the samples that ship), code (modules of
-    this Python's library) and documentation (this Python's language reference)."""
+    """Texts that no search sees, by kind: encyclopedia (Wikipedia, from before the passages that ship as samples), code
+    (modules of this Python's library) and documentation (this Python's language reference)."""
     with resources.as_file(resources.files("streamcollapse.data")) as data:
         articles = (data / "text" / "wiki_eval.txt").read_text(encoding="utf-8")
     library = Path(argparse.__file__).parent
     code = "\n\n".join((library / f"{module}.py").read_text(encoding="utf-8") for module in CODE)
     documentation = "\n\n".join(pydoc_data.topics.topics[topic] for topic in sorted(pydoc_data.topics.topics))
-    return {"encyclopedia": articles, "code": code, "documentation": documentation}
+    return {"encyclopedia": articles[:ARTICLES], "code": code, "documentation": documentation}
+
+
+def add_options(parser: argparse.ArgumentParser, *others: str) -> None:
+    """``--model NAME``, one of MODELS or of ``others``, the first of which is the default; and ``--models DIR``."""
+    default = others[0] if others else None
+    parser.add_argument("--model", choices=[*others, *MODELS], default=default, help="a real one needs --models")
+    parser.add_argument("--models", type=Path, metavar="DIR", help="where real models are, or are fetched to")
+
+
+def chosen_model(given: argparse.Namespace) -> Path | None:
+    """The checkpoint of the real model that ``--model`` names; None where it names none. Raises SystemExit."""
+    if given.model not in MODELS:
+        return None
+    if given.models is None:
+        raise SystemExit(f"--model {given.model}: give --models DIR, where it is or shall be fetched to")
+    return checkpoint(given.model, given.models)
 
 
 def main() -> None:

@@ -1,0 +1,108 @@
+"""One search in a process of its own, which can be ended at any time: what it has decided until then is known.
+
+    python benchmarks/real_search.py SOURCE WORK_DIR OPTIONS
+
+OPTIONS: SearchOptions as JSON. Prints a JSON line for each decision that was accepted, as it is made, and one at the
+end with the layers of the plan; each with what was used since the search began: seconds, processor seconds, bytes
+read, layers read. Where the options are refused, the one line says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamcollapse import RunSettings, SearchOptions, Streaming, search
+from streamcollapse.errors import OptionError
+from streamcollapse.progress import DecisionMade, Event, LayerDone
+
+
+@dataclass
+class Searched:
+    """What a search printed: its ``decisions``, and its ``end`` with the layers; without one it was ``refused``, or
+    broken off when its time was over."""
+
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    end: dict[str, Any] | None = None
+    refused: str | None = None
+
+
+def searched(source: Path, options: SearchOptions, work: Path, limit: float) -> Searched:
+    """Search in another process, with as many threads as this one, for ``limit`` seconds at the most. Raises SystemExit
+    where it fails."""
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, __file__, str(source), str(work), json.dumps(options.given)]
+    found = Searched()
+    is_over = threading.Event()
+    with tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | threads
+        ) as process:
+
+            def end() -> None:
+                is_over.set()
+                process.kill()
+
+            timer = threading.Timer(limit, end)
+            timer.start()
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    if line.endswith("\n"):  # not one that was being written when the time was over
+                        _take(found, json.loads(line))
+                process.wait()
+            finally:
+                timer.cancel()
+                process.kill()
+        if process.returncode != 0 and not is_over.is_set():
+            errors.seek(0)
+            raise SystemExit(f"{options}: the search failed: {errors.read()[-2000:]}")
+    return found
+
+
+def _take(found: Searched, line: dict[str, Any]) -> None:
+    if "refused" in line:
+        found.refused = line["refused"]
+    elif "plan" in line:
+        found.end = line
+    else:
+        found.decisions.append(line)
+
+
+def main() -> None:
+    source, work, given = sys.argv[1:]
+    begun, computed = time.perf_counter(), time.process_time()
+    num_bytes, layers = 0, 0
+
+    def say(**what: Any) -> None:
+        used = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - computed}
+        print(json.dumps(what | used | {"bytes_read": num_bytes, "layers_read": layers}), flush=True)
+
+    def listener(event: Event) -> None:
+        nonlocal num_bytes, layers
+        if isinstance(event, LayerDone):
+            num_bytes, layers = num_bytes + event.num_bytes, layers + 1
+        elif isinstance(event, DecisionMade) and event.accepted:
+            say(l=event.pointer, merged=event.merged, similarity=event.similarity)
+
+    settings = RunSettings(streaming=Streaming(work_dir=work))
+    try:
+        plan = search(source, SearchOptions(**json.loads(given)), settings=settings, listener=listener)
+    except OptionError as error:
+        say(refused=str(error))
+    else:
+        say(plan=[[layer.base, {str(s): c for s, c in layer.mix.items()}] for layer in plan.layers])
+
+
+if __name__ == "__main__":
+    main()

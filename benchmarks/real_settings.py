@@ -1,0 +1,73 @@
+"""What bench_real.py searches with: every strategy of the tool, every effort, with scales and without; and how far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from streamcollapse.merge.plan import Decision, PlanLayer, SearchRecord, original_layers
+from streamcollapse.searches.registry import complete, strategies
+from streamcollapse.searches.strategy import Strategy
+from streamcollapse.settings.catalogue import EFFORTS
+from streamcollapse.settings.search import SearchOptions
+
+SHARES = (0.10, 0.20, 0.25, 0.33, 0.50)
+SCALED = (0.20, 0.25)  # scales need a search for each size
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way to search: ``method`` of SearchOptions, without a target."""
+
+    name: str
+    method: dict[str, Any]
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether a search passes the result for every other size on its way."""
+        return type(self._strategy).course is not Strategy.course
+
+    @property
+    def _strategy(self) -> Strategy:
+        return strategies()[self.method["strategy"]]
+
+    def options(self, layers: int) -> SearchOptions:
+        """The search for ``layers`` layers."""
+        return SearchOptions(**self.method, target_layers=layers)
+
+    def stack(self, num_layers: int, decisions: list[dict[str, Any]]) -> tuple[PlanLayer, ...]:
+        """What a nested search had come to after accepted ``decisions``, of a model of ``num_layers``."""
+        made = tuple(Decision(one["l"], one["merged"], one["similarity"], accepted=True) for one in decisions)
+        record = SearchRecord(complete(self.options(1)), "", "", made)
+        return self._strategy.course(record, original_layers(num_layers))[-1]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Settings that evaluate the same candidates: ``plain``, and what goes on from it with scales, if anything."""
+
+    plain: Setting
+    scaled: Setting | None = None
+
+
+def groups() -> Iterator[Group]:
+    """Every strategy: those that have an effort with each of them, the others, which come first, by their defaults."""
+    for name in sorted(strategies(), key=lambda name: "effort" in strategies()[name].defaults):
+        if "effort" not in strategies()[name].defaults:
+            yield Group(Setting(name, {"strategy": name}))
+            continue
+        for effort in EFFORTS:
+            method: dict[str, Any] = {"strategy": name, "effort": effort, "rescale": False}
+            plain = Setting(f"{name} {effort}", method)
+            yield Group(plain, Setting(f"{plain.name}, scales", method | {"rescale": True}))
+
+
+def sizes(num_layers: int, shares: tuple[float, ...] = SHARES) -> list[int]:
+    """The layers that stay where about each of ``shares`` goes; never the same number twice."""
+    found: list[int] = []
+    for share in shares:
+        nearest = math.floor(num_layers * (1.0 - share) + 0.5)
+        found.append(max(min(nearest, found[-1] - 1 if found else num_layers - 1), 1))
+    return found

@@ -1,0 +1,78 @@
+"""Results of bench_real.py in words: a table in Markdown for each model, and whether what is wanted is met."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from real_settings import sizes
+
+WITHIN = 1.03  # of the least rise
+AT = (0.10, 0.20, 0.25)
+TITLES = {"smollm2": "SmolLM2-135M-Instruct", "gemma3": "Gemma-3-270M", "qwen2.5-coder": "Qwen2.5-Coder-1.5B"}
+
+
+def title(document: dict[str, Any]) -> str:
+    """What the model is called."""
+    name: str = document["model"]
+    return TITLES.get(name, name)
+
+
+def rise(row: dict[str, Any]) -> float | None:
+    """The mean over the kinds of text, in nats; None where it is not known."""
+    return sum(row["rise"].values()) / len(row["rise"]) if "rise" in row else None
+
+
+def markdown(documents: list[dict[str, Any]]) -> str:
+    """All of ``documents``."""
+    return "\n\n".join(part for document in documents for part in (_table(document), *_verdicts(document)))
+
+
+def _table(document: dict[str, Any]) -> str:
+    rows, num_layers = document["rows"], document["layers"]
+    wanted = sorted({row["wanted"] for row in rows}, reverse=True)
+    timed = sizes(num_layers)[2]  # a quarter gone
+    dense = ", ".join(f"{kind} {nll:.3f}" for kind, nll in document["dense"].items())
+    lines = [
+        f"**{title(document)}**, {num_layers} layers; loss of the original: {dense}.",
+        "",
+        "| layers that stay | " + " | ".join(map(str, wanted)) + f" | processor time to {timed} |",
+        "|---" * (len(wanted) + 2) + "|",
+    ]
+    for name in dict.fromkeys(row["setting"] for row in rows):
+        of_it = {row["wanted"]: row for row in rows if row["setting"] == name}
+        cells = [_cell(of_it.get(n)) for n in wanted]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + f" | {_seconds(of_it.get(timed))} |")
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    if row["status"] != "found":
+        return "refused" if row["status"].startswith("refused") else f"broken off at {row['reached']}"
+    found = rise(row)
+    said = "not scored" if found is None else f"{found:.3f}"
+    return said if row["layers"] == row["wanted"] else f"{said} ({row['layers']})"
+
+
+def _seconds(row: dict[str, Any] | None) -> str:
+    return "" if row is None or row["status"] != "found" else f"{row['cpu_seconds']:.0f} s"
+
+
+def _verdicts(document: dict[str, Any]) -> list[str]:
+    """Whether ``standard``, with scales where there is such a row, is as good as the best, at each size."""
+    found = []
+    for wanted in sizes(document["layers"], AT):
+        rows = [row for row in document["rows"] if row["layers"] == wanted and rise(row) is not None]
+        ours = [row for row in rows if row.get("effort") == "standard"]
+        if not ours:
+            continue
+        default = max(ours, key=lambda row: bool(row["rescale"]))
+        best = min(rows, key=lambda row: rise(row) or 0.0)
+        least, loss = rise(best) or 0.0, rise(default) or 0.0
+        verdict = "within 3 %" if loss <= WITHIN * least else f"{loss / least - 1.0:.0%} more: missed"
+        found.append(
+            f"{title(document)}, {wanted} layers: `{default['setting']}` {loss:.3f}, the least {least:.3f} "
+            f"(`{best['setting']}`): {verdict}."
+        )
+    return found
