@@ -18,7 +18,17 @@ from typing import Any
 from streamcollapse.batches.figures import check_figures
 from streamcollapse.batches.local import LocalEngine, machines
 from streamcollapse.batches.spec import read_jobs
-from streamcollapse.batches.tasks import Chain, Liken, Predict, Prune, Task, chains_of, result_key
+from streamcollapse.batches.tasks import (
+    Chain,
+    Describe,
+    Liken,
+    Predict,
+    Prune,
+    Task,
+    chains_of,
+    is_about_others,
+    result_key,
+)
 from streamcollapse.batches.worker import (
     INTERPRETER_BYTES,
     STATE,
@@ -124,7 +134,7 @@ def _checked(task: Task, place: Place, machine: Machine) -> Outcome:
         # Where results go does not exist yet; what is asked of a place is asked of the nearest one that does.
         stand_in = out if place.out.is_dir() else _nearest(place.out) / f".{task.name}"
         is_ours(out)
-        if isinstance(task.work, Predict | Liken):
+        if isinstance(task.work, Predict | Liken | Describe):
             check_figures(task.work, directory, settings_of(task, machine))
             return Outcome(task.name, "ready", str(out))
         figures = _expected(prepare_task(task, directory, stand_in, machine, None))
@@ -210,7 +220,7 @@ def _run(engine: Engine, chains: Sequence[Chain], retries: int) -> Iterator[Mess
     running: dict[int, list[Task]] = {}
     lost: Counter[str] = Counter()
     while waiting or running:
-        while waiting and engine.is_free():
+        while waiting and engine.is_free() and not (running and is_about_others(waiting[0][1])):
             number, chain = waiting.popleft()
             running[number] = list(chain)
             engine.submit(number, chain)

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from streamcollapse.batches.tasks import Convert, Liken, Predict, Prune, Task, Work
+from streamcollapse.batches.tasks import Convert, Describe, Liken, Predict, Prune, Task, Work
 from streamcollapse.errors import JobsError, OptionError
 from streamcollapse.searches.registry import OWNED, complete, strategy_of
 from streamcollapse.settings.catalogue import BEST
@@ -54,6 +54,7 @@ _KNOWN: dict[str, Collection[str]] = {  # settings by verb
     "convert": {"dtype", "max_shard_size"},
     "perplexity": {*declared(EvaluationText), "compute_dtype"},
     "similarity": {*_LIKENING, *declared(Calibration), "compute_dtype"},
+    "report": {"compute_dtype"},
 }
 _ANY = {name for names in _KNOWN.values() for name in names}
 _GLOB = "*?["
@@ -175,6 +176,8 @@ def _work(verb: str, chosen: Mapping[str, Any], base: Path) -> tuple[Work, str]:
             raise JobsError("perplexity needs a text")
         text = make(EvaluationText, {**chosen, "text": _file(chosen["text"], base, "text")})
         return Predict(text, make(Compute, chosen).dtype), str(output.max_shard_size)
+    if verb == "report":
+        return Describe(make(Compute, chosen).dtype), str(output.max_shard_size)
     if verb == "similarity":
         chosen = {"rule": BEST, "strategy": "laco", **chosen}
     method = complete(make(SearchOptions, chosen))
@@ -247,6 +250,8 @@ def _label(work: Work) -> str:
     """The settings in a name: the paper's letters and the rule, and what else is not the default."""
     if isinstance(work, Convert):
         return work.dtype or "safetensors"
+    if isinstance(work, Describe):
+        return "report" if work.compute_dtype == "auto" else f"report-{work.compute_dtype}"
     if isinstance(work, Predict):
         text = work.text
         of = [Path(text.file).stem, text.window, text.stride, text.max_tokens, work.compute_dtype]

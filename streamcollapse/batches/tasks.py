@@ -46,8 +46,21 @@ class Liken:
     compute_dtype: str
 
 
-Work = Prune | Convert | Predict | Liken
-_VERBS: dict[type, str] = {Prune: "prune", Convert: "convert", Predict: "perplexity", Liken: "similarity"}
+@dataclass(frozen=True)
+class Describe:
+    """Write a page about all results of the source in this batch, computing in ``compute_dtype``."""
+
+    compute_dtype: str
+
+
+Work = Prune | Convert | Predict | Liken | Describe
+_VERBS: dict[type, str] = {
+    Prune: "prune",
+    Convert: "convert",
+    Predict: "perplexity",
+    Liken: "similarity",
+    Describe: "report",
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,7 @@ def chains_of(tasks: Sequence[Task]) -> list[Chain]:
     """``tasks`` in groups that one worker takes one after the other.
 
     Searches of one source on the same samples share its reference pass and the memory of evaluated candidates, so they
-    are a group; order is kept.
+    are a group; order is kept, but pages come last: they are about the others.
     """
     groups: dict[object, list[Task]] = {}
     for task in tasks:
@@ -86,7 +99,12 @@ def chains_of(tasks: Sequence[Task]) -> list[Chain]:
             groups.setdefault(shared, []).append(task)
         else:
             groups[task.name, task.source] = [task]
-    return [tuple(group) for group in groups.values()]
+    return sorted(map(tuple, groups.values()), key=is_about_others)
+
+
+def is_about_others(chain: Chain) -> bool:
+    """Whether it waits until everything else is done."""
+    return isinstance(chain[0].work, Describe)
 
 
 def result_key(task: Task, version: str) -> str:
@@ -104,7 +122,7 @@ def search_key(work: Prune, version: str, device: str) -> str:
 
 
 def _samples_digest(work: Work) -> str | None:
-    if isinstance(work, Convert):
+    if isinstance(work, Convert | Describe):
         return None
     file = work.text.file if isinstance(work, Predict) else work.calibration.file
     if file is None or file in SAMPLES:

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
-from streamcollapse.batches.figures import FIGURES_FILE, make_figures
-from streamcollapse.batches.tasks import Chain, Convert, Liken, Predict, Prune, Task, result_key, search_key
+from streamcollapse.batches.figures import FIGURES_FILE, PAGE_FILE, make_figures
+from streamcollapse.batches.tasks import Chain, Convert, Describe, Liken, Predict, Prune, Task, result_key, search_key
 from streamcollapse.errors import DeviceFailedError, OutputError, StreamCollapseError, printable
 from streamcollapse.jobs.convert import CONVERSION_FILE, PreparedConversion, prepare_convert, run_convert
 from streamcollapse.jobs.prepare import Prepared, prepare_prune
@@ -114,14 +114,14 @@ def run_task(task: Task, place: Place, machine: Machine, listener: Listener) -> 
         directory = local_directory(task.source, listener)
         version = source_version(directory)
         key = result_key(task, version)
-        if (known := finished(task, place, key)) is not None:
+        if not isinstance(task.work, Describe) and (known := finished(task, place, key)) is not None:
             return known
         work_dir = None
         if isinstance(task.work, Prune):
             work_dir = place.work / search_key(task.work, version, torch.device(machine.device).type)
             with disk_errors(place.work):
                 place.work.mkdir(parents=True, exist_ok=True)
-        if isinstance(task.work, Predict | Liken):
+        if isinstance(task.work, Predict | Liken | Describe):
             is_ours(out)
             figures = make_figures(task.work, directory, out, settings_of(task, machine), listener)
         else:
@@ -156,7 +156,7 @@ def settings_of(task: Task, machine: Machine) -> RunSettings:
     """What ``machine`` computes ``task`` with."""
     work = task.work
     assert not isinstance(work, Convert)
-    calibration = Calibration() if isinstance(work, Predict) else work.calibration
+    calibration = Calibration() if isinstance(work, Predict | Describe) else work.calibration
     compute = Compute(machine.device, work.compute_dtype)
     return RunSettings(compute, calibration, machine.streaming, trust_remote_code=machine.trust_remote_code)
 
@@ -177,7 +177,7 @@ def is_ours(out: Path) -> bool:
     not."""
     if not out.exists():
         return False
-    if not any((out / name).is_file() for name in (REPORT_FILE, CONVERSION_FILE, FIGURES_FILE)):
+    if not any((out / name).is_file() for name in (REPORT_FILE, CONVERSION_FILE, FIGURES_FILE, PAGE_FILE)):
         raise OutputError(f"{out}: exists and is no result of this program; move it, or choose another `out`")
     return True
 

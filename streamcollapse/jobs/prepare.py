@@ -127,7 +127,8 @@ class Prepared:
             return self
         options, out = space.options, self.out
         place = Path.cwd() if out is None else out.parent
-        rates = probe(job, samples, self.memory, (options.metric, EFFORTS[options.effort]), place)
+        judged, text = (options.metric, EFFORTS[options.effort]), self.held_out if self.disk_free is not None else None
+        rates = probe(job, samples, self.memory, judged, place, text is not None)
         phases = {
             name: [(one.seconds(rates), one.candidates + one.scouted) for one in rounds]
             for name, rounds in self.work.items()
@@ -139,6 +140,10 @@ class Prepared:
         phases["reference"] = [(seconds + begin, 0.0)]
         if self.disk_free is not None:
             phases["write"] = [(self.smallest_output * rates.written + _CHECKED_SECONDS, 0.0)]
+        if text is not None:
+            layers = job.num_layers + len(fewest_layers(strategy_of(options), space))
+            running = layers * rates.run * text.tokens / samples.num_tokens
+            phases["verdict"] = [(running + 2.0 * text.tokens * rates.word, 0.0)]
         return replace(self, expected=TimeExpected(tuple((name, tuple(found)) for name, found in phases.items())))
 
     def _is_long(self) -> bool:

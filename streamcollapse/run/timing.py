@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from streamcollapse.forward.batches import KEPT_BYTES, Batch, distributions_bytes, one_in
+from streamcollapse.forward.batches import KEPT_BYTES, Batch, distributions_bytes, logits_tokens, one_in
 from streamcollapse.forward.measure import make_measure
 from streamcollapse.forward.model import LayerWeights, StreamedModel
 from streamcollapse.forward.reference import Reference
@@ -38,7 +38,8 @@ class Rates:
     """Seconds. ``run``: of one layer over all samples; ``judge``: to say how alike a candidate is that has reached the
     top; ``scout_run`` and ``scout_judge``: the same by the scout (0 where there is none); ``ready``: of making a layer
     ready to run; ``read``: of bringing in a layer; ``first``: of bringing in all that the page cache lacks; ``begin``:
-    of all that is done once; ``written``: of a byte, to the disk."""
+    of all that is done once; ``written``: of a byte, to the disk; ``word``: of the logits of a token, for the verdict
+    (0 where there is none)."""
 
     run: float
     judge: float
@@ -49,11 +50,14 @@ class Rates:
     first: float
     begin: float
     written: float
+    word: float
 
 
-def probe(job: Job, samples: Samples, memory: MemoryPlan, judged: tuple[str, Effort], place: Path) -> Rates:
+def probe(
+    job: Job, samples: Samples, memory: MemoryPlan, judged: tuple[str, Effort], place: Path, verdict: bool
+) -> Rates:
     """Measure what a search of ``job`` does again and again; ``judged``: by which metric, with what effort; ``place``:
-    where it will write. Raises what the search would raise of its head."""
+    where it will write; ``verdict``: whether the result is judged. Raises what the search would raise of its head."""
     metric, effort = judged
     missing = 1.0 - cached_share(job.checkpoint)
     cold = read_rate(job.checkpoint, memory.io, _READ_BYTES) if missing else None
@@ -74,6 +78,7 @@ def probe(job: Job, samples: Samples, memory: MemoryPlan, judged: tuple[str, Eff
                     if number:
                         computing = _Computing(model, index, weights, metric, job.vocabulary)
                         found = computing.rates(samples.batches, effort)
+                        found["word"] = computing.word() if verdict else 0.0
             assert meter.pace.layers == layers + 1
     written = write_rate(next(p for p in [place, *place.resolve().parents] if p.is_dir()), _WRITTEN_BYTES)
     return Rates(
@@ -106,6 +111,14 @@ class _Computing:
         shorter = [Batch(b.input_ids_NT[:, :most], tuple(min(n, most) for n in b.lengths)) for b in batches]
         run, judge, more = self._measured(shorter, None if tokens is None else tokens // 2)
         return found | {"scout_run": run, "scout_judge": judge, "begin": begin + more}
+
+    def word(self) -> float:
+        """Seconds for the logits of a token."""
+        count, device = logits_tokens(self.vocabulary), self.model.placement.device
+        hidden_1TD = torch.zeros(1, count, self.model.hidden_size, dtype=self.model.placement.dtype, device=device)
+        head = self.model.head()
+        self.model.logits(head, hidden_1TD)
+        return _each(lambda: self.model.logits(head, hidden_1TD), device) / count
 
     def _measured(self, batches: Sequence[Batch], tokens: int | None) -> tuple[float, float, float]:
         """Seconds to run the layer over ``batches``, to judge a candidate by them, and to begin to judge. Measured on

@@ -14,7 +14,7 @@ from streamcollapse.errors import OptionError
 from streamcollapse.searches import strategies as _folder
 from streamcollapse.searches.candidate import Target
 from streamcollapse.searches.strategy import Strategy
-from streamcollapse.settings.catalogue import BEST, METRICS
+from streamcollapse.settings.catalogue import BEST, EFFORTS, METRICS
 from streamcollapse.settings.declared import declared, unknown
 from streamcollapse.settings.search import SearchOptions
 
@@ -63,6 +63,8 @@ def complete(options: SearchOptions) -> SearchOptions:
     other."""
     strategy = strategy_of(options)
     filled = options.but(**{**OWNED, **strategy.defaults, **options.given, "strategy": strategy.name})
+    if options.rescale is None and not EFFORTS[filled.effort].rescale:
+        filled = filled.but(rescale=False)
     if strategy.needs_target and not filled.has_target:
         raise OptionError(f"strategy {strategy.name} goes on until a target; give `target_layers` or `target_ratio`")
     if filled.max_loss is not None and not filled.has_size and not strategy.goes_by_loss:

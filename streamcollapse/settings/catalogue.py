@@ -54,7 +54,7 @@ class Effort:
     what may not, before it is scored. ``head_logits``: about how many logits are compared in all, but those of
     LEAST_HEAD_TOKENS at the least. None of these: all. ``lazy``: a round of greedy search scores only merges that may
     be its best, one of scales goes further than a step. ``least_gain``: of the loss; a round of scales that takes less
-    off is the last.
+    off is the last. ``rescale``: whether there are scales where nobody says so.
     """
 
     summary: str
@@ -63,6 +63,7 @@ class Effort:
     head_logits: int | None = 1 << 25
     lazy: bool = True
     least_gain: float = 0.03
+    rescale: bool = True
 
     def head_tokens(self, vocabulary: int) -> int | None:
         """Of how many tokens the next-token distributions are compared; None: of all."""
@@ -70,7 +71,7 @@ class Effort:
 
 
 EFFORTS = {
-    "quick": Effort("as standard, on the first 64 tokens of each sample", tokens=64),
+    "quick": Effort("as standard, on the first 64 tokens of each sample, and no scales", tokens=64, rescale=False),
     "standard": Effort(
         "only merges that may be the best of a round are scored, by the distributions of a part of the tokens",
         scouting=64,

@@ -201,7 +201,7 @@ class Comparing:
         ),
     ] = None
     samples: Annotated[
-        bool, Setting("Have each model go on with a few prompts, a pass over the weights a token.", off="--no-samples")
+        bool, Setting("Have each model continue a few prompts, a pass over the weights a token.", off="--no-samples")
     ] = True
 
 

@@ -82,3 +82,20 @@ def test_what_a_dry_run_and_the_table_say(base: Path) -> None:
     assert judgement["text"] == "samples.txt"
     assert f"{judgement['rise']:+.3f}" in done.stdout
     assert judgement["verdict"] in done.stdout
+
+
+def test_a_page_about_the_results_is_written_when_they_are_there(base: Path) -> None:
+    pruning = {"source": "models/m0", "strategy": "block-influence", "target_layers": [14, 12], "verdict": False}
+    jobs = write_jobs(base, [{"source": "models/m0", "verb": "report"}, pruning])
+    found = batch(jobs, base / "out", settings=RunSettings(Compute("cpu")))
+    assert [outcome.status for outcome in found.outcomes] == ["done"] * 3, found.report
+    page, *results = found.outcomes
+    assert page.figures == {"results": 2}
+    text = (Path(page.out) / "streamcollapse_page.html").read_text()
+    for result in results:
+        assert result.name in text
+    alone = write_jobs(base, [{"source": "models/m1", "verb": "report"}])
+    (failed,) = batch(alone, base / "out", settings=RunSettings(Compute("cpu"))).outcomes
+    assert failed.status == "failed"
+    assert failed.error is not None
+    assert "has no result of" in failed.error

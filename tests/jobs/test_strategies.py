@@ -215,6 +215,8 @@ def test_a_target_is_what_the_best_threshold_gives(llama: Path) -> None:
             llama, replace(options, threshold=found.search.options.threshold), settings=RunSettings(compute=FLOAT32)
         )
         assert again.layers == found.layers, "the threshold that was found gives the same"
+        low = any(isinstance(e, WarningRaised) and "is below 0.45, the lowest of the paper's" in e.text for e in told)
+        assert low == (found.search.options.threshold < 0.45)
         assert any(isinstance(e, WarningRaised) and "no threshold gives exactly" in e.text for e in told) == (
             best != wanted and min(counts) < wanted
         )

@@ -115,7 +115,16 @@ def test_scales_step_by_step_are_what_was_expected(llama: Path) -> None:
 
 def test_seconds_are_those_of_computing_or_of_reading() -> None:
     rates = Rates(
-        run=2.0, judge=5.0, scout_run=0.5, scout_judge=1.0, ready=0.25, read=3.0, first=0.0, begin=0.0, written=0.0
+        run=2.0,
+        judge=5.0,
+        scout_run=0.5,
+        scout_judge=1.0,
+        ready=0.25,
+        read=3.0,
+        first=0.0,
+        begin=0.0,
+        word=0.0,
+        written=0.0,
     )
     one = Round(candidates=2, runs=10, visits=4, reads=4, scouted=3, scout_runs=6)
     assert one.seconds(rates) == 2 * 5 + 10 * 2 + 4 * 0.25 + 3 * 1 + 6 * 0.5
@@ -131,7 +140,7 @@ def test_a_job_that_is_timed_says_how_long_each_phase_takes(llama: Path, tmp_pat
     assert prepared.timed(even_if_short=False).expected is None, "no longer than a probe"
     timed = prepared.timed()
     assert timed.expected is not None
-    assert list(timed.expected.seconds) == ["reference", "search", "scales", "write"]
+    assert list(timed.expected.seconds) == ["reference", "search", "scales", "write", "verdict"]
     assert all(seconds > 0 for seconds in timed.expected.seconds.values())
     assert timed.to_json()["expected_seconds"] == timed.expected.seconds
     assert timed.job.meter.phases == [], "what the probe read is not the job's"

@@ -104,3 +104,9 @@ def test_names_of_strategies_are_known_to_strategies_alone() -> None:
             if isinstance(node, ast.Compare | ast.match_case):
                 named = [one.value for one in ast.walk(node) if isinstance(one, ast.Constant)]
                 assert not set(strategies()) & {name for name in named if isinstance(name, str)}, (path, node.lineno)
+
+
+def test_quick_searches_find_no_scales_unless_they_are_wanted() -> None:
+    assert complete(SearchOptions(effort="quick")).rescale is False
+    assert complete(SearchOptions(effort="quick", rescale=True)).rescale is True
+    assert complete(SearchOptions()).rescale is True

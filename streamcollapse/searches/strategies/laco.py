@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 TRIES, MORE, NEW = 7, 3.0, 0.75
 
 
+PAPERS_LOWEST = 0.45  # T of Table 1; an ablation goes to 0.25, where the model has lost most of what it could
+
+
 class Laco(Strategy):
     """Yang et al., 2024."""
 
@@ -184,7 +187,7 @@ def _to_target(context: SearchContext) -> SearchResult:
 
     fewer = tried_with(-1.0)
     if target.allows(fewer.layers):
-        return _walk(context, fewer.options, record=True)
+        return _walk(context, _said_if_low(context, fewer.options), record=True)
     more = tried_with(METRICS[options.metric].highest)
     while (low := _lowest_merged(fewer)) < (high := _highest_apart(more)):
         middle = (low + high) / 2
@@ -204,7 +207,15 @@ def _to_target(context: SearchContext) -> SearchResult:
                 f"(T = {fewer.options.threshold:.6g})"
             )
         )
-    return _walk(context, more.options, record=True)
+    return _walk(context, _said_if_low(context, more.options), record=True)
+
+
+def _said_if_low(context: SearchContext, options: SearchOptions) -> SearchOptions:
+    """``options``, after a word on a threshold that the paper does not go down to."""
+    if options.metric == "cosine" and options.threshold < PAPERS_LOWEST:
+        text = f"T = {options.threshold:.6g}, found for the target, is below {PAPERS_LOWEST}, the lowest of the paper's"
+        context.run.listener(WarningRaised(f"{text} main results: expect a poor model"))
+    return options
 
 
 def _lowest_merged(found: SearchResult) -> float:
