@@ -2,7 +2,7 @@
 
     from streamcollapse import SearchOptions, prune
 
-    pruned = prune("Llama-2-7b-hf", "llama-2-23l", SearchOptions(target_ratio=0.25))
+    pruned = prune("Llama-2-7b-hf", "llama-2-23l", SearchOptions(target_layers="75%"))
 
 Names are loaded when first used, so that importing the package costs nothing.
 """
