@@ -35,6 +35,8 @@ def test_as_the_models_own_cache(name: str) -> None:
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.inference_mode():
         kept = model(torch.arange(2, 2 + CONTEXT).unsqueeze(0), use_cache=True).past_key_values
+    if not hasattr(kept, "layers"):
+        pytest.skip("this version of transformers has a cache of its own for it")
     for found, layer in zip(_counted(config), kept.layers, strict=True):
         tokens = layer.keys.shape[-2]
         assert tokens in (CONTEXT, 7)  # transformers keeps one less than a window of 8
