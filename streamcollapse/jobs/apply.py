@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamcollapse.errors import NonFiniteError
+from streamcollapse.forward.walk import Stack, schedule
 from streamcollapse.jobs.prepare import Prepared, prepare_apply
 from streamcollapse.merge.composing import in_words
-from streamcollapse.merge.plan import Plan
+from streamcollapse.merge.plan import Plan, original_layers
 from streamcollapse.output.checkpoint import (
     PLAN_FILE,
     REPORT_FILE,
@@ -104,7 +105,8 @@ def judged(prepared: Prepared, plan: Plan, run: Run) -> Judgement | None:
     if text is None:
         return None
     with job.meter.phase("verdict"), heap_for(run.memory.activations):
-        job.listener(PhaseStarted("verdict", job.num_layers + plan.num_layers))
+        stacks = [Stack(layers, 0) for layers in (original_layers(job.num_layers), plan.layers)]
+        job.listener(PhaseStarted("verdict", len(schedule(stacks))))
         try:
             before, after = plans_on(run.model, text, [plan], job)
         except NonFiniteError as error:

@@ -207,6 +207,8 @@ def method_line(strategy: Strategy, options: SearchOptions) -> str:
         said.append(f"T={options.threshold:g}")
     said += [f"rule {options.rule}"] if strategy.uses("rule", options) else []
     said += [f"metric {options.metric}"] if strategy.uses("metric", options) else []
+    if strategy.uses("effort", options) and options.effort != strategy.defaults.get("effort", options.effort):
+        said.append(f"effort {options.effort}")
     return ", ".join(said + ["then scales"] * options.rescale)
 
 
