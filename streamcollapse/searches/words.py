@@ -1,7 +1,6 @@
 """What searches did, in words for people."""
 
 from streamcollapse.errors import printable
-from streamcollapse.merge.composing import in_words
 from streamcollapse.merge.plan import Decision, Plan, SearchRecord
 from streamcollapse.searches.registry import strategies
 from streamcollapse.searches.strategy import Strategy, method_line
@@ -22,6 +21,8 @@ def method_of(options: SearchOptions) -> str:
 
 def said_of(plan: Plan) -> str:
     """How ``plan`` came about, in one line: its search, or what it does."""
+    from streamcollapse.merge.composing import in_words  # which imports torch
+
     return in_words(plan) if plan.search is None else method_of(plan.search.options)
 
 
