@@ -73,7 +73,6 @@ def test_what_a_dry_run_and_the_table_say(base: Path) -> None:
     assert not (base / "out").exists()
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
-    assert done.stderr.startswith("2 jobs; starting workers\n")
     assert done.stdout.splitlines()[0].split() == [
         "result", "layers", "removed", "size", "memory", "loss", "perplexity", "verdict", "time",
     ]  # fmt: skip

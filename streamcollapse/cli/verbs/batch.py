@@ -161,7 +161,6 @@ def _progress(count: int, quiet: bool) -> Iterator[Callable[[Message], None]]:
     console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     view = _View(console, count)
     if not console.is_terminal:
-        console.print(f"{count} job{'s' * (count > 1)}; starting workers")
         yield view.listen
         return
     with Live(view, console=console, refresh_per_second=8, transient=True):
