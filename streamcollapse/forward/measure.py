@@ -123,7 +123,7 @@ class _OfLogits:
                 theirs, negentropy = self._of_original(number, block, real)
                 ours = self._log_probabilities(h[block][real])
                 # sum p log p - sum p log q: one product of what is there, where kl_div makes three matrices more
-                total += negentropy - float(torch.dot(theirs.flatten(), ours.flatten()))
+                total += negentropy - _inner(theirs, ours)
                 tokens += len(ours)
         return _finite(_exp(-total / tokens))
 
@@ -145,7 +145,7 @@ class _OfLogits:
         if self._kept is None or key not in self._kept:
             log_probabilities = self._log_probabilities(self._reference.top[number][block][real])
             probabilities = log_probabilities.exp()
-            made = probabilities, float(torch.dot(probabilities.flatten(), log_probabilities.flatten()))
+            made = probabilities, _inner(probabilities, log_probabilities)
             if self._kept is None:
                 return made
             self._kept[key] = made
@@ -172,6 +172,12 @@ def _blocks(batch: Batch, most: int, short: int, every: int) -> Iterator[tuple[_
             block = slice(row, row + down), slice(token, token + along, every)
             if real_NT[block].any():
                 yield block, real_NT[block]
+
+
+def _inner(a_TV: torch.Tensor, b_TV: torch.Tensor) -> float:
+    """The sum of ``a_TV * b_TV``. Not torch.dot: over 49k words, 80 tokens, it is wrong by 2e-4, with some processors
+    by more, and the difference of two such sums is what is looked for."""
+    return float(torch.linalg.vecdot(a_TV, b_TV).sum(dtype=torch.float64))
 
 
 def _exp(value: float) -> float:

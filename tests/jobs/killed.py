@@ -123,13 +123,22 @@ def contents(directory: Path) -> dict[str, Any]:
     return found
 
 
+def chosen_points(phases: list[str], points: int, draw: random.Random) -> list[int]:
+    """About ``points`` of all points, at random, with five of each phase at least: the first phase has few."""
+    numbers = list(range(len(phases)))
+    draw.shuffle(numbers)
+    of_each = [[n for n in numbers if phases[n] == phase][:5] for phase in dict.fromkeys(phases)]
+    first = [n for some in of_each for n in some]
+    return sorted(list(dict.fromkeys([*first, *numbers]))[: max(points, len(first))])
+
+
 def main(verb: str, source: Path, directory: Path, points: int, seed: int) -> None:
     work = Work(verb, source, directory / "samples.txt")
     work.samples.write_text("A river runs.\nThe old town burned in the war.\n")
     expected, told = directory / "expected", directory / "told.json"
     assert run(work, expected, False, None, told) == 0
     phases: list[str] = json.loads(told.read_text())
-    chosen = sorted(random.Random(seed).sample(range(len(phases)), min(points, len(phases))))
+    chosen = chosen_points(phases, points, random.Random(seed))
     right = contents(expected)
     halves = []
     for half in range(2):  # one for each core of a small machine

@@ -36,7 +36,7 @@ def test_bench_runs_the_real_job_and_leaves_nothing(llama: Path, tmp_path: Path)
     found = bench(llama, conditions=BenchConditions(scratch, True), settings=RunSettings(compute=CPU))
     assert list(scratch.iterdir()) == []
     phases = {phase["name"]: phase for phase in found.report["usage"]["phases"]}
-    assert list(phases) == ["reference", "search", "write"]
+    assert list(phases) == ["reference", "search", "write", "verdict"]
     stored = sum(path.stat().st_size for path in llama.glob("*.safetensors"))
     assert 0.2 * stored < phases["reference"]["bytes_read"] < stored
     assert phases["write"]["bytes_written"] == found.report["bytes"]["after"]
