@@ -88,23 +88,25 @@ class Searches:
 
     def run(self, group: Group, wanted: list[int], scaled: list[int], only: list[str]) -> None:
         """The sizes that ``results`` lack: those ``wanted``, and with scales those of ``scaled``."""
+        found, plain, with_scales = self._results, group.plain, group.scaled
+        missing = [n for n in wanted if not found.row(plain, n)] if not only or plain.name in only else []
+        lacking = []
+        if with_scales is not None and (not only or with_scales.name in only):
+            lacking = [n for n in scaled if not found.row(with_scales, n)]
         with tempfile.TemporaryDirectory() as work:
             path = Searched()
-            missing = [n for n in wanted if not self._results.row(group.plain, n)]
-            if missing and (not only or group.plain.name in only):
-                if group.plain.is_nested:
-                    path = self._walked(group.plain, missing, Path(work) / "path")
-                else:
-                    for n in missing:
-                        self._each(group.plain, n, Path(work) / f"{n}", path)
-            if group.scaled is not None and (not only or group.scaled.name in only):
-                for n in scaled:
-                    if not self._results.row(group.scaled, n):
-                        self._each(group.scaled, n, Path(work) / "path", path)
+            if plain.is_nested and (missing or lacking):  # scales go on from it, and their time from its time
+                path = self._walked(plain, missing, min(missing + lacking), Path(work) / "path")
+            elif not plain.is_nested:
+                for n in missing:
+                    self._each(plain, n, Path(work) / f"{n}", path)
+            for n in lacking:
+                assert with_scales is not None
+                self._each(with_scales, n, Path(work) / "path", path)
 
-    def _walked(self, setting: Setting, missing: list[int], work: Path) -> Searched:
-        """One search to the fewest layers of ``missing``, which has passed the others."""
-        found = searched(self._source, setting.options(min(missing)), work, self._limit)
+    def _walked(self, setting: Setting, missing: list[int], fewest: int, work: Path) -> Searched:
+        """One search to the ``fewest`` layers, which has passed those of ``missing``."""
+        found = searched(self._source, setting.options(fewest), work, self._limit)
         num_layers, passed = self._results.document["layers"], found.decisions
         for n in missing:
             count = num_layers - n

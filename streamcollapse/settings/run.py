@@ -11,7 +11,8 @@ from streamcollapse.errors import OptionError
 from streamcollapse.settings.declared import BudgetSize, FromText, OneOf, Setting, Size, Whole, settings
 from streamcollapse.units import parse_bytes
 
-# the calibration samples that ship with the package: ten sentences, and 24 passages of about 256 tokens
+# the calibration samples that ship with the package: ten sentences, and 24 passages of about 256 tokens:
+# twelve of an encyclopedia, six of this project's code, six of its documentation
 SAMPLES = ("sentences", "passages")
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 IO_MODES = ("auto", "mmap", "pread", "direct")
