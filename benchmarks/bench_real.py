@@ -145,12 +145,11 @@ def score(source: Path, results: Results, folder: Path) -> None:
     """The loss of the original, and of all rows that have none, on each kind of text: a walk for each kind. Texts are
     written into ``folder``."""
     document, new = results.document, [row for row in results.rows if row["status"] == "found" and "nll" not in row]
-    if not new:
-        return
+    nlls: dict[str, dict[str, float]] = {repr(row["plan"]): row["nll"] for row in results.rows if "nll" in row}
     job = open_job(source, RunSettings())
-    plans = {repr(row["plan"]): _plan(job, row["plan"]) for row in new}
-    nlls: dict[str, dict[str, float]] = {name: {} for name in plans}
-    for kind, contents in held_out().items():
+    plans = {repr(row["plan"]): _plan(job, row["plan"]) for row in new if repr(row["plan"]) not in nlls}
+    nlls |= {name: {} for name in plans}
+    for kind, contents in held_out().items() if plans else ():
         file = folder / f"{kind}.txt"
         file.write_text(contents, encoding="utf-8")
         text = held_out_text(job, file, document["tokens"])
