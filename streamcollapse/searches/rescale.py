@@ -25,7 +25,7 @@ from streamcollapse.settings.search import SearchOptions
 STEP = 0.05
 LEAST, MOST = 0.5, 2.0
 BOLDEST = 4  # steps at once
-_ROUNDS = {True: 3, False: 6}  # expected, by whether one goes further than a step
+_ROUNDS = {True: 2, False: 6}  # expected, by whether one goes further than a step
 _JOINT = {True: 5, False: 3}  # expected of the ways to take changes together
 TOGETHER = 6  # ways to take several changes at once, at the most
 GAIN = 1e-4  # of similarity; rounds that bring less are not worth their reading
