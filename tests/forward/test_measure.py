@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from streamcollapse import Calibration, Compute, SearchOptions, Streaming, search
 from streamcollapse.errors import CalibrationError, NonFiniteError, OptionError
@@ -94,3 +95,9 @@ def test_thresholds_of_each_metric() -> None:
         method(metric="kl", threshold=1.5)
     with pytest.raises(OptionError, match="metric 'wasserstein' is unknown; choose one of cosine, token-cosine, nll"):
         SearchOptions(metric="wasserstein")
+
+
+def test_sums_over_a_large_vocabulary_are_exact_to_float32() -> None:
+    log_p, log_q = torch.log_softmax(3.0 * torch.randn(2, 80, 49_152, generator=torch.manual_seed(0)), dim=-1)
+    expected = float((log_p.double().exp() * log_q.double()).sum())
+    assert measure._inner(log_p.exp(), log_q) == pytest.approx(expected, rel=5e-6)

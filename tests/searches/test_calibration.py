@@ -18,6 +18,7 @@ def test_the_samples_that_ship_with_the_package_have_names() -> None:
     passages = load_samples(Calibration("passages"))
     assert len(passages) == 24
     assert min(map(len, passages)) > 700
+    assert len({passage[:100] for passage in passages}) == 24
     assert load_samples(Calibration(), "sentences") == samples
     assert load_samples(Calibration(), "passages") == passages
 
