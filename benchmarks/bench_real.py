@@ -8,8 +8,8 @@ Method     A model of real_models.py; every strategy, those that have an effort 
            their own defaults. The rise is in nats over the original's loss, on three kinds of text
            (real_models.held_out), in windows of 512 tokens spread evenly over each. A search is a process of its own.
            A nested one is run once, to the fewest layers: on its way it passes what a search for each other number
-           finds, and its time up to there is that search's. Scales need a search for each size, which takes what the
-           one without has evaluated; its time is that one's to the same size, and its own from the last merge on.
+           finds, and its time up to there is that search's. Scales begin with the stack that the search without them
+           found; their time is that search's, and their own with another reference pass.
            Processor time is that of all cores, bytes what was read of the checkpoint, layers how often one went by.
 
     python benchmarks/bench_real.py (--model NAME --models DIR | --source DIR) --save FILE [--only SETTING...]
@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from about import environment
 from real_models import add_options, chosen_model, held_out
-from real_search import Searched, searched
+from real_search import Searched, searched, stack_of
 from real_settings import SCALED, SHARES, Group, Setting, groups, sizes
 from real_tables import markdown
 
@@ -90,23 +90,19 @@ class Searches:
         """The sizes that ``results`` lack: those ``wanted``, and with scales those of ``scaled``."""
         found, plain, with_scales = self._results, group.plain, group.scaled
         missing = [n for n in wanted if not found.row(plain, n)] if not only or plain.name in only else []
-        lacking = []
-        if with_scales is not None and (not only or with_scales.name in only):
-            lacking = [n for n in scaled if not found.row(with_scales, n)]
         with tempfile.TemporaryDirectory() as work:
-            path = Searched()
-            if plain.is_nested and (missing or lacking):  # scales go on from it, and their time from its time
-                path = self._walked(plain, missing, min(missing + lacking), Path(work) / "path")
+            if plain.is_nested and missing:
+                self._walked(plain, missing, Path(work) / "path")
             elif not plain.is_nested:
                 for n in missing:
-                    self._each(plain, n, Path(work) / f"{n}", path)
-            for n in lacking:
-                assert with_scales is not None
-                self._each(with_scales, n, Path(work) / "path", path)
+                    self._each(plain, n, Path(work) / f"{n}")
+            if with_scales is not None and (not only or with_scales.name in only):
+                for n in (n for n in scaled if not found.row(with_scales, n)):
+                    self._scales(with_scales, n, Path(work) / f"{n} scales", found.row(plain, n))
 
-    def _walked(self, setting: Setting, missing: list[int], fewest: int, work: Path) -> Searched:
-        """One search to the ``fewest`` layers, which has passed those of ``missing``."""
-        found = searched(self._source, setting.options(fewest), work, self._limit)
+    def _walked(self, setting: Setting, missing: list[int], work: Path) -> None:
+        """One search to the fewest layers of ``missing``, which passes the others."""
+        found = searched(self._source, setting.options(min(missing)), work, self._limit)
         num_layers, passed = self._results.document["layers"], found.decisions
         for n in missing:
             count = num_layers - n
@@ -115,21 +111,25 @@ class Searches:
                 self._add(setting, n, setting.stack(num_layers, passed[:count]), used)
             else:
                 self._results.add(setting, n, **self._nothing(found, num_layers))
-        return found
 
-    def _each(self, setting: Setting, wanted: int, work: Path, path: Searched) -> None:
-        """A search for ``wanted`` layers; of what ``path`` has passed already, the time is that of ``path``."""
+    def _each(self, setting: Setting, wanted: int, work: Path) -> None:
+        """A search for ``wanted`` layers."""
         found = searched(self._source, setting.options(wanted), work, self._limit)
-        num_layers = self._results.document["layers"]
         if found.end is None:
-            self._results.add(setting, wanted, **self._nothing(found, num_layers))
-            return
-        layers = tuple(PlanLayer(base, {int(s): c for s, c in mix.items()}) for base, mix in found.end["plan"])
-        used, count = {key: found.end[key] for key in USED}, num_layers - wanted
-        if len(path.decisions) >= count:
-            before, again = path.decisions[count - 1], found.decisions[count - 1]
-            used = {key: before[key] + used[key] - again[key] for key in USED}
-        self._add(setting, wanted, layers, used)
+            self._results.add(setting, wanted, **self._nothing(found, self._results.document["layers"]))
+        else:
+            self._add(setting, wanted, stack_of(found.end["plan"]), {key: found.end[key] for key in USED})
+
+    def _scales(self, setting: Setting, wanted: int, work: Path, without: dict[str, Any] | None) -> None:
+        """The scales for what the row ``without`` them has."""
+        if without is None or without["layers"] is None:
+            raise SystemExit(f"{setting.name}, {wanted} layers: needs the row without scales first")
+        found = searched(self._source, setting.options(wanted), work, self._limit, without["plan"])
+        if found.end is None:
+            self._results.add(setting, wanted, **self._nothing(found, wanted))
+        else:
+            used = {key: without[key] + found.end[key] for key in USED}
+            self._add(setting, wanted, stack_of(found.end["plan"]), used)
 
     def _nothing(self, found: Searched, num_layers: int) -> dict[str, Any]:
         why = f"broken off after {self._limit:g} s" if found.refused is None else f"refused: {found.refused}"
@@ -167,8 +167,7 @@ def score(source: Path, results: Results, folder: Path) -> None:
 
 
 def _plan(job: Job, layers: list[Any]) -> Plan:
-    stack = tuple(PlanLayer(base, {int(source): c for source, c in mix.items()}) for base, mix in layers)
-    return Plan(job.name, job.num_layers, job.checkpoint.fingerprint(), stack)
+    return Plan(job.name, job.num_layers, job.checkpoint.fingerprint(), stack_of(layers))
 
 
 def options() -> argparse.Namespace:

@@ -1,10 +1,11 @@
 """One search in a process of its own, which can be ended at any time: what it has decided until then is known.
 
-    python benchmarks/real_search.py SOURCE WORK_DIR OPTIONS
+    python benchmarks/real_search.py SOURCE WORK_DIR OPTIONS [LAYERS]
 
-OPTIONS: SearchOptions as JSON. Prints a JSON line for each decision that was accepted, as it is made, and one at the
-end with the layers of the plan; each with what was used since the search began: seconds, processor seconds, bytes
-read, layers read. Where the options are refused, the one line says so.
+OPTIONS: SearchOptions as JSON. With LAYERS, a stack as JSON, only its scales are searched for. Prints a JSON line for
+each decision that was accepted, as it is made, and one at the end with the layers of the plan; each with what was used
+since the search began: seconds, processor seconds, bytes read, layers read. Where the options are refused, the one line
+says so.
 """
 
 from __future__ import annotations
@@ -22,9 +23,19 @@ from typing import Any
 
 import torch
 
-from streamcollapse import RunSettings, SearchOptions, Streaming, search
+from streamcollapse import Plan, RunSettings, SearchOptions, Streaming, search
 from streamcollapse.errors import OptionError
-from streamcollapse.progress import DecisionMade, Event, LayerDone
+from streamcollapse.jobs.prepare import prepare_search
+from streamcollapse.merge.plan import PlanLayer
+from streamcollapse.progress import DecisionMade, Event, LayerDone, Listener
+from streamcollapse.resources.device import heap_for
+from streamcollapse.run.opened import open_run
+from streamcollapse.run.saved_reference import reference_of
+from streamcollapse.run.work_directory import search_work
+from streamcollapse.searches.evaluator import Evaluator
+from streamcollapse.searches.registry import strategy_of
+from streamcollapse.searches.rescale import rescaled
+from streamcollapse.searches.strategy import SearchContext, SearchResult
 
 
 @dataclass
@@ -37,11 +48,14 @@ class Searched:
     refused: str | None = None
 
 
-def searched(source: Path, options: SearchOptions, work: Path, limit: float) -> Searched:
-    """Search in another process, with as many threads as this one, for ``limit`` seconds at the most. Raises SystemExit
-    where it fails."""
+def searched(
+    source: Path, options: SearchOptions, work: Path, limit: float, found_layers: list[Any] | None = None
+) -> Searched:
+    """Search in another process, with as many threads as this one, for ``limit`` seconds at the most; only for the
+    scales of ``found_layers``, if they are given. Raises SystemExit where it fails."""
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, __file__, str(source), str(work), json.dumps(options.given)]
+    command += [] if found_layers is None else [json.dumps(found_layers)]
     found = Searched()
     is_over = threading.Event()
     with tempfile.TemporaryFile("w+") as errors:
@@ -80,7 +94,7 @@ def _take(found: Searched, line: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    source, work, given = sys.argv[1:]
+    source, work, given, *layers_found = sys.argv[1:]
     begun, computed = time.perf_counter(), time.process_time()
     num_bytes, layers = 0, 0
 
@@ -96,12 +110,41 @@ def main() -> None:
             say(l=event.pointer, merged=event.merged, similarity=event.similarity)
 
     settings = RunSettings(streaming=Streaming(work_dir=work))
+    options = SearchOptions(**json.loads(given))
     try:
-        plan = search(source, SearchOptions(**json.loads(given)), settings=settings, listener=listener)
+        if layers_found:
+            plan = scaled(source, options, stack_of(json.loads(layers_found[0])), settings, listener)
+        else:
+            plan = search(source, options, settings=settings, listener=listener)
     except OptionError as error:
         say(refused=str(error))
     else:
         say(plan=[[layer.base, {str(s): c for s, c in layer.mix.items()}] for layer in plan.layers])
+
+
+def stack_of(layers: list[Any]) -> tuple[PlanLayer, ...]:
+    """The stack that the results of bench_real.py give as ``layers``."""
+    return tuple(PlanLayer(base, {int(source): c for source, c in mix.items()}) for base, mix in layers)
+
+
+def scaled(
+    source: str, options: SearchOptions, layers: tuple[PlanLayer, ...], settings: RunSettings, listener: Listener
+) -> Plan:
+    """What ``options`` find where the search has come to ``layers``: the last part of ``find_plan``."""
+    prepared = prepare_search(source, options, settings, listener=listener)
+    job, space, samples = prepared.job, prepared.space, prepared.samples
+    assert space is not None
+    assert samples is not None
+    with (
+        search_work(prepared.key, options, settings.streaming, prepared.memory.spill, None) as work,
+        open_run(job, prepared.memory, work.path) as run,
+        heap_for(prepared.memory.activations),
+    ):
+        reference = reference_of(run, work, samples, strategy_of(space.options).boundaries(space))
+        evaluator = Evaluator(run, reference, work.memory, space.options, settings.streaming.lookahead)
+        context = SearchContext(run, space, reference, evaluator, work)
+        found = rescaled(context, SearchResult(space.options, layers, []))
+    return Plan(job.name, job.num_layers, job.checkpoint.fingerprint(), found.layers, space.options.merge_norms)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from streamcollapse.merge.plan import Decision, PlanLayer, SearchRecord, original_layers
+from streamcollapse.merge.plan import PlanLayer, original_layers
+from streamcollapse.merge.record import Decision, SearchRecord
 from streamcollapse.searches.registry import complete, strategies
 from streamcollapse.searches.strategy import Strategy
 from streamcollapse.settings.catalogue import EFFORTS

@@ -41,7 +41,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from streamcollapse.forward.walk import Stack, schedule
-from streamcollapse.merge.plan import Decision, PlanLayer, StackKey, stack_key
+from streamcollapse.merge.plan import PlanLayer, StackKey, stack_key
+from streamcollapse.merge.record import Decision
 from streamcollapse.searches.algorithm1 import SearchState
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.searches.lookahead import AcceptModel, Depth, likely_states

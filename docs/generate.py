@@ -26,6 +26,7 @@ from streamcollapse.settings.run import (  # noqa: E402
     EvaluationText,
     Judging,
     Output,
+    Repair,
     RunSettings,
     Streaming,
 )
@@ -37,6 +38,7 @@ _GROUPS = (
     (Calibration, "Calibration samples", "`prune`, `search`, `similarity` and `bench`; keys of a job in `batch`."),
     (Compute, "Computing", "Every verb that computes; `compute_dtype` is a key of a job in `batch`."),
     (Streaming, "Streaming", "`prune`, `search`, `similarity`, `bench` and `batch`. No setting here changes a result."),
+    (Repair, "Repair", "`prune`, `search` and `apply`; keys of a job in `batch`."),
     (Judging, "The verdict", "`prune` and `apply`; `held_out` also `search`; keys of a job in `batch`."),
     (Output, "Output", "`prune`, `apply` and `convert`; `max_shard_size` is a key of a job in `batch`."),
     (RunSettings, "All of these, and trust", "Every verb that opens a model."),

@@ -168,7 +168,10 @@ def _read(path: Path) -> tuple[Any, Any, dict[str, Any]]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except THEIR_ERRORS as error:  # not the magic number, cut off, an architecture that transformers does not know
-        raise CheckpointError(f"{path}: no GGUF file that can be used: {first_line(error)}") from error
+        raise CheckpointError(
+            f"{path}: no GGUF file that can be used; it may be cut off, or of an architecture that transformers does "
+            f"not read: {first_line(error)}"
+        ) from error
 
 
 def _skeleton(path: Path, config: dict[str, Any], dtype: torch.dtype) -> Skeleton:

@@ -11,8 +11,7 @@ from streamcollapse.errors import CalibrationError, CheckpointError, OptionError
 from streamcollapse.jobs.perplexity import perplexity
 from streamcollapse.jobs.report import report
 from streamcollapse.jobs.similarity import similarity
-from streamcollapse.merge.plan import Plan
-from streamcollapse.output.checkpoint import PLAN_FILE
+from streamcollapse.merge.plan import PLAN_FILE, Plan
 from streamcollapse.progress import Listener
 from streamcollapse.run.opened import open_job
 from streamcollapse.settings.run import Comparing, Output, RunSettings

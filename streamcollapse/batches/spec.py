@@ -15,7 +15,7 @@ import glob
 import itertools
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from streamcollapse.settings.run import (
     EvaluationText,
     Judging,
     Output,
+    Repair,
     RunSettings,
 )
 from streamcollapse.settings.search import SearchOptions
@@ -45,6 +46,7 @@ _SETTINGS: dict[str, Declared] = {
     **declared(SearchOptions),
     **declared(Calibration),
     **declared(Judging),
+    **declared(Repair),
     **{key: one for key, one in declared(RunSettings).items() if key in ("compute_dtype", "max_shard_size")},
 }
 _LETTERS = {one.said.letter: key for key, one in _SETTINGS.items() if one.said.letter}
@@ -190,11 +192,14 @@ def _work(verb: str, chosen: Mapping[str, Any], base: Path) -> tuple[Work, str]:
         return likening, str(output.max_shard_size)
     judging = make(Judging, chosen)
     held_out = None if judging.held_out is None else _file(judging.held_out, base, "held-out text")
+    repair = make(Repair, chosen)
+    fitted = None if repair.file is None else _file(repair.file, base, "text to repair on")
     work = Prune(
         method,
         Calibration(file, calibration.max_tokens),
         make(Compute, chosen).dtype,
         Judging(held_out, judging.verdict),
+        repair if fitted is None else replace(repair, file=fitted),
     )
     return work, str(output.max_shard_size)
 

@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import CalibrationError
-from streamcollapse.settings.run import SAMPLES, Calibration, EvaluationText, Judging
+from streamcollapse.settings.run import SAMPLES, Calibration, EvaluationText, Judging, Repair
 from streamcollapse.settings.search import SearchOptions
 
 
 @dataclass(frozen=True)
 class Prune:
-    """Prune by ``options`` on ``calibration``, computing in ``compute_dtype``; ``judging`` the result."""
+    """Prune by ``options`` on ``calibration``, computing in ``compute_dtype``; how the result is mended by ``repair``,
+    and how it is judged."""
 
     options: SearchOptions
     calibration: Calibration
     compute_dtype: str
     judging: Judging = Judging()  # noqa: RUF009 - frozen
+    repair: Repair = Repair()  # noqa: RUF009
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,10 @@ class Task:
 
     def settings(self) -> dict[str, Any]:
         """Everything that makes a difference to the result, as JSON types."""
-        return {"verb": self.verb, "max_shard_size": self.max_shard_size, **_plain(asdict(self.work))}
+        said = _plain(asdict(self.work))
+        if said.get("repair", {}).get("method") == "none":  # as it was before there were repairs
+            del said["repair"]
+        return {"verb": self.verb, "max_shard_size": self.max_shard_size, **said}
 
 
 Chain = tuple[Task, ...]

@@ -148,7 +148,7 @@ def prepare_task(
     assert isinstance(task.work, Prune)
     settings = settings_of(task, machine)
     streaming = replace(machine.streaming, work_dir=work_dir)
-    settings = replace(settings, streaming=streaming, output=output, judging=task.work.judging)
+    settings = replace(settings, streaming=streaming, output=output, judging=task.work.judging, repair=task.work.repair)
     return prepare_prune(directory, out, task.work.options, settings, listener)
 
 

@@ -1,15 +1,20 @@
 """The command ``streamcollapse``."""
 
 import os
+import sys
 
 # Threads that wait for work sleep instead of spinning. Before torch is imported, which reads it once: spinning threads
 # of two programs on the same cores hold each other up (docs/decisions/0008-waiting-threads.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from typing import Annotated
+from typing import Annotated, Any
 
+import click
 import typer
+from typer.core import TyperGroup
 
+from streamcollapse.cli.screen import print_json
+from streamcollapse.cli.text import said
 from streamcollapse.cli.verbs.apply import apply
 from streamcollapse.cli.verbs.batch import batch
 from streamcollapse.cli.verbs.bench import bench
@@ -28,8 +33,22 @@ from streamcollapse.cli.verbs.speed import speed
 from streamcollapse.cli.verbs.strategies import strategies
 from streamcollapse.cli.verbs.verify import verify
 
+
+class _Verbs(TyperGroup):
+    """Mistakes in options are a JSON document as well, where that is what was asked for."""
+
+    def invoke(self, context: Any) -> Any:
+        try:
+            return super().invoke(context)
+        except click.UsageError as error:
+            if "--json" in sys.argv:
+                print_json({"error": {"type": "UsageError", "message": said(error.format_message())}})
+            raise
+
+
 app = typer.Typer(
     name="streamcollapse",
+    cls=_Verbs,
     help="Prune the depth of language models that do not fit in memory, by streamed layer collapse (LaCo).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

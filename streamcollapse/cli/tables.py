@@ -13,7 +13,7 @@ from streamcollapse.cli.text import lines_of, plain_console, unicode
 from streamcollapse.errors import printable
 from streamcollapse.searches.course import course
 from streamcollapse.searches.strategy import cells
-from streamcollapse.searches.words import decision_line, is_scale, method_of, spoken_strategy
+from streamcollapse.searches.words import decision_line, is_scale, method_of, said_of, spoken_strategy
 from streamcollapse.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:  # for their names alone: importing them takes seconds
@@ -37,7 +37,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
     ]
     search = plan.search
     if search is None:
-        return rows
+        return [*rows, ("changes", said_of(plan)), *_repair_rows(plan)]
     strategy, options = spoken_strategy(search.options), search.options
     rows.append(("method", method_of(options)))
     if strategy.implied_by and options.has_target:
@@ -59,15 +59,30 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
         best = max(rejected, key=lambda d: d.similarity or -1.0)
         rows.append(("best rejected", decision_line(best, search)))
     rows += [("", decision_line(d, search)) for d in search.decisions if d.reason is not None]
+    return [*rows, *_repair_rows(plan)]
+
+
+def _repair_rows(plan: Plan) -> list[tuple[str, str | Text]]:
+    """What was fitted anew, and how much nearer each layer came to what the source hands on."""
+    if plan.repair is None:
+        return []
+    rows: list[tuple[str, str | Text]] = [("repaired", plan.repair.in_words())]
+    for layer in plan.repair.layers:
+        what = "unchanged" if layer.how is None else f"error {layer.before:.4f} -> {layer.after:.4f}, {layer.how}"
+        rows.append(("", f"layer {plan.layers[layer.position].base}: {what}"))
     return rows
 
 
 def show_plan(plan: Plan, path: Path) -> None:
     """The outcome of a search, and where the plan is."""
+    plain_console().print(lines_of([*plan_rows(plan), *_more_sizes(plan), ("plan", str(path))]))
+
+
+def _more_sizes(plan: Plan) -> list[tuple[str, str | Text]]:
+    """What else can be had of the search of ``plan``."""
     sizes = [len(layers) for layers in course(plan)[1:-1]]
     which = f"{sizes[-1]} to {sizes[0]} layers" if len(sizes) > 1 else f"{sizes[0]} layers" if sizes else ""
-    more = [("more sizes", f"{which}: streamcollapse apply with --layers")] if sizes else []
-    plain_console().print(lines_of([*plan_rows(plan), *more, ("plan", str(path))]))
+    return [("more sizes", f"{which}: streamcollapse apply with --layers")] if sizes else []
 
 
 def show_inspection(found: Inspection) -> None:
@@ -113,6 +128,7 @@ def show_pruned(pruned: Pruned) -> None:
     phases = ", ".join(f"{p['name']} {format_seconds(p['seconds'])}" for p in usage["phases"])
     rows: list[tuple[str, str | Text]] = [
         *plan_rows(pruned.plan),
+        *_more_sizes(pruned.plan),
         ("parameters", f"{report['parameters']['before']:,} -> {report['parameters']['after']:,}"),
         ("weights", f"{format_bytes(before)} -> {format_bytes(after)} (ratio {100 * report['ratio']:.1f} %)"),
         ("time", f"{format_seconds(usage['seconds'])} ({phases})"),

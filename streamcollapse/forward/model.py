@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from streamcollapse.arch.architecture import Architecture
 from streamcollapse.arch.skeleton import DecoderStack, LayerCall, Recording, place_buffers
@@ -66,6 +67,10 @@ class StreamedModel:
         token_ids = torch.unique(torch.cat([batch.input_ids_NT.flatten() for batch in batches]))
         weights[self._in_decoder(self._embedding_name())] = self._embedding(token_ids)
         return [self._stack.record(weights, batch.input_ids_NT.to(self.placement.device)) for batch in batches]
+
+    def module(self, base: int) -> nn.Module:
+        """The code of source layer ``base``, without weights, to be looked at while it runs."""
+        return self._skeleton.layers[base]
 
     @contextmanager
     def onload(self, view: MergedView, position: int) -> Iterator[LayerWeights]:

@@ -6,16 +6,10 @@ from pathlib import Path
 from streamcollapse.errors import NonFiniteError
 from streamcollapse.forward.walk import Stack, schedule
 from streamcollapse.jobs.prepare import Prepared, prepare_apply
+from streamcollapse.jobs.repair import repaired
 from streamcollapse.merge.composing import in_words
-from streamcollapse.merge.plan import Plan, original_layers
-from streamcollapse.output.checkpoint import (
-    PLAN_FILE,
-    REPORT_FILE,
-    check_loadable,
-    write_companions,
-    write_config,
-    write_weights,
-)
+from streamcollapse.merge.plan import PLAN_FILE, Plan, original_layers
+from streamcollapse.output.checkpoint import REPORT_FILE, check_loadable, write_companions, write_config, write_weights
 from streamcollapse.output.report import Report, build_report, load_report, sizes
 from streamcollapse.output.verdict import Judgement, is_broken, judge, told
 from streamcollapse.progress import Listener, PhaseStarted, WarningRaised, silent
@@ -59,7 +53,7 @@ def run_apply(prepared: Prepared) -> Pruned:
         if work.has_finished(prepared.out):
             return finished(prepared.out)
         with open_run(prepared.job, prepared.memory, work.path) as run:
-            return write_pruned(prepared, prepared.plan, run, work)
+            return write_pruned(prepared, repaired(prepared, prepared.plan, run, work), run, work)
 
 
 def write_pruned(prepared: Prepared, plan: Plan, run: Run, work: WorkDirectory) -> Pruned:

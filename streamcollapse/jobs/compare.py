@@ -9,12 +9,12 @@ from pathlib import Path
 from streamcollapse.errors import OptionError, PlanError
 from streamcollapse.jobs.apply import apply
 from streamcollapse.jobs.speed import speed
-from streamcollapse.merge.view import check_plan
 from streamcollapse.output.report import sizes
 from streamcollapse.output.results import ComparedModel, Comparison, Result, load_results, source_of
 from streamcollapse.progress import Listener, PhaseStarted, StepDone, silent
 from streamcollapse.run.held_out import held_out_perplexities, held_out_text
 from streamcollapse.run.opened import Job, open_job
+from streamcollapse.run.refits import use_plan
 from streamcollapse.searches.words import said_of
 from streamcollapse.settings.run import Comparing, Output, RunSettings
 
@@ -48,7 +48,7 @@ def open_source(results: Sequence[Result], conditions: Comparing, settings: RunS
     job = open_job(source, settings, listener)
     for result in results:
         try:
-            check_plan(result.plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
+            use_plan(job, result.plan)
         except PlanError as error:
             raise PlanError(f"{result.name}: {error}") from error
     return job

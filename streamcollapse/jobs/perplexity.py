@@ -8,12 +8,12 @@ from streamcollapse.errors import OptionError
 from streamcollapse.forward.batches import MOST_CALL_TOKENS
 from streamcollapse.forward.perplexity import make_windows, streamed_perplexity
 from streamcollapse.merge.plan import Plan, original_layers
-from streamcollapse.merge.view import check_plan
 from streamcollapse.progress import Listener, PhaseStarted, silent
 from streamcollapse.resources.device import heap_for
 from streamcollapse.resources.meter import Usage
 from streamcollapse.run.memory_plan import plan_one_layer
 from streamcollapse.run.opened import open_job, open_stream
+from streamcollapse.run.refits import use_plan
 from streamcollapse.run.samples import check_vocabulary, load_tokenizer, longest_context, opening_tokens, read_text
 from streamcollapse.settings.run import EvaluationText, RunSettings
 
@@ -54,7 +54,7 @@ def perplexity(
     contents = read_text(Path(asked.file))
     job = open_job(source, settings, listener)
     if plan is not None:
-        check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
+        use_plan(job, plan)
     layers = original_layers(job.num_layers) if plan is None else plan.layers
     merge_norms = plan is not None and plan.merge_norms
     window = _window(asked.window, longest_context(job))

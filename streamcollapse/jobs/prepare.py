@@ -6,18 +6,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.errors import BudgetError, CalibrationError
+from streamcollapse.errors import BudgetError, CalibrationError, PlanError
 from streamcollapse.jobs.inspect import Inspection, describe
 from streamcollapse.merge.composing import refuse_identity
 from streamcollapse.merge.plan import Plan
-from streamcollapse.merge.view import check_plan
 from streamcollapse.output.report import sizes
 from streamcollapse.progress import Listener, NoteMade, TimeExpected, WarningRaised, silent
+from streamcollapse.resources.budget import free_ram
 from streamcollapse.run.first_checks import check_out, check_plan_path, check_source
+from streamcollapse.run.fit_text import FitText, fit_text
 from streamcollapse.run.held_out import HeldOut, held_out_text
 from streamcollapse.run.memory_plan import plan_memory, plan_one_layer
 from streamcollapse.run.needs import MemoryPlan
 from streamcollapse.run.opened import Job, open_job
+from streamcollapse.run.refits import use_plan
 from streamcollapse.run.request import Request
 from streamcollapse.run.samples import Samples, calibration_samples
 from streamcollapse.run.saved_reference import work_key
@@ -35,7 +37,7 @@ from streamcollapse.storage.disk import check_space as check_disk
 from streamcollapse.storage.staging import staged_bytes
 
 _CHECKED_SECONDS = 2.0  # to build what is to be written on the model's own code, and to sync small files
-_SHORT = 1e12  # operations; a probe takes longer than these
+_SHORT = 1e11  # operations; a probe takes longer than these
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Prepared:
     """A job that may begin: everything about it is checked, nothing is written.
 
     ``options`` (complete), ``space`` and ``samples``: of a search, else None; ``plan``: the one to apply, else None;
-    ``held_out``: the text that judges the result, or tells the search how far to go; None: nothing does.
+    ``held_out``: the text that judges the result, or tells the search how far to go; None: nothing does. ``fit_text``:
+    what the result is repaired on, None where it is not.
     ``out``: the directory to make, or the plan's file, if any. Sizes in bytes of weights: the output's at the least and
     at the most; ``disk_free``: where the output would go, None where none would. ``expected``: how long a search will
     take, once that is ``timed``.
@@ -59,6 +62,7 @@ class Prepared:
     samples: Samples | None = None
     plan: Plan | None = None
     held_out: HeldOut | None = None
+    fit_text: FitText | None = None
     smallest_output: int = 0
     largest_output: int = 0
     disk_free: int | None = None
@@ -199,7 +203,7 @@ def prepare_search(
         check_plan_path(target, settings.output.overwrite)
     found = _prepare_search(open_job(source, settings, listener), options, settings, target, writes=False)
     path = search_path(settings.streaming, target)
-    if path is not None:
+    if path is not None and (settings.streaming.work_dir is not None or path.resolve().parent.is_dir()):
         check_directory(path, found.key)
     return found
 
@@ -216,6 +220,9 @@ def _prepare_search(
     demand = demand_of(space)
     if held_out is not None:
         demand = replace(demand, held_out=held_out.tokens)
+    text = None if settings.repair.method == "none" else fit_text(job, settings.repair)
+    if text is not None:
+        demand = replace(demand, repair=(settings.repair.method, sum(text.tokens), text.call_tokens))
     try:
         memory = plan_memory(job, samples, settings.streaming, demand)
     except BudgetError as error:
@@ -225,8 +232,8 @@ def _prepare_search(
         job.listener(WarningRaised(f"no verdict, which is no reason to refuse the job: {error}"))
     key, layers = work_key(job, samples, options.merge_norms), fewest_layers(strategy, space)
     smallest, largest = sizes(job.view(layers), len(layers)).bytes, job.checkpoint.num_bytes
-    chosen = complete(options)
-    return Prepared(job, settings, memory, key, out, chosen, space, samples, None, held_out, smallest, largest)
+    found = Prepared(job, settings, memory, key, out, complete(options), space, samples, None, held_out, text)
+    return replace(found, smallest_output=smallest, largest_output=largest)
 
 
 def _held_out(job: Job, settings: RunSettings, needed: bool = False) -> HeldOut | None:
@@ -256,14 +263,20 @@ def prepare_apply(
     check_source(source)
     check_out(source, out, settings.streaming, settings.output)
     job = open_job(source, settings, listener)
-    check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
+    use_plan(job, plan)
     refuse_identity(plan)
+    if settings.repair.method != "none" and any(layer.refits for layer in plan.layers):
+        raise PlanError("the plan is repaired already; apply it without `repair`")
+    text = None if settings.repair.method == "none" else fit_text(job, settings.repair)
     size = sizes(job.view(plan.layers, plan.merge_norms), plan.num_layers).bytes
     free = check_disk(Path(out), size - staged_bytes(Path(out)))
     memory = plan_one_layer(job, settings.streaming)
+    if text is not None:
+        states = 2 * sum(text.tokens) * job.hidden_size * job.placement.dtype.itemsize
+        memory = replace(memory, spill=states > free_ram() // 4)
     held_out = _held_out(job, settings)
     key = work_key(job, None, plan.merge_norms, plan.digest)
-    found = Prepared(job, settings, memory, key, Path(out), plan=plan, held_out=held_out)
+    found = Prepared(job, settings, memory, key, Path(out), plan=plan, held_out=held_out, fit_text=text)
     found = replace(found, smallest_output=size, largest_output=size, disk_free=free)
     found.request.check_work(key)
     return found

@@ -3,6 +3,7 @@
 prepare     every check, before a weight is read (prepare.py)
 reference   stream the original once, keep the hidden states at layer boundaries
 search      propose merges, run each from the boundary below, keep what stays similar
+repair      fit the layers before cuts to what the original hands on above them
 write       stream the merged tensors into a new checkpoint
 """
 
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from streamcollapse.jobs.apply import Pruned, finished, write_pruned
 from streamcollapse.jobs.prepare import Prepared, prepare_prune
+from streamcollapse.jobs.repair import repaired
 from streamcollapse.jobs.search import find_plan
 from streamcollapse.progress import Listener, silent
 from streamcollapse.run.opened import open_run
@@ -43,4 +45,5 @@ def run_prune(prepared: Prepared, resumable: bool = True) -> Pruned:
         if work.has_finished(prepared.out):
             return finished(prepared.out)
         with open_run(prepared.job, prepared.memory, work.path) as run:
-            return write_pruned(prepared, find_plan(prepared, run, work), run, work)
+            plan = repaired(prepared, find_plan(prepared, run, work), run, work)
+            return write_pruned(prepared, plan, run, work)

@@ -19,6 +19,7 @@ from streamcollapse.run.opened import Job, open_stream
 from streamcollapse.run.samples import load_tokenizer, tokenize
 from streamcollapse.settings.run import Comparing, RunSettings
 from streamcollapse.storage.disk import write_whole
+from streamcollapse.storage.staging import make_parents
 
 PROMPTS = (
     "The city was founded in",
@@ -71,6 +72,7 @@ def report(
         comparison = compared(job, results, conditions, settings)
         if conditions.samples:
             samples = _samples(job, results, comparison, settings)
+    make_parents(place)
     write_whole(place, build_page(results, comparison, samples))
     return WrittenPage(place, comparison, samples)
 

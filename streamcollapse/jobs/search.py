@@ -3,10 +3,13 @@
 from pathlib import Path
 
 from streamcollapse.jobs.prepare import Prepared, prepare_search
-from streamcollapse.merge.plan import Plan, SearchRecord
+from streamcollapse.jobs.repair import repaired
+from streamcollapse.merge.plan import Plan
+from streamcollapse.merge.record import SearchRecord
 from streamcollapse.progress import Listener, PhaseStarted, silent
 from streamcollapse.resources.device import heap_for
 from streamcollapse.run.opened import Run, open_run
+from streamcollapse.run.refits import save_refits
 from streamcollapse.run.saved_reference import reference_of
 from streamcollapse.run.work_directory import TemporaryWork, search_work
 from streamcollapse.searches.evaluator import Evaluator
@@ -44,8 +47,9 @@ def run_search(prepared: Prepared) -> Plan:
         ) as work,
         open_run(prepared.job, prepared.memory, work.path) as run,
     ):
-        plan = find_plan(prepared, run, work)
+        plan = repaired(prepared, find_plan(prepared, run, work), run, work)
         if prepared.out is not None:
+            save_refits(run.job, plan, prepared.out)
             plan.save(prepared.out)
         return plan
 

@@ -10,13 +10,13 @@ import torch
 from streamcollapse.arch.config import pruned_config
 from streamcollapse.errors import CheckpointError
 from streamcollapse.jobs.convert import CONVERSION_FILE, CPU
-from streamcollapse.merge.plan import Plan
-from streamcollapse.merge.view import check_plan
-from streamcollapse.output.checkpoint import PLAN_FILE, REPORT_FILE
+from streamcollapse.merge.plan import PLAN_FILE, Plan
+from streamcollapse.output.checkpoint import REPORT_FILE
 from streamcollapse.output.report import recorded_shards
 from streamcollapse.progress import Listener, PhaseStarted, StepDone, silent
 from streamcollapse.run.memory_plan import plan_one_layer
 from streamcollapse.run.opened import Job, open_job, open_stream
+from streamcollapse.run.refits import use_plan
 from streamcollapse.settings.run import Compute, RunSettings, Streaming
 from streamcollapse.storage.checkpoint import Checkpoint
 from streamcollapse.storage.disk import Digest
@@ -122,7 +122,7 @@ def _check_against(job: Job, origin: Job, listener: Listener) -> int:
     """Recompute ``job``'s tensors from ``origin``; returns how many there are."""
     checkpoint = job.checkpoint
     plan = Plan.load(checkpoint.directory / PLAN_FILE)
-    check_plan(plan, origin.checkpoint.fingerprint(), origin.checkpoint, origin.architecture.layout)
+    use_plan(origin, plan)
     config = pruned_config(origin.architecture.config, [layer.base for layer in plan.layers])
     if read_json(checkpoint.directory / CONFIG_FILE) != config:
         raise CheckpointError(

@@ -89,12 +89,20 @@ def refuse_identity(plan: Plan) -> None:
 
 
 def in_words(plan: Plan) -> str:
-    """What ``plan`` does to its source's layers, from 0: which are dropped, and which are mixed of others."""
+    """What ``plan`` does to its source's layers, from 0: which are dropped, scaled, or mixed of others."""
     used = {source for layer in plan.layers for source in layer.mix}
     dropped = [number for number in range(plan.num_source_layers) if number not in used]
-    mixed = [f"layer {x.base} is a mix of {_ranges(sorted(x.mix))}" for x in plan.layers if not x.untouched]
+    mixed = [_mixed(layer) for layer in plan.layers if dict(layer.mix) != {layer.base: 1.0}]
+    repaired = [layer.base for layer in plan.layers if layer.refits]
     said = [f"layer{'s' * (len(dropped) > 1)} {_ranges(dropped)} dropped"] * bool(dropped) + mixed
+    said += [f"layer{'s' * (len(repaired) > 1)} {_ranges(repaired)} repaired"] * bool(repaired)
     return "; ".join(said) or "nothing changed"
+
+
+def _mixed(layer: PlanLayer) -> str:
+    if list(layer.mix) == [layer.base]:
+        return f"layer {layer.base} is scaled by {layer.mix[layer.base]:g}"
+    return f"layer {layer.base} is a mix of {_ranges(sorted(layer.mix))}"
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -111,8 +119,8 @@ def _ranges(numbers: Sequence[int]) -> str:
 def compose(first: Plan, second: Plan) -> Plan:
     """One plan against the source of ``first`` for what ``second`` makes of its result.
 
-    Raises PlanError where the second is for another number of layers, or where norms follow the mix in one and the base
-    in the other, which no single plan can say.
+    Raises PlanError where the second is for another number of layers, where norms follow the mix in one and the base
+    in the other, or where a repaired layer is mixed further, which no single plan can say.
     """
     if second.num_source_layers != first.num_layers:
         raise PlanError(
@@ -123,12 +131,20 @@ def compose(first: Plan, second: Plan) -> Plan:
     if len({plan.merge_norms for plan in mixing}) > 1:
         raise PlanError("norms follow the mix in one plan and the base in the other; no single plan can say that")
     layers = []
-    for layer in second.layers:
+    for position, layer in enumerate(second.layers):
         mix: dict[int, float] = {}
+        repaired = [middle for middle in layer.mix if first.layers[middle].refits]
+        is_whole = dict(layer.mix) == {layer.base: 1.0}
+        if repaired and not is_whole:
+            raise PlanError(
+                f"layers[{position}] of the second plan mixes layer {repaired[0]}, which was repaired; apply the first "
+                "plan, and search its result"
+            )
         for middle, coefficient in layer.mix.items():
             for source, share in first.layers[middle].mix.items():
                 mix[source] = mix.get(source, 0.0) + coefficient * share
-        layers.append(PlanLayer(first.layers[layer.base].base, _without_zeros(mix)))
+        refits = {**first.layers[layer.base].refits, **layer.refits} if is_whole else layer.refits
+        layers.append(PlanLayer(first.layers[layer.base].base, _without_zeros(mix), refits))
     merge_norms = any(plan.merge_norms for plan in mixing)
     return Plan(first.source_name, first.num_source_layers, first.fingerprint, tuple(layers), merge_norms)
 
@@ -140,12 +156,18 @@ def _without_zeros(mix: Mix) -> Mix:
 def to_mergekit(plan: Plan, layout: Layout, model: str, dtype: str) -> dict[str, Any]:
     """A ``linear`` merge with a slice for each layer of ``plan``, neighbours that are the source's own in one.
 
+    Raises PlanError where a layer was repaired, which no merge of the source's tensors is.
+
     ``model`` is the directory of the source or its Hub id, ``dtype`` that of its weights. A source that takes part in a
     layer gives its coefficient to every tensor that is mixed; all others, and what lies outside of the layers, are the
     base's. mergekit knows its inputs by their names, so a directory that takes part twice has two names for itself.
     """
     slices: list[dict[str, Any]] = []
-    for layer in plan.layers:
+    for position, layer in enumerate(plan.layers):
+        if layer.refits:
+            raise PlanError(
+                f"layers[{position}] was repaired: no merge of the source's tensors makes it; copy the result"
+            )
         if layer.untouched:
             last = slices[-1]["sources"] if slices else []
             if len(last) == 1 and last[0]["parameters"] == _WHOLE and last[0]["layer_range"][1] == layer.base:

@@ -22,6 +22,11 @@ Kept = Mapping[LayerKey, Mapping[str, str]]
 NOTHING_KEPT: Kept = MappingProxyType({})
 
 
+def refit_name(digest: str) -> str:
+    """The name under which a source has the refitted tensor of sha256 ``digest``."""
+    return f"refits/{digest}"
+
+
 class MergedView:
     """The tensors of the pruned model that ``layers`` describe, under their names in its checkpoint.
 
@@ -86,6 +91,8 @@ class MergedView:
 
     def _parts(self, layer: PlanLayer, suffix: str) -> list[tuple[float, str]]:
         """Coefficient and source's name of everything that one tensor of ``layer`` is made of."""
+        if suffix in layer.refits:
+            return [(1.0, refit_name(layer.refits[suffix]))]
         mix = self.mix_of(layer, suffix)
         if len(mix) > 1 and (stored := self._kept.get(layer.key, {}).get(suffix)) is not None:
             return [(1.0, stored)]
@@ -108,9 +115,10 @@ class MergedView:
         return MergedView(source, self._layout, self.layers, self._merge_norms, self._kept)
 
     def mix_of(self, layer: PlanLayer, suffix: str) -> Mix:
-        """The mix of one tensor of ``layer``: its base alone for norms and for stored tensors that are not learned."""
+        """The mix of one tensor of ``layer``: its base alone for norms, for stored tensors that are not learned, and
+        for what was fitted anew and is not mixed at all."""
         from_base = suffix in self._layout.unmerged or (suffix in self._layout.norms and not self._merge_norms)
-        return {layer.base: 1.0} if from_base else layer.mix
+        return {layer.base: 1.0} if from_base or suffix in layer.refits else layer.mix
 
 
 def mismatch(source: TensorSource, layout: Layout, layer: PlanLayer) -> str | None:
@@ -150,3 +158,7 @@ def check_plan(plan: Plan, fingerprint: str, source: TensorSource, layout: Layou
     for position, layer in enumerate(plan.layers):
         if reason := mismatch(source, layout, layer):
             raise PlanError(f"layers[{position}] cannot be merged: {reason}")
+        if unknown := sorted({*layer.refits} - {*layout.layers[layer.base]}):
+            raise PlanError(
+                f"layers[{position}]: {unknown[0]} was fitted anew, but the source has no such tensor there"
+            )

@@ -8,7 +8,8 @@ from huggingface_hub import ModelCardData, metadata_load
 from yaml import YAMLError
 
 from streamcollapse.merge.composing import in_words
-from streamcollapse.merge.plan import Plan, SearchRecord
+from streamcollapse.merge.plan import Plan
+from streamcollapse.merge.record import SearchRecord
 from streamcollapse.output.report import Report
 from streamcollapse.output.verdict import told
 from streamcollapse.searches.registry import strategies
@@ -58,7 +59,7 @@ def _body(plan: Plan, report: Report) -> str:
         "",
         f"This is {name} with its depth pruned by layer collapse ([LaCo](https://arxiv.org/abs/2402.11187)), "
         f"made with StreamCollapse {report['versions']['streamcollapse']}. "
-        "It was not trained afterwards: measure before use.",
+        f"{_trained(plan)}: measure before use.",
         "",
         "| | before | after |",
         "|---|---|---|",
@@ -80,6 +81,15 @@ def _body(plan: Plan, report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _trained(plan: Plan) -> str:
+    if plan.repair is None or not plan.repair.is_kept:
+        return "It was not trained afterwards"
+    layers = ", ".join(str(layer.base) for layer in plan.layers if layer.refits)
+    return (
+        f"Layers before cuts ({layers} of the source) were fitted to the source's hidden states, nothing else trained"
+    )
+
+
 def _method(search: SearchRecord) -> str:
     """How the layers were found, in a sentence."""
     merges = [d for d in search.decisions if d.merged or not (d.rule or "").startswith("scale ")]
@@ -89,7 +99,9 @@ def _method(search: SearchRecord) -> str:
     said = [f"Strategy `{options.strategy}`", f"rule `{options.rule}`", f"metric `{options.metric}`"]
     if strategy is not None and strategy.uses("layers_per_merge", options):
         said.append(f"C = {options.layers_per_merge}, I = {options.interval}")
-    said.append(f"L = {options.lowest}, H = {options.highest}, T = {options.threshold}")
+    said.append(f"L = {options.lowest}, H = {options.highest}")
+    if strategy is not None and strategy.uses("threshold", options):
+        said[-1] += f", T = {options.threshold}"
     if options.rescale:
         said.append("layers rescaled")
     return f"{', '.join(said)}; {decided}."
@@ -97,4 +109,4 @@ def _method(search: SearchRecord) -> str:
 
 def _plain(text: str) -> str:
     """``text`` without anything that Markdown or HTML would act on."""
-    return re.sub(r"[^\w.\-/ ]", "_", text)
+    return re.sub(r"[^\w.,\-/ ]", "_", text)

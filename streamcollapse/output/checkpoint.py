@@ -9,7 +9,7 @@ from streamcollapse.arch.layout import build_layout
 from streamcollapse.arch.skeleton import build_skeleton
 from streamcollapse.arch.stored import config_text
 from streamcollapse.errors import ModelError
-from streamcollapse.merge.plan import Plan
+from streamcollapse.merge.plan import PLAN_FILE, Plan
 from streamcollapse.merge.view import MergedView
 from streamcollapse.output.card import model_card
 from streamcollapse.output.files import companion_files, copy_files
@@ -20,7 +20,6 @@ from streamcollapse.storage.index import CONFIG_FILE
 from streamcollapse.storage.writer import ShardPlan, Writing, write_shards
 from streamcollapse.stream.weights import WeightStream
 
-PLAN_FILE = "streamcollapse_plan.json"
 REPORT_FILE = "streamcollapse_report.json"
 
 

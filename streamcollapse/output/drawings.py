@@ -68,11 +68,14 @@ def _places(plan: Plan) -> list[float]:
 def _kind(layer: PlanLayer) -> str:
     if len(layer.mix) > 1:
         return "merged"
+    if layer.refits:
+        return "repaired"
     return "kept" if layer.untouched else "scaled"
 
 
 def _made_of(layer: PlanLayer) -> str:
-    return " + ".join(f"{layer.mix[number]:.4g} of layer {number}" for number in sorted(layer.mix))
+    made = " + ".join(f"{layer.mix[number]:.4g} of layer {number}" for number in sorted(layer.mix))
+    return f"{made}, with {', '.join(sorted(layer.refits))} fitted anew" if layer.refits else made
 
 
 def _cell(place: float, top: float, kind: str, number: str, title: str) -> list[Element]:

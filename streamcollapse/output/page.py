@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any
 
 from streamcollapse.merge.composing import in_words
-from streamcollapse.merge.plan import Decision, SearchRecord
+from streamcollapse.merge.record import Decision, SearchRecord
 from streamcollapse.output.drawings import Element, Point, chart, element, shares, stack_drawing
 from streamcollapse.output.report import versions
 from streamcollapse.output.results import ComparedModel, Comparison, Result

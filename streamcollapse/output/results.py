@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import OptionError, PlanError, printable
-from streamcollapse.merge.plan import Plan
-from streamcollapse.output.checkpoint import PLAN_FILE, REPORT_FILE
+from streamcollapse.merge.plan import PLAN_FILE, Plan
+from streamcollapse.output.checkpoint import REPORT_FILE
 from streamcollapse.output.report import Report, load_report
 from streamcollapse.resources.meter import Usage
 

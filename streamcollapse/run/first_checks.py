@@ -5,7 +5,6 @@ Imports nothing heavy, so that a mistake in a path is told within a second. Ever
 """
 
 import contextlib
-import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from streamcollapse.errors import OutputError
 from streamcollapse.settings.run import Output, Streaming
 from streamcollapse.storage.disk import Journal
 from streamcollapse.storage.index import find_shards, is_file, local_path
-from streamcollapse.storage.staging import check_output, gone_of, partial_of, work_of
+from streamcollapse.storage.staging import check_output, check_parent, gone_of, partial_of, work_of
 
 JOURNAL = "journal.jsonl"
 
@@ -61,7 +60,4 @@ def check_plan_path(path: Path, overwrite: bool, option: str = "plan") -> None:
     if path.is_dir() or (path.exists() and not overwrite):
         what = "is a directory" if path.is_dir() else f"exists; choose another `{option}` or pass `overwrite`"
         raise OutputError(f"{path}: {what}")
-    if not path.resolve().parent.is_dir():
-        raise OutputError(f"{path.parent}: does not exist; create it first")
-    if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{path.parent}: is not writable; choose another `{option}`")
+    check_parent(path, option)

@@ -49,6 +49,13 @@ def shipped_text() -> str:
     return text[: text.rindex("\n")]
 
 
+def unjudged_text() -> str:
+    """The rest of the file: what nothing is judged by."""
+    file = resources.files("streamcollapse.data") / "text" / "wiki_eval.txt"
+    text = file.read_text(encoding="utf-8")[_SHIPPED_CHARACTERS:]
+    return text[text.index("\n") + 1 :]
+
+
 def held_out_tokens(vocabulary: int) -> int:
     """How many tokens are enough to tell plans apart: fewer where the logits of each cost much."""
     return min(2048, max(1024, (1 << 28) // vocabulary))

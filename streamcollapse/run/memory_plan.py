@@ -26,6 +26,7 @@ from streamcollapse.run.needs import (
     workload_of,
 )
 from streamcollapse.run.opened import Job
+from streamcollapse.run.repair_needs import LEAST_BLOCK
 from streamcollapse.run.samples import Samples
 from streamcollapse.settings.run import Streaming
 from streamcollapse.storage.probe import cached_share, read_rate
@@ -81,6 +82,8 @@ def spend(work: Workload, budget: Budget, streaming: Streaming) -> MemoryPlan:
     on_device = budget.vram is not None
     list_needs = needs_on_device if on_device else needs_on_cpu
     plan = least(work, streaming, on_device)
+    if work.mending is not None and work.mending.solved:
+        plan = _solving(work, plan, budget, list_needs)
     _refuse(plan.needs, budget)
 
     def fits(other: MemoryPlan, share: float = 1.0) -> bool:
@@ -104,6 +107,22 @@ def spend(work: Workload, budget: Budget, streaming: Streaming) -> MemoryPlan:
     )
     plan = replace(plan, resident_layers=stay, drop_after_use=stay < work.num_layers, slot_bytes=slots + max(left, 0))
     return replace(plan, needs=tuple(list_needs(work, plan)), budget=budget)
+
+
+def _solving(
+    work: Workload, plan: MemoryPlan, budget: Budget, list_needs: Callable[[Workload, MemoryPlan], list[Need]]
+) -> MemoryPlan:
+    """``plan`` with as many input channels solved for at a time as the budget allows: all, a half, a quarter, ..."""
+    assert work.mending is not None
+    block = work.mending.inputs
+    while True:
+        chosen = replace(plan, gram_block=block)
+        chosen = replace(chosen, needs=tuple(list_needs(work, chosen)))
+        fits = peak_bytes(chosen.needs, "ram") <= budget.ram
+        fits = fits and (budget.vram is None or peak_bytes(chosen.needs, "vram") <= budget.vram)
+        if fits or block <= LEAST_BLOCK:
+            return chosen
+        block = -(-block // 2)
 
 
 def _refuse(needs: Sequence[Need], budget: Budget) -> None:

@@ -13,6 +13,7 @@ from streamcollapse.forward.batches import KEPT_BYTES, MAX_CALL_TOKENS, distribu
 from streamcollapse.merge.mixing import mixing_bytes
 from streamcollapse.progress import MemoryPlanned
 from streamcollapse.resources.budget import Budget
+from streamcollapse.run.repair_needs import Mending, mending_of, repair_needs
 from streamcollapse.settings.catalogue import EFFORTS, METRICS, Effort
 from streamcollapse.settings.run import Streaming
 from streamcollapse.storage.source import TensorSource
@@ -48,7 +49,8 @@ class Need:
 class Demand:
     """What a search asks of memory: how many layer ``boundaries`` it starts from, how many layers a merge combines
     (``window``), the ``metric`` it judges by, with what ``effort``, the ``samples`` it takes where none are at hand,
-    and how many tokens of ``held_out`` text judge its result."""
+    how many tokens of ``held_out`` text judge its result; and the ``repair``: its method, on how many tokens, in calls
+    of how many."""
 
     boundaries: int
     window: int = 1
@@ -56,6 +58,7 @@ class Demand:
     samples: str = "sentences"
     effort: Effort = EFFORTS["thorough"]
     held_out: int = 0
+    repair: tuple[str, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class Workload:
     ``fused``: parameters that are put together from several tensors; ``head``: the head and logits (four blocks, and
     for ``kl`` the original's distributions where they are few), where the metric needs them;
     ``judging``: the head, logits and hidden states of the source and the result on held-out text;
-    ``embedding``: the input embedding in the compute dtype; ``mixing``: what mixing one tensor makes on a device.
+    ``embedding``: the input embedding in the compute dtype; ``mixing``: what mixing one tensor makes on a device;
+    ``mending``: what a repair is about, where there is one.
     """
 
     num_layers: int
@@ -86,13 +90,15 @@ class Workload:
     embedding: int = 0
     mixing: int = 0
     judging: int = 0
+    mending: Mending | None = None
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """How the budget is spent. ``drop_after_use``: file pages are dropped, because the checkpoint is
     larger than what may stay; ``slot_bytes``: for all slots of the weight stream together; ``io``: the way of reading;
-    ``activations``: what a call of a layer, or of the head, makes and lets go of."""
+    ``activations``: what a call of a layer, or of the head, makes and lets go of; ``gram_block``: input channels that a
+    repair solves for at a time (None: all)."""
 
     prefetch: int
     candidates: int = 1
@@ -104,6 +110,7 @@ class MemoryPlan:
     budget: Budget | None = None
     io: str = "mmap"
     activations: int = 0
+    gram_block: int | None = None
 
     @property
     def budgets(self) -> dict[str, int]:
@@ -164,6 +171,7 @@ def workload_of(
         embedding=model.embedding * dtype.itemsize,
         judging=judging,
         mixing=max(mixing_bytes(info.num_elements, info.dtype) for info in infos),
+        mending=demand.repair and mending_of(layers, model.hidden_size, dtype.itemsize, demand.repair),
     )
 
 
@@ -208,8 +216,15 @@ def needs_on_cpu(work: Workload, plan: MemoryPlan) -> list[Need]:
         Need("search", f"resident layers: {plan.resident_layers}", plan.resident_layers * work.layer),
         Need("write", "tensors in flight", (1 + plan.prefetch) * work.tensor),
         Need("write", "one tensor, mixed", work.tensor),
+        *_repair(work, plan, [("weights in flight", in_flight + work.layer), ("libraries, on first use", LIBRARIES)]),
         *_verdict(work, [("weights in flight", in_flight), ("libraries, on first use", LIBRARIES)], "ram"),
     ]
+
+
+def _repair(work: Workload, plan: MemoryPlan, more: Sequence[tuple[str, int]], memory: Memory = "ram") -> list[Need]:
+    """What a repair takes where layers are computed, with ``more``; nothing where nothing is repaired."""
+    rows = [*more, ("one layer, mixed or converted", work.slot), *repair_needs(work, plan)]
+    return [Need("repair", what, count, memory) for what, count in rows if count and work.mending is not None]
 
 
 def _verdict(work: Workload, more: Sequence[tuple[str, int]], memory: Memory) -> list[Need]:
@@ -259,6 +274,13 @@ def needs_on_device(work: Workload, plan: MemoryPlan) -> list[Need]:
         Need("write", "one tensor, mixed", work.tensor),
         Need("write", "one tensor and the sources of its mix", 6 * work.tensor + work.mixing, "vram"),
         Need("write", "the embedding or the head, whole", work.embedding, "vram"),
+        *_repair(work, plan, [("libraries, on first use", LIBRARIES), ("pinned slots", pinned)]),
+        *_repair(
+            work,
+            plan,
+            [("libraries, on first use", DEVICE_LIBRARIES), ("weights in flight", (2 + plan.prefetch) * work.layer)],
+            "vram",
+        ),
         *_verdict(work, [("libraries, on first use", LIBRARIES), ("pinned slots", pinned)], "ram")[:2],
         *_verdict(
             work,

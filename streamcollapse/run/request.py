@@ -3,14 +3,14 @@
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import OptionError, OutputError, PlanError, printable
 from streamcollapse.merge.plan import Plan
 from streamcollapse.run.work_directory import JOB, WorkDirectory, check_directory, read_document, work_directory
-from streamcollapse.settings.run import SAMPLES, Calibration, Compute, Judging, Output, RunSettings, Streaming
+from streamcollapse.settings.run import SAMPLES, Calibration, Compute, Judging, Output, Repair, RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.locks import claimed
 from streamcollapse.storage.staging import lock_of, make_parents, partial_of, work_of
@@ -51,6 +51,8 @@ class Request:
         what: dict[str, Any] = {"dtype": self.dtype}
         if self.verb != "convert":
             what = {"options": None if self.options is None else asdict(self.options)}
+            if self.settings.repair.method != "none":
+                what["repair"] = _repair_said(self.settings.repair)
         return {"out": str(self.out.resolve()), **what, "max_shard_bytes": self.settings.output.max_shard_bytes}
 
     def to_json(self) -> dict[str, Any]:
@@ -65,12 +67,19 @@ class Request:
             "calibration": file if file is None or file in SAMPLES else str(Path(file).absolute()),
             "max_tokens": settings.calibration.max_tokens,
             "plan": None if self.plan is None else self.plan.to_json(),
+            "plan_from": None if self.plan is None or self.plan.origin is None else str(self.plan.origin.absolute()),
+            "repair": _repair_said(settings.repair),
             "judging": {"held_out": None if held_out is None else str(Path(held_out).absolute()), "verdict": verdict},
             "device": settings.compute.device,
             "compute_dtype": settings.compute.dtype,
             "streaming": asdict(settings.streaming)
             | {"work_dir": str(self.work_dir.absolute()) if self.is_persistent else None},
         }
+
+
+def _repair_said(repair: Repair) -> dict[str, Any]:
+    file = None if repair.file is None else str(Path(repair.file).absolute())
+    return {"method": repair.method, "file": file, "tokens": repair.tokens}
 
 
 @contextmanager
@@ -110,9 +119,13 @@ def saved_request(work_dir: Path, trust_remote_code: bool) -> Request:
             Streaming(**found["streaming"]),
             output,
             Judging(**found.get("judging", {})),
+            Repair(**found.get("repair", {})),
             trust_remote_code,
         )
         options = SearchOptions(**found["options"] or {})
-        return Request(verb, source, out, settings, options, None if plan is None else Plan.from_json(plan))
+        if plan is not None:
+            origin = found.get("plan_from")
+            plan = replace(Plan.from_json(plan), origin=None if origin is None else Path(origin))
+        return Request(verb, source, out, settings, options, plan)
     except (KeyError, TypeError, AttributeError, OptionError, PlanError) as error:
         raise OutputError(f"{work_dir / JOB}: is not what a run wrote ({error}); start the run again") from error

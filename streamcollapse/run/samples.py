@@ -35,7 +35,7 @@ def _load(path: Path) -> list[str]:
     text = read_text(path)
     if path.suffix.lower() == ".json":
         raise CalibrationError(f"{path}: give .txt with a sample a line, or .jsonl with a field text")
-    samples = _records(path, text) if path.suffix.lower() == ".jsonl" else _lines(text)
+    samples = records(path, text) if path.suffix.lower() == ".jsonl" else _lines(text)
     if not samples:
         raise CalibrationError(f"{path}: no samples in it; write one sample a line")
     return samples
@@ -55,7 +55,8 @@ def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
-def _records(path: Path, text: str) -> list[str]:
+def records(path: Path, text: str) -> list[str]:
+    """The samples of ``text``, that of the .jsonl file ``path``. Raises CalibrationError."""
     samples = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import OutputError, StreamCollapseError, printable
-from streamcollapse.merge.plan import Decision
+from streamcollapse.merge.record import Decision
 from streamcollapse.run.evaluations import JournalMemory, Memory
 from streamcollapse.run.first_checks import JOURNAL
 from streamcollapse.settings.run import Streaming
@@ -31,7 +31,7 @@ from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.disk import Journal, disk_errors, is_intact, write_whole
 from streamcollapse.storage.locks import lock
 from streamcollapse.storage.scratch import DiskScratch, Scratch
-from streamcollapse.storage.staging import gone_of, partial_of, work_of
+from streamcollapse.storage.staging import gone_of, make_parents, partial_of, work_of
 
 FORMAT = "streamcollapse.work/3"
 RUN, JOB, REFERENCE = "run.json", "job.json", "reference.json"
@@ -197,6 +197,8 @@ def search_work(
         with temporary_work(spill) as work:
             yield work
         return
+    if save_as is not None:
+        make_parents(save_as)
     run = {"search": None if options is None else asdict(options)}
     hint = f"progress saved in {printable(path)}; run the same command again to resume"
     with work_directory(path, key, run, {}, persistent=streaming.work_dir is not None, hint=hint) as directory:

@@ -29,9 +29,11 @@ def sized_plan(plan: Plan, layers: int | str) -> Plan:
     if num_layers == plan.num_layers:
         return plan
     stacks, given = {len(layers): layers for layers in course(plan)}, plan.search
+    if num_layers == plan.num_source_layers:
+        raise PlanError(f"{num_layers} layers are all of the source's: nothing would be pruned")
     if not stacks or given is None:
         raise PlanError(f"the plan is for {plan.num_layers} layers alone: its search passed no other sizes on its way")
-    if num_layers not in stacks or num_layers == plan.num_source_layers:
+    if num_layers not in stacks:
         sizes = sorted(stacks.keys() - {plan.num_source_layers})
         raise PlanError(
             f"the plan's search passed {sizes[0]} to {sizes[-1]} layers, not {num_layers}; give one of these, or "

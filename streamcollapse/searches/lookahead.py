@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count, pairwise
 
-from streamcollapse.merge.plan import Decision, LayerKey, StackKey, stack_key
+from streamcollapse.merge.plan import LayerKey, StackKey, stack_key
+from streamcollapse.merge.record import Decision
 from streamcollapse.searches.algorithm1 import SearchState
 from streamcollapse.searches.candidate import Candidate
 

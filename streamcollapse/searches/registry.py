@@ -66,7 +66,8 @@ def complete(options: SearchOptions) -> SearchOptions:
     if options.rescale is None and not EFFORTS[filled.effort].rescale:
         filled = filled.but(rescale=False)
     if strategy.needs_target and not filled.has_target:
-        raise OptionError(f"strategy {strategy.name} goes on until a target; give `target_layers` or `target_ratio`")
+        way = " or `max_loss`" if strategy.goes_by_loss else ""
+        raise OptionError(f"strategy {strategy.name} goes on until a target; give `target_layers`{way}")
     if filled.max_loss is not None and not filled.has_size and not strategy.goes_by_loss:
         able = ", ".join(one.name for one in strategies().values() if one.goes_by_loss)
         raise OptionError(

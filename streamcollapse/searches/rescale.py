@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from streamcollapse.merge.plan import Decision, PlanLayer, original_layers
+from streamcollapse.merge.plan import PlanLayer, original_layers
+from streamcollapse.merge.record import Decision
 from streamcollapse.progress import RoundStarted
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.searches.strategy import SearchContext, SearchResult, SearchSpace, loss

@@ -18,7 +18,7 @@ def sized(job: Job, options: SearchOptions) -> tuple[SearchOptions, str]:
     """
     fitted = options.for_model(job.num_layers)
     if options.target_memory is None:
-        return fitted, ""
+        return fitted, _count_told(options.target_layers, fitted.target_layers, job.num_layers)
     asked, bits = parse_bytes(options.target_memory), CACHE_BITS[options.kv_dtype]
     caches = [count * bits // 8 for count in cache_elements(job.architecture.config, options.context)]
     weights = [_bytes(job, list(job.architecture.layout.layer_names(i))) for i in range(job.num_layers)]
@@ -37,16 +37,24 @@ def sized(job: Job, options: SearchOptions) -> tuple[SearchOptions, str]:
             f"one layer with {cache} {format_bytes(largest[-1])}; give more"
         )
     stay = sum(weights) * count // job.num_layers + outside
+    far = "; that takes more than half of the layers" if 2 * count < job.num_layers else ""
     told = (
         f"{options.target_memory}: {job.num_layers} -> {count} layers, weights of about {format_bytes(stay)} and "
-        f"{cache}, {format_bytes(sum(caches) * count // job.num_layers)}"
+        f"{cache}, {format_bytes(sum(caches) * count // job.num_layers)}{far}"
     )
     kept = {name: value for name, value in fitted.given.items() if name not in ("target_memory", "context", "kv_dtype")}
     return SearchOptions(**kept | {"target_layers": count}), told
 
 
+def _count_told(asked: int | str | None, count: int | str | None, num_layers: int) -> str:
+    """What a number of layers means where it is not that number. Raises OptionError where it is all of them."""
+    if count == num_layers:
+        raise OptionError(f"target layers is {asked}: all {num_layers} layers stay, and nothing would be pruned")
+    return "" if asked == count else f"{asked}: {num_layers} -> {count} layers"
+
+
 def ratio_told(target: Target) -> str:
-    """What a share of all parameters means in layers. Raises OptionError where it is more than half of the layers."""
+    """What a share of all parameters means in layers. Raises OptionError where it is none, or more than half."""
     if target.ratio is None:
         return ""
     before, after = len(target.parameters), target.fewest()
@@ -55,9 +63,11 @@ def ratio_told(target: Target) -> str:
     told = f"{target.ratio:g} of all parameters: {before} -> {after} layers{why}"
     if 2 * after < before:
         raise OptionError(
-            f"target ratio is {told}; that takes more than half of the layers: give `target_layers`, "
-            f"for example 75% ({round(0.75 * before)} layers)"
+            f"target ratio is {told}; that takes more than half of the layers: give `target_layers={after}` if that is "
+            "what is wanted"
         )
+    if after == before:
+        raise OptionError(f"target ratio is {told}; that is less than a layer has, and nothing would be pruned")
     return told
 
 

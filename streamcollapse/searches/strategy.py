@@ -14,7 +14,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streamcollapse.errors import OptionError
-from streamcollapse.merge.plan import Decision, PlanLayer, SearchRecord, original_layers
+from streamcollapse.merge.plan import PlanLayer, original_layers
+from streamcollapse.merge.record import Decision, SearchRecord
 from streamcollapse.progress import DecisionMade, StackChanged
 from streamcollapse.searches.candidate import Candidate, Target
 from streamcollapse.searches.work import Round, swept

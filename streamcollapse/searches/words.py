@@ -1,7 +1,8 @@
 """What searches did, in words for people."""
 
 from streamcollapse.errors import printable
-from streamcollapse.merge.plan import Decision, Plan, SearchRecord
+from streamcollapse.merge.plan import Plan
+from streamcollapse.merge.record import Decision, SearchRecord
 from streamcollapse.searches.registry import strategies
 from streamcollapse.searches.strategy import Strategy, method_line
 from streamcollapse.settings.search import SearchOptions

@@ -146,6 +146,37 @@ class Judging:
     ] = True
 
 
+REPAIRS = ("auto", "none", "linear", "local")
+
+
+@settings("The method")
+class Repair:
+    """How the layers before cuts are mended, and on which text."""
+
+    method: Annotated[
+        str,
+        OneOf(REPAIRS),
+        Setting(
+            "Fit the layers before cuts to what the original hands on above them. linear: one matrix of each, in "
+            "closed form; local: every matrix of each, by Adam; auto: the one, then the other. Dropped where the loss "
+            "on text that was not fitted to does not fall.",
+            key="repair",
+        ),
+    ] = "none"
+    file: Annotated[
+        str | Path | None,
+        Setting(
+            "Text to repair on: UTF-8, or .jsonl with a field text. A sixth of it is held out, to judge the repair.",
+            key="repair_text",
+            default="encyclopedia, code and documentation, which ship with the package",
+            metavar="FILE",
+        ),
+    ] = None
+    tokens: Annotated[
+        Whole, Field(ge=1024), Setting("About how many tokens of the text to repair on.", key="repair_tokens")
+    ] = 40_000
+
+
 @settings("The method")
 class EvaluationText:
     """A text to predict, and how it is cut into windows."""
@@ -251,4 +282,5 @@ class RunSettings:
     streaming: Streaming = field(default_factory=Streaming)
     output: Output = field(default_factory=Output)
     judging: Judging = field(default_factory=Judging)
+    repair: Repair = field(default_factory=Repair)
     trust_remote_code: Annotated[bool, Setting("Run Python code that comes with the checkpoint.")] = False

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from streamcollapse.errors import OptionError
 from streamcollapse.settings.catalogue import BEST, EFFORTS, METRICS, RULES
-from streamcollapse.settings.declared import FROM_STRATEGY, OneOf, Setting, Size, Whole, settings, unknown
+from streamcollapse.settings.declared import FROM_STRATEGY, BudgetSize, OneOf, Setting, Whole, settings, unknown
 
 CACHE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8": 8, "int8": 8, "int4": 4}
 _TARGETS = ("target_layers", "target_ratio", "target_memory")
@@ -55,9 +55,9 @@ def layer_count(asked: int | str, num_layers: int, label: str = "target layers")
     Raises OptionError, naming ``label``, where that is none of them.
     """
     if isinstance(asked, str):
-        share = int(asked.removesuffix("%")) / 100
-        count = round(abs(share) * num_layers)
-        found = count if share > 0 else num_layers - count
+        share = int(asked.removesuffix("%"))
+        kept = share if share > 0 else 100 + share
+        found = (2 * kept * num_layers + 100) // 200 if kept <= 100 else num_layers + 1  # half a layer stays
     else:
         found = asked if asked > 0 else num_layers + asked
     if not 1 <= found <= num_layers:
@@ -150,7 +150,7 @@ class SearchOptions:
         ),
     ] = None
     target_memory: Annotated[
-        Size | None,
+        BudgetSize | None,
         Setting(
             "Prune until the weights, and the keys and values of one sequence of context tokens, fit into this.",
             default="as far as the threshold allows",
@@ -202,6 +202,8 @@ class SearchOptions:
         aims = [name.replace("_", " ") for name in _TARGETS if getattr(self, name) is not None]
         if len(aims) > 1:
             raise OptionError(f"{aims[0]} and {aims[1]} are both given; choose one")
+        if self.target_memory is None and (self.context, self.kv_dtype) != (4096, "bfloat16"):
+            raise OptionError("`context` and `kv_dtype` say what must fit into `target_memory`; give that as well")
         self._check_scales()
 
     def _check_scales(self) -> None:

@@ -46,7 +46,7 @@ def find_shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     if not directory.is_dir():
         what = "is a file; give the directory of the checkpoint" if directory.exists() else "does not exist"
         if directory.is_file() and directory.suffix in (".gguf", ".pth"):
-            what = what_is_there([directory.name])
+            what = what_is_there([str(directory)])
         raise CheckpointError(f"{directory}: {what}")
     for single, index in FORMATS:
         if (directory / single).is_file():

@@ -120,7 +120,12 @@ class Overlay(PlacedTensors):
 
     def add(self, name: str, place: Location) -> None:
         """Let ``name``, which the checkpoint has not, be read at ``place``."""
-        self._places[name], self._maps[place.path] = place, None
+        self._places[name] = place
+        self._maps.setdefault(place.path, None)
+
+    def has(self, name: str) -> bool:
+        """Whether ``name`` was added."""
+        return name in self._places
 
     def remove(self, name: str) -> Path:
         """Undo ``add``; returns the file, which nothing reads any more."""

@@ -32,11 +32,16 @@ def check_output(out: Path, source: Path | None, overwrite: bool) -> None:
         raise OutputError(f"{out}: exists and is not a directory; choose another `out`")
     if out.exists() and not overwrite:
         raise OutputError(f"{out}: exists; choose another `out` or pass `overwrite`")
-    parent = existing_parent(target)
+    check_parent(target, "out")
+
+
+def check_parent(path: Path, option: str) -> None:
+    """Raise OutputError unless what is above ``path``, which ``option`` gave, is there or can be made."""
+    parent = existing_parent(path)
     if not parent.is_dir():
-        raise OutputError(f"{parent}: is not a directory; choose another `out`")
+        raise OutputError(f"{parent}: is not a directory; choose another `{option}`")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{parent}: is not writable; choose another `out`")
+        raise OutputError(f"{parent}: is not writable; choose another `{option}`")
 
 
 def existing_parent(path: Path) -> Path:

@@ -58,7 +58,7 @@ def test_a_ratio_says_what_it_means(llama: Path, bundled: Path) -> None:
     assert told.startswith("0.07 of all parameters: 8 -> 6 layers, since")
     command = ("search", str(llama), "--plan", "p.json", "--strategy", "block-influence", "--target-ratio", "0.6")
     message = _invoke(*command, *RUN, code=1)
-    assert "takes more than half of the layers: give --target-layers, for example 75% (6 layers)" in message
+    assert "takes more than half of the layers: give --target-layers 1 if that is what is wanted" in message
 
 
 def test_into_memory(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_what_cannot_be_planned_writes_nothing(llama: Path, tmp_path: Path) -> N
     for arguments, message in (
         (["make", llama, "--drop", "8", "--plan", target], "layer 8 is dropped, but the source has layers 0 to 7"),
         (["make", llama, "--merge", "1-2", "--plan", target], "names no rule"),
-        (["make", llama, "--drop", "1", "--plan", tmp_path / "no" / "p.json"], "does not exist"),
+        (["make", llama, "--drop", "1", "--plan", llama / "config.json" / "p.json"], "is not a directory"),
         (["compose", tmp_path / "a.json", tmp_path / "b.json", "--plan", target], "a.json: cannot be read"),
     ):
         done = CliRunner().invoke(app, ["plan", *map(str, arguments)])

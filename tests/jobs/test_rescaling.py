@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from streamcollapse import Calibration, Compute, Plan, SearchOptions, Streaming, prune, search
-from streamcollapse.merge.plan import Decision
+from streamcollapse.merge.record import Decision
 from streamcollapse.searches.rescale import GAIN, LEAST, MOST, STEP
 from streamcollapse.settings.run import RunSettings
 from tests.in_memory import mean_similarity, mixed_model

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamcollapse.errors import OutputError, PlanError
-from streamcollapse.merge.plan import Decision, Plan, PlanLayer, SearchRecord
+from streamcollapse.merge.plan import Plan, PlanLayer
+from streamcollapse.merge.record import Decision, SearchRecord
 from streamcollapse.searches.registry import complete
 from streamcollapse.settings.search import SearchOptions
 from tests.methods import unchanged
@@ -156,5 +157,6 @@ def test_files_that_are_no_plan(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(PlanError, match=r"x.json: the plan is not a JSON object"):
         Plan.load(tmp_path / "x.json")
+    (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        PLAN.save(tmp_path / "no" / "plan.json")
+        PLAN.save(tmp_path / "file" / "plan.json")

@@ -135,8 +135,8 @@ def test_nothing_is_written_over_or_for_nothing(bundled: Path, tmp_path: Path) -
         report([plan], out)
     with pytest.raises(PlanError, match="cannot be read"):
         report([tmp_path / "none.json"], tmp_path / "other.html")
-    with pytest.raises(OutputError, match="does not exist; create it first"):
-        report([plan], tmp_path / "nowhere" / "page.html")
+    with pytest.raises(OutputError, match="is not a directory; choose another `out`"):
+        report([plan], plan / "page.html")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.json", "page.html"]
     report([plan], out, settings=RunSettings(output=Output(overwrite=True)))
     assert out.read_text().startswith("<!DOCTYPE html>")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from streamcollapse.merge.plan import Decision, PlanLayer, original_layers
+from streamcollapse.merge.plan import PlanLayer, original_layers
+from streamcollapse.merge.record import Decision
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.searches.strategy import SearchContext, SearchResult, SearchSpace, Strategy
 

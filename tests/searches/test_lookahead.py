@@ -7,7 +7,8 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamcollapse.merge.plan import Decision, stack_key
+from streamcollapse.merge.plan import stack_key
+from streamcollapse.merge.record import Decision
 from streamcollapse.searches.algorithm1 import SearchState
 from streamcollapse.searches.lookahead import AcceptModel, Depth, Outcome, likely_states
 from tests.methods import method

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamcollapse.merge.plan import Decision
+from streamcollapse.merge.record import Decision
 from streamcollapse.searches.lookahead import _PRIOR, AcceptModel, Forecast, SimilarityForecast
 
 

@@ -8,7 +8,9 @@ from streamcollapse.cli import options as o
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.run.first_checks import check_out, check_source
 from streamcollapse.settings.declared import declared
-from streamcollapse.settings.run import Judging, Output, RunSettings
+from streamcollapse.settings.run import Judging, Output, Repair, RunSettings
+
+_SETTINGS = ("device", *declared(Output), *declared(Judging), *declared(Repair), "trust_remote_code")
 
 
 @o.grouped
@@ -16,7 +18,7 @@ def apply(
     source: o.Source,
     plan: o.PlanIn,
     out: o.Out,
-    settings: Annotated[RunSettings, o.Only(("device", *declared(Output), *declared(Judging), "trust_remote_code"))],
+    settings: Annotated[RunSettings, o.Only(_SETTINGS)],
     layers: Annotated[
         str | None,
         typer.Option(

@@ -161,6 +161,7 @@ def _progress(count: int, quiet: bool) -> Iterator[Callable[[Message], None]]:
     console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     view = _View(console, count)
     if not console.is_terminal:
+        console.print(f"{count} job{'s' * (count != 1)}; starting workers")
         yield view.listen
         return
     with Live(view, console=console, refresh_per_second=8, transient=True):
@@ -184,6 +185,8 @@ class _View:
             case JobStarted(name, _):
                 self._bars.update(self._all, phase=f"{self._done} of {self._count} done")
                 self._ids[name] = self._bars.add_task(printable(name), total=None, phase="")
+                if not self._console.is_terminal:
+                    self._console.print(Text("started ").append(printable(name), "bold"))
             case JobEnded(outcome):
                 if outcome.name in self._ids:
                     self._bars.remove_task(self._ids.pop(outcome.name))

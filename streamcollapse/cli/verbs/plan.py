@@ -89,7 +89,9 @@ def export(
     from streamcollapse.merge.plan import Plan
     from streamcollapse.run.first_checks import check_plan_path
     from streamcollapse.storage.disk import write_whole
+    from streamcollapse.storage.staging import make_parents
 
     check_plan_path(out, overwrite, "out")
+    make_parents(out)
     write_whole(out, export_plan(source, Plan.load(made), to, trust_remote_code=settings.trust_remote_code))
     print_json({"out": str(out)}) if as_json else print(f"{out}: mergekit-yaml {out} DIR builds the model")

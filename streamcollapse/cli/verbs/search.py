@@ -6,7 +6,8 @@ from typing import Annotated
 from streamcollapse.cli import options as o
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.run.first_checks import check_plan_path, check_source
-from streamcollapse.settings.run import Output, RunSettings
+from streamcollapse.settings.declared import declared
+from streamcollapse.settings.run import Output, Repair, RunSettings
 from streamcollapse.settings.search import SearchOptions
 
 
@@ -15,7 +16,7 @@ def search(
     source: o.Source,
     plan: o.PlanOut,
     method: SearchOptions,
-    settings: Annotated[RunSettings, o.Only((*o.SEARCHING, "held_out"))],
+    settings: Annotated[RunSettings, o.Only((*o.SEARCHING, "held_out", *declared(Repair)))],
     overwrite: o.OverwriteFile = False,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from streamcollapse.merge.plan import Decision, PlanLayer, original_layers
+from streamcollapse.merge.plan import PlanLayer, original_layers
+from streamcollapse.merge.record import Decision
 from streamcollapse.searches.strategy import Found, OnePass, SearchContext, SearchSpace
 
 

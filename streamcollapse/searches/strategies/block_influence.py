@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from streamcollapse.merge.plan import Decision, PlanLayer, SearchRecord, original_layers
+from streamcollapse.merge.plan import PlanLayer, original_layers
+from streamcollapse.merge.record import Decision, SearchRecord
 from streamcollapse.searches.strategy import Found, OnePass, SearchContext, SearchSpace
 
 

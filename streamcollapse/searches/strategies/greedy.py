@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from streamcollapse.merge.plan import Decision, LayerKey, PlanLayer, SearchRecord, collapse, original_layers
+from streamcollapse.merge.plan import LayerKey, PlanLayer, collapse, original_layers
+from streamcollapse.merge.record import Decision, SearchRecord
 from streamcollapse.progress import RoundStarted
 from streamcollapse.run.evaluations import Evaluation
 from streamcollapse.searches.candidate import Candidate, Target

@@ -9,7 +9,8 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from streamcollapse.merge.plan import Decision, PlanLayer, stack_key
+from streamcollapse.merge.plan import PlanLayer, stack_key
+from streamcollapse.merge.record import Decision
 from streamcollapse.progress import CandidateStarted, RoundStarted, WarningRaised
 from streamcollapse.searches.algorithm1 import SearchState, most_candidates
 from streamcollapse.searches.candidate import Candidate

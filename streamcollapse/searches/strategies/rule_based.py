@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from streamcollapse.merge.plan import Decision, PlanLayer, collapse, original_layers
+from streamcollapse.merge.plan import PlanLayer, collapse, original_layers
+from streamcollapse.merge.record import Decision
 from streamcollapse.searches.candidate import Candidate
 from streamcollapse.searches.strategies.laco import no_group
 from streamcollapse.searches.strategy import SearchContext, SearchResult, SearchSpace, Strategy

@@ -1,0 +1,99 @@
+"""The step between search and write: fit the layers before cuts to what the source hands on above them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from streamcollapse.errors import OutputError, PlanError
+from streamcollapse.forward.perplexity import streamed_perplexities
+from streamcollapse.forward.walk import Stack, schedule
+from streamcollapse.jobs.prepare import Prepared
+from streamcollapse.merge.plan import Plan
+from streamcollapse.merge.repaired import RepairedLayer, RepairRecord
+from streamcollapse.progress import PhaseStarted, WarningRaised
+from streamcollapse.repair.climb import plan_climb
+from streamcollapse.repair.fits import fit_by
+from streamcollapse.repair.mend import How, mend
+from streamcollapse.resources.device import heap_for
+from streamcollapse.run.fit_text import FitText
+from streamcollapse.run.opened import Run
+from streamcollapse.run.refits import find_stored, store_refits
+from streamcollapse.run.work_directory import TemporaryWork, WorkDirectory, read_document, write_document
+from streamcollapse.storage.scratch import Scratch
+
+_REPAIR = "repair.json"  # in a work directory: a repair that is complete
+_REFITS = "refits"  # the directory of its tensors
+
+
+def repaired(prepared: Prepared, plan: Plan, run: Run, work: TemporaryWork) -> Plan:
+    """``plan`` with the layers before cuts fitted anew, as the settings say; where that does not lower the loss on text
+    that was not fitted to, only a record of it. Raises OutputError, NonFiniteError."""
+    text, job = prepared.fit_text, run.job
+    if text is None:
+        return plan
+    key = {"plan": plan.digest, "repair": prepared.settings.repair.method, "text": text.digest}
+    if (known := _known(run, work, plan, key)) is not None:
+        return known
+    with job.meter.phase("repair"), heap_for(run.memory.activations):
+        job.listener(PhaseStarted("repair", len(plan_climb(plan.layers, job.num_layers).steps)))
+        how = How(
+            fit_by(prepared.settings.repair.method, run.memory.gram_block),
+            lambda tensors: store_refits(job, work.path / _REFITS, tensors),
+            plan.merge_norms,
+        )
+        scratch = work.scratch if run.memory.spill else Scratch()
+        layers, done = run.stream.sparing(lambda: mend(run.model, plan.layers, text.batches, how, scratch))
+        found = tuple(RepairedLayer(one.position, one.how, one.before, one.after) for one in done)
+        losses = _losses(run, plan, layers, text) if layers != plan.layers else (None, None)
+    is_kept = losses[0] is not None and losses[1] is not None and losses[1] < losses[0]
+    tokens, held_out = text.tokens
+    method = prepared.settings.repair.method
+    record = RepairRecord(method, text.name, text.digest, tokens, held_out, *losses, is_kept, found)
+    if not is_kept:
+        job.listener(WarningRaised(f"not repaired: {_why_not(record)}"))
+    result = replace(plan, layers=layers if is_kept else plan.layers, repair=record)
+    _save(work, result, key)
+    return result
+
+
+def _losses(run: Run, plan: Plan, layers: Any, text: FitText) -> tuple[float | None, float | None]:
+    """Of the plan as it was, and with ``layers``, on what was held out."""
+    job = run.job
+    job.listener(PhaseStarted("repair check", len(schedule([Stack(plan.layers, 0), Stack(layers, 0)]))))
+    stacks, norms = [plan.layers, layers], [plan.merge_norms] * 2
+    found = streamed_perplexities(run.model, stacks, norms, text.windows, job.vocabulary, text.call_tokens)
+    before, after = (one.nll if one.nll < float("inf") else None for one in found)
+    return before, after
+
+
+def _why_not(record: RepairRecord) -> str:
+    if not record.layers:
+        return "no layers were cut out"
+    if all(layer.how is None for layer in record.layers):
+        return "no layer before a cut comes nearer to what the source hands on"
+    if record.loss_before is None or record.loss_after is None:
+        return "the loss on text that it was not fitted to is infinite"
+    losses = f"{record.loss_after:.4f} instead of {record.loss_before:.4f}"
+    return f"the loss on text that it was not fitted to would be {losses}"
+
+
+def _known(run: Run, work: TemporaryWork, plan: Plan, key: dict[str, Any]) -> Plan | None:
+    """The repaired plan where an earlier run completed the same repair, and its tensors are still there."""
+    path = work.path / _REPAIR
+    if not isinstance(work, WorkDirectory) or not path.is_file():
+        return None
+    try:
+        document = read_document(path)
+        found = Plan.from_json(document["plan"]) if document["key"] == key else None
+    except (OutputError, PlanError, KeyError):
+        return None
+    if found is None or not find_stored(run.job, work.path / _REFITS, found.layers):
+        return None
+    return replace(found, origin=plan.origin)
+
+
+def _save(work: TemporaryWork, plan: Plan, key: dict[str, Any]) -> None:
+    if isinstance(work, WorkDirectory):
+        write_document(work.path / _REPAIR, {"key": key, "plan": json.loads(json.dumps(plan.to_json()))})

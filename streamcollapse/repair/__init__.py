@@ -1,0 +1,1 @@
+"""What a cut destroys is mended in the layers around it, with one layer in memory."""

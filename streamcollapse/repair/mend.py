@@ -1,0 +1,135 @@
+"""The pass of a repair: source and pruned stack go up side by side, and on the way layers before cuts are fitted.
+
+What leaves a fitted layer is computed with the tensors that were stored, so the layers above it are fitted to what the
+repaired model will do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from streamcollapse.forward.batches import Batch
+from streamcollapse.forward.model import LayerWeights, StreamedModel
+from streamcollapse.merge.plan import PlanLayer
+from streamcollapse.merge.view import MergedView
+from streamcollapse.progress import LayerDone
+from streamcollapse.repair.climb import Step, plan_climb
+from streamcollapse.repair.layer import FittedLayer, Matrices, Tokens
+from streamcollapse.storage.scratch import Scratch
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What was done to the layer at 0-based ``position`` of the pruned stack: ``how``, and the error that the fit is
+    by, on held-out tokens, ``before`` and ``after``. ``how`` is None where nothing made it less."""
+
+    position: int
+    how: str | None
+    before: float
+    after: float
+
+
+# From a layer and its error before to the fitted one, how that was done, and the error after; None: it does not fall.
+Fit = Callable[[FittedLayer, float], tuple[FittedLayer, str, float] | None]
+
+
+@dataclass(frozen=True)
+class How:
+    """``fit`` is what is done with a layer; ``store`` keeps tensors by suffix and gives their digests."""
+
+    fit: Fit
+    store: Callable[[Matrices], dict[str, str]]
+    merge_norms: bool = False
+
+
+class _States:
+    """Hidden states [N, T, D] of each batch at one boundary, in ``scratch``."""
+
+    def __init__(self, scratch: Scratch, name: str, hidden: Sequence[torch.Tensor]) -> None:
+        self._scratch = scratch
+        self.tensors = [scratch.allocate(f"{name}-{b}", tuple(h.shape), h.dtype) for b, h in enumerate(hidden)]
+        for number, one in enumerate(hidden):
+            self.put(number, one)
+
+    def put(self, number: int, hidden: torch.Tensor) -> None:
+        """Batch ``number`` has come to the next boundary."""
+        self.tensors[number].copy_(hidden)
+        self._scratch.page_out(self.tensors[number])
+
+
+@torch.no_grad()
+def mend(
+    model: StreamedModel,
+    layers: tuple[PlanLayer, ...],
+    batches: tuple[Sequence[Batch], Sequence[Batch]],
+    how: How,
+    scratch: Scratch = Scratch(),  # noqa: B008 - holds nothing
+) -> tuple[tuple[PlanLayer, ...], list[Mended]]:
+    """``layers`` with those before cuts fitted on the first of ``batches``, judged on the second; and what was done.
+    Each weight is read once. Raises OutputError, NonFiniteError."""
+    climb = plan_climb(layers, model.num_layers)
+    if not climb.steps:
+        return layers, []
+    going = _Going(model, batches, how, scratch)
+    reads = MergedView(model.stream.source, model.layout, [step.layer for step in climb.steps], how.merge_norms)
+    with model.stream.run([reads.source_names(n) for n in range(len(climb.steps))]) as weights_pass:
+        view = reads.over(weights_pass)
+        for number, step in enumerate(climb.steps):
+            if step.position is None and step.layer.base == climb.start:
+                going.part()
+            before, waited, began = model.meter.bytes_read, model.meter.seconds_waiting, time.perf_counter()
+            with weights_pass.step(), model.onload(view, number) as weights, model.meter.computing(1):
+                going.through(step, weights, {s: view.info(n).dtype for s, n in view.layer_names(number).items()})
+            seconds, still = time.perf_counter() - began, model.meter.seconds_waiting - waited
+            num_bytes = model.meter.bytes_read - before
+            model.listener(LayerDone(step.layer.base, model.num_layers, num_bytes, seconds, still))
+    repaired = [replace(x, refits=going.refits.get(position, x.refits)) for position, x in enumerate(layers)]
+    return tuple(repaired), going.done
+
+
+class _Going:
+    """Where source and pruned stack are, and what was done so far."""
+
+    def __init__(
+        self, model: StreamedModel, batches: tuple[Sequence[Batch], Sequence[Batch]], how: How, scratch: Scratch
+    ) -> None:
+        self._model, self._how, self._scratch = model, how, scratch
+        self._batches = [*batches[0], *batches[1]]
+        self._parts = slice(0, len(batches[0])), slice(len(batches[0]), None)
+        recordings = model.record(self._batches)
+        self._calls = [recording.calls for recording in recordings]
+        self._source = _States(scratch, "source", [recording.hidden_NTD for recording in recordings])
+        self._pruned: _States | None = None
+        self.refits: dict[int, dict[str, str]] = {}
+        self.done: list[Mended] = []
+
+    def part(self) -> None:
+        """Here the pruned stack parts from the source."""
+        self._pruned = _States(self._scratch, "pruned", self._source.tensors)
+
+    def through(self, step: Step, weights: LayerWeights, dtypes: Mapping[str, torch.dtype]) -> None:
+        """Fit the layer of ``step`` if it is to be, and run it."""
+        states = self._source if step.position is None else self._pruned
+        assert states is not None
+        base = step.layer.base
+        if step.is_mended:
+            assert step.position is not None
+            fit, held_out = (self._tokens(base, states, part) for part in self._parts)
+            layer = FittedLayer(self._model, base, weights, dtypes, fit, held_out)
+            before = layer.error()
+            fitted, words, after = self._how.fit(layer, before) or (layer, None, before)
+            self.done.append(Mended(step.position, words, before, after))
+            if fitted.changed:
+                self.refits[step.position] = {**step.layer.refits, **self._how.store(fitted.matrices)}
+            weights = fitted.weights
+        for number, entering in enumerate(states.tensors):
+            placed = entering.to(self._model.placement.device)
+            states.put(number, self._model.run(base, weights, placed, self._calls[number][base]))
+
+    def _tokens(self, base: int, entering: _States, part: slice) -> Tokens:
+        calls = [call[base] for call in self._calls[part]]
+        return Tokens(self._batches[part], entering.tensors[part], self._source.tensors[part], calls)

@@ -1,0 +1,96 @@
+"""Text that repairs are fitted to, cut into windows, and a part of it kept apart to judge them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from streamcollapse.errors import CalibrationError, printable
+from streamcollapse.forward.batches import Batch, call_tokens, make_batches
+from streamcollapse.forward.perplexity import Window, make_windows
+from streamcollapse.run.held_out import unjudged_text
+from streamcollapse.run.opened import Job
+from streamcollapse.run.samples import (
+    check_vocabulary,
+    load_tokenizer,
+    longest_context,
+    opening_tokens,
+    read_text,
+    records,
+    samples_digest,
+)
+from streamcollapse.settings.run import Repair
+
+SHIPPED = "encyclopedia, code and documentation, shipped"
+_LONGEST_WINDOW = 512
+_HELD_OUT = 6  # one window in so many
+_MOST_CHARACTERS = 1 << 24  # that are tokenised
+
+
+@dataclass(frozen=True)
+class FitText:
+    """``name``: as records say it. Windows of token ids: those to ``fit`` on, and those ``held_out`` from it."""
+
+    name: str
+    fit: list[list[int]]
+    held_out: list[list[int]]
+    call_tokens: int
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the token ids."""
+        return samples_digest([*self.fit, *self.held_out])
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """How many tokens are fitted to, and held out."""
+        return sum(map(len, self.fit)), sum(map(len, self.held_out))
+
+    @property
+    def batches(self) -> tuple[list[Batch], list[Batch]]:
+        """Both parts as calls of a layer take them."""
+        return make_batches(self.fit, self.call_tokens), make_batches(self.held_out, self.call_tokens)
+
+    @property
+    def windows(self) -> list[Window]:
+        """The held-out part, to be predicted."""
+        return [Window(ids, len(ids) - 1) for ids in self.held_out if len(ids) > 1]
+
+
+def fit_text(job: Job, settings: Repair) -> FitText:
+    """About ``settings.tokens`` tokens of its file, or of the texts that ship, spread evenly over each of them. Raises
+    CalibrationError."""
+    texts = _shipped() if settings.file is None else _given(Path(settings.file))
+    name = SHIPPED if settings.file is None else printable(Path(settings.file).name)
+    tokenizer = load_tokenizer(job.checkpoint.directory, job.trust_remote_code)
+    longest = min(longest_context(job) or _LONGEST_WINDOW, _LONGEST_WINDOW, call_tokens(job.width))
+    windows: list[list[int]] = []
+    for text in texts:
+        ids = list(tokenizer(text[:_MOST_CHARACTERS], add_special_tokens=False, verbose=False)["input_ids"])
+        check_vocabulary(ids, job.vocabulary)
+        windows += [window.token_ids for window in make_windows(opening_tokens(tokenizer), ids, longest)]
+    whole = [ids for ids in windows if len(ids) == longest] or windows
+    count = min(max(settings.tokens // longest, 2), len(whole))
+    if len(whole) < 2:
+        raise CalibrationError(f"{name}: too short for a repair, which needs two windows of {longest} tokens at least")
+    chosen = [whole[n * len(whole) // count] for n in range(count)]
+    held_out = chosen[_HELD_OUT // 2 :: _HELD_OUT] or chosen[-1:]
+    fit = [ids for n, ids in enumerate(chosen) if not any(ids is one for one in held_out)]
+    return FitText(name, fit, held_out, call_tokens(job.width))
+
+
+def _shipped() -> Sequence[str]:
+    """By kind: what the encyclopedia has after the text that judges, code, documentation."""
+    file = resources.files("streamcollapse.data") / "text" / "code_and_documentation.jsonl"
+    shipped = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    kinds = dict.fromkeys(record["kind"] for record in shipped)
+    return [unjudged_text(), *("\n\n".join(r["text"] for r in shipped if r["kind"] == kind) for kind in kinds)]
+
+
+def _given(path: Path) -> Sequence[str]:
+    if path.suffix.lower() == ".jsonl":
+        return ["\n\n".join(records(path, read_text(path)))]
+    return [read_text(path)]

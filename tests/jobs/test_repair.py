@@ -1,0 +1,163 @@
+"""Repairs as a part of prune and apply: what is written, what plans say of it, and what can be done with such plans."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from streamcollapse import Plan, RunSettings, SearchOptions, apply, perplexity, prune, search, verify
+from streamcollapse.errors import CalibrationError, OptionError, PlanError
+from streamcollapse.jobs.planning import compose_plans, export_plan, make_plan
+from streamcollapse.merge.plan import PLAN_FILE, PlanLayer
+from streamcollapse.progress import Event, WarningRaised
+from streamcollapse.repair.climb import plan_climb
+from streamcollapse.run.held_out import unjudged_text
+from streamcollapse.run.refits import refits_file
+from streamcollapse.settings.run import Compute, EvaluationText, Judging, Repair
+from tests.checkpoints import BUNDLED
+
+DROP = SearchOptions(strategy="block-influence", target_layers=20)
+NO_VERDICT = RunSettings(judging=Judging(verdict=False))
+
+
+def settings(text: Path, method: str = "linear") -> RunSettings:
+    return RunSettings(Compute("cpu", "float32"), judging=Judging(verdict=False), repair=Repair(method, text, 2048))
+
+
+@pytest.fixture(scope="module")
+def trained() -> Path:
+    """The model that ships: what random weights lose by a cut cannot be given back."""
+    return BUNDLED
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "fit.txt"
+    path.write_text(unjudged_text()[:12_000])
+    return path
+
+
+@pytest.fixture(scope="module")
+def repaired(trained: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("repaired") / "out"
+    found = prune(trained, out, DROP, settings=settings(text))
+    assert found.plan.repair is not None
+    assert found.plan.repair.is_kept
+    return out
+
+
+def test_it_is_the_cut_model_but_for_what_its_plan_says(trained: Path, repaired: Path, tmp_path: Path) -> None:
+    plan = Plan.load(repaired)
+    cut = replace(plan, layers=tuple(PlanLayer(layer.base, layer.mix) for layer in plan.layers), repair=None)
+    apply(trained, cut, tmp_path / "cut", settings=NO_VERDICT)
+    before, after = (load_file(path / "model.safetensors") for path in (tmp_path / "cut", repaired))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    said = {f"model.layers.{n}.{suffix}" for n, layer in enumerate(plan.layers) for suffix in layer.refits}
+    assert changed == said
+    assert said
+    AutoModelForCausalLM.from_pretrained(repaired)
+
+
+def test_its_loss_falls_on_text_that_it_was_not_fitted_to(repaired: Path) -> None:
+    record = json.loads((repaired / PLAN_FILE).read_text())["repair"]
+    assert record["loss_after"] < record["loss_before"]
+    assert all(layer["after"] < layer["before"] for layer in record["layers"] if layer["how"])
+    assert record["tokens"] > record["held_out_tokens"] > 0
+
+
+def test_verify_and_perplexity_know_such_plans(trained: Path, repaired: Path, text: Path) -> None:
+    assert verify(repaired, trained).recomputed > 0
+    how = EvaluationText(text, max_tokens=200)
+    run = RunSettings(Compute("cpu", "float32"))
+    by_plan = perplexity(trained, how, plan=Plan.load(repaired), settings=run)
+    assert by_plan.nll == perplexity(repaired, how, settings=run).nll
+
+
+def test_a_plan_alone_has_its_tensors_beside_it(trained: Path, text: Path, repaired: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    search(trained, DROP, settings=settings(text), save_as=path)
+    assert refits_file(path).is_file()
+    apply(trained, Plan.load(path), tmp_path / "later", settings=NO_VERDICT)
+    one, other = (load_file(out / "model.safetensors") for out in (tmp_path / "later", repaired))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_tensors_that_are_lost_or_changed_are_named(trained: Path, text: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    search(trained, DROP, settings=settings(text), save_as=path)
+    tensors = load_file(refits_file(path))
+    save_file({name: tensor + 1.0 for name, tensor in tensors.items()}, refits_file(path))
+    with pytest.raises(PlanError, match="is not what the plan says"):
+        apply(trained, Plan.load(path), tmp_path / "out")
+    refits_file(path).unlink()
+    with pytest.raises(PlanError, match="is not beside it"):
+        apply(trained, Plan.load(path), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_no_plan_can_say_is_refused(trained: Path, repaired: Path, text: Path, tmp_path: Path) -> None:
+    plan = Plan.load(repaired)
+    with pytest.raises(PlanError, match="was repaired: no merge"):
+        export_plan(trained, plan, "mergekit")
+    with pytest.raises(PlanError, match="repaired already"):
+        apply(trained, plan, tmp_path / "out", settings=settings(text))
+    whole = {n: layer for n, layer in enumerate(plan.layers) if layer.refits}
+    number = next(iter(whole))
+    scaled = replace(
+        plan,
+        num_source_layers=plan.num_layers,
+        layers=tuple(PlanLayer(n, {n: 0.5 if n == number else 1.0}) for n in range(plan.num_layers)),
+        repair=None,
+    )
+    scaled.save(tmp_path / "second.json")
+    with pytest.raises(PlanError, match="was repaired; apply the first"):
+        compose_plans(repaired / PLAN_FILE, tmp_path / "second.json")
+
+
+def test_nothing_is_done_where_nothing_was_cut(trained: Path, text: Path, tmp_path: Path) -> None:
+    plan = make_plan(trained, drop="3")
+    layers = tuple(PlanLayer(n, {n: 1.0 if n else 0.9}) for n in range(plan.num_source_layers))
+    said: list[Event] = []
+    scaled = replace(plan, layers=layers)
+    found = apply(trained, scaled, tmp_path / "out", settings=settings(text), listener=said.append)
+    assert plan_climb(layers, len(layers)).steps == ()
+    assert not any(layer.refits for layer in found.plan.layers)
+    assert any(isinstance(event, WarningRaised) and "no layers were cut out" in event.text for event in said)
+
+
+def test_a_repair_that_makes_the_loss_worse_is_dropped(
+    trained: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamcollapse.jobs import repair
+
+    def spoiled(method: str, block: int | None) -> Any:
+        def fit(layer: Any, before: float) -> Any:
+            name = next(name for name in layer.writable if name.endswith("down_proj.weight"))
+            return layer.but({name: -3.0 * layer.weights.parameters[name]}), "spoiled", before / 2
+
+        return fit
+
+    monkeypatch.setattr(repair, "fit_by", spoiled)
+    said: list[Event] = []
+    found = prune(trained, tmp_path / "out", DROP, settings=settings(text), listener=said.append)
+    assert found.plan.repair is not None
+    assert not found.plan.repair.is_kept
+    assert not any(layer.refits for layer in found.plan.layers)
+    assert any(isinstance(event, WarningRaised) and "not repaired: the loss" in event.text for event in said)
+
+
+def test_bad_input(trained: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("A few words.")
+    with pytest.raises(CalibrationError, match="too short for a repair"):
+        prune(trained, tmp_path / "out", DROP, settings=settings(short))
+    with pytest.raises(OptionError, match="repair"):
+        Repair("magic")
+    assert not (tmp_path / "out").exists()
