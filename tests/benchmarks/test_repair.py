@@ -27,4 +27,4 @@ def test_rehearsal(monkeypatch, tmp_path, capsys):
     assert row["seconds"] > 0
     assert row["peak_rss"] > 0
     assert "| layers that stay | cut alone | linear |" in bench_repair.table([document])
-    assert "22 layers, linear: taken back: " in capsys.readouterr().out
+    assert "22 layers, linear: taken back" in capsys.readouterr().out

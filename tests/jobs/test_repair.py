@@ -16,11 +16,11 @@ from streamcollapse import Plan, RunSettings, SearchOptions, apply, perplexity, 
 from streamcollapse.errors import CalibrationError, OptionError, PlanError
 from streamcollapse.jobs.planning import compose_plans, export_plan, make_plan
 from streamcollapse.merge.plan import PLAN_FILE, PlanLayer
-from streamcollapse.progress import Event, WarningRaised
+from streamcollapse.progress import Event, PhaseStarted, WarningRaised
 from streamcollapse.repair.climb import plan_climb
 from streamcollapse.run.held_out import unjudged_text
 from streamcollapse.run.refits import refits_file
-from streamcollapse.settings.run import Compute, EvaluationText, Judging, Repair
+from streamcollapse.settings.run import Compute, EvaluationText, Judging, Repair, Streaming
 from tests.checkpoints import BUNDLED
 
 DROP = SearchOptions(strategy="block-influence", target_layers=20)
@@ -100,6 +100,34 @@ def test_tensors_that_are_lost_or_changed_are_named(trained: Path, text: Path, t
     with pytest.raises(PlanError, match="is not beside it"):
         apply(trained, Plan.load(path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_repair_that_is_known_is_not_made_again(trained: Path, text: Path, tmp_path: Path) -> None:
+    run = replace(settings(text), streaming=Streaming(work_dir=tmp_path / "work"))
+    phases: list[list[str]] = []
+    for name in ("one", "other"):
+        said: list[Event] = []
+        prune(trained, tmp_path / name, DROP, settings=run, listener=said.append)
+        phases.append([event.name for event in said if isinstance(event, PhaseStarted)])
+    assert [("repair" in found) for found in phases] == [True, False]
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "other"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    (tmp_path / "work" / "refits" / next((tmp_path / "work" / "refits").iterdir()).name).write_bytes(b"damaged")
+    said = []
+    prune(trained, tmp_path / "third", DROP, settings=run, listener=said.append)
+    assert any(isinstance(event, PhaseStarted) and event.name == "repair" for event in said)
+    third = load_file(tmp_path / "third" / "model.safetensors")
+    assert all(torch.equal(one[name], third[name]) for name in one)
+
+
+def test_memory_that_is_short_changes_no_bit_of_a_fit_by_adam(trained: Path, text: Path, tmp_path: Path) -> None:
+    """Hidden states in files, nothing resident: the same tensors."""
+    outs = []
+    for budget in (None, "160MiB"):
+        run = replace(settings(text, "local"), streaming=Streaming(ram_budget=budget))
+        outs.append(prune(trained, tmp_path / f"{budget}", DROP, settings=run).out)
+    one, other = (load_file(out / "model.safetensors") for out in outs)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_what_no_plan_can_say_is_refused(trained: Path, repaired: Path, text: Path, tmp_path: Path) -> None:
