@@ -66,8 +66,10 @@ def complete(options: SearchOptions) -> SearchOptions:
     if options.rescale is None and not EFFORTS[filled.effort].rescale:
         filled = filled.but(rescale=False)
     if strategy.needs_target and not filled.has_target:
-        way = " or `max_loss`" if strategy.goes_by_loss else ""
-        raise OptionError(f"strategy {strategy.name} goes on until a target; give `target_layers`{way}")
+        ways = ["target_layers", "target_ratio", "target_memory", *["max_loss"] * strategy.goes_by_loss]
+        raise OptionError(
+            f"strategy {strategy.name} goes on until a target; give `{'`, `'.join(ways[:-1])}` or `{ways[-1]}`"
+        )
     if filled.max_loss is not None and not filled.has_size and not strategy.goes_by_loss:
         able = ", ".join(one.name for one in strategies().values() if one.goes_by_loss)
         raise OptionError(

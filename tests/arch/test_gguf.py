@@ -110,7 +110,7 @@ def test_other_verbs_say_how_to_make_a_checkpoint_of_it(tmp_path: Path) -> None:
     ):
         result = CliRunner().invoke(app, command)
         assert result.exit_code == 1
-        assert f"make a checkpoint of it: streamcollapse convert {path.name} --out DIR" in result.stderr
+        assert f"make a checkpoint of it: streamcollapse convert {path} --out DIR" in result.stderr
     dry = CliRunner().invoke(app, ["convert", str(path), "--out", str(tmp_path / "out"), "--dry-run"])
     assert "Q8_0" in dry.stdout
     assert not (tmp_path / "out").exists()

@@ -299,7 +299,7 @@ def test_bad_input_writes_nothing(base: Path) -> None:
         result = CliRunner().invoke(app, ["batch", str(jobs), *arguments])
         assert result.exit_code == 1, arguments
         assert complaint in result.stderr
-        assert len([line for line in result.stderr.splitlines() if not line.endswith("starting workers")]) == 1
+        assert result.stderr.count("\n") == 1
     assert sorted(p.name for p in base.iterdir()) == ["jobs.yaml", "models", "samples.txt"]
     with pytest.raises(JobsError, match="add out: DIR, or pass `out`"):
         batch(write_jobs(base, [GRID], out=None))
@@ -312,7 +312,7 @@ def test_an_interrupt_leaves_no_half_results(base: Path, number: signal.Signals,
     command = [sys.executable, "-m", "streamcollapse", "batch", str(jobs)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr is not None
-    first = next(line for line in process.stderr if not line.startswith(("4 jobs", "started")))
+    first = next(line for line in process.stderr if not line.startswith("started"))
     process.send_signal(number)
     start = time.monotonic()
     _, rest = process.communicate(timeout=60)

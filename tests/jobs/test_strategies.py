@@ -203,7 +203,7 @@ def test_a_target_is_what_the_best_threshold_gives(llama: Path) -> None:
     counts = {plan.num_layers for plan in plans}
     assert len(counts) > 3
     assert seen
-    for wanted in range(2, 9):
+    for wanted in range(2, 8):
         told: list[Event] = []
         found = search(
             llama, replace(options, target_layers=wanted), settings=RunSettings(compute=FLOAT32), listener=told.append
@@ -227,8 +227,8 @@ def test_a_ratio_is_never_exceeded(llama: Path, tmp_path: Path, strategy: str) -
     rule = "mean" if strategy == "laco" else None
     for ratio in (0.02, 0.05, 0.11):
         options = SearchOptions(2, 1, strategy=strategy, rule=rule, target_ratio=ratio)
-        if ratio < 0.03 and strategy == "rule-based":
-            with pytest.raises(OptionError, match="no group of layers"):
+        if ratio < 0.03:
+            with pytest.raises(OptionError, match="less than a layer has, and nothing would be pruned"):
                 search(llama, options, settings=RunSettings(calibration=SENTENCES, compute=FLOAT32))
             continue
         pruned = prune(
@@ -265,7 +265,10 @@ def test_a_search_that_is_broken_off_goes_on(llama: Path, tmp_path: Path, strate
     ("changes", "message"),
     [
         ({"strategy": "gready"}, "strategy 'gready' is unknown; did you mean greedy"),
-        ({"strategy": "angular"}, "strategy angular goes on until a target; give `target_layers` or `target_ratio`"),
+        (
+            {"strategy": "angular"},
+            "goes on until a target; give `target_layers`, `target_ratio`, `target_memory` or `max_loss`",
+        ),
         ({"target_layers": 4, "target_ratio": 0.2}, "are both given"),
         ({"target_ratio": 1.0}, "target ratio is 1.0; it must be less than 1"),
         ({"target_ratio": "half"}, "target ratio is 'half'; it must be a valid number"),
@@ -317,7 +320,7 @@ def _stop_at_the_phase(event: Event, told: list[Event]) -> None:
         (SearchOptions(9), r"9 layers \(C\) below layer 8 \(H\) would be into layer -1, below 1 \(L\)"),
         (SearchOptions(2, lowest=7), r"into layer 6, below 7 \(L\), counted from 1; lower `layers_per_merge`"),
         (SearchOptions(2, lowest=3, highest=3, strategy="rule-based"), "into layer 2, below 3"),
-        (SearchOptions(strategy="rule-based", target_ratio=0.01), "within the target"),
+        (SearchOptions(strategy="rule-based", target_ratio=0.01), "nothing would be pruned"),
         (SearchOptions(lowest=3, highest=3), r"layers 3 \(L\) to 3 \(H\), counted from 1, have no two neighbours"),
     ],
 )

@@ -161,7 +161,6 @@ def _progress(count: int, quiet: bool) -> Iterator[Callable[[Message], None]]:
     console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     view = _View(console, count)
     if not console.is_terminal:
-        console.print(f"{count} job{'s' * (count != 1)}; starting workers")
         yield view.listen
         return
     with Live(view, console=console, refresh_per_second=8, transient=True):
@@ -175,7 +174,7 @@ class _View:
         self._console = console
         self._bars = steps_bar(TextColumn("{task.fields[phase]}"), TimeElapsedColumn())
         self._all = self._bars.add_task("jobs", total=count, phase=f"0 of {count} done; starting workers")
-        self._count, self._done = count, 0
+        self._count, self._done, self._begun = count, 0, 0
         self._ids: dict[str, TaskID] = {}
 
     def listen(self, message: Message) -> None:
@@ -186,7 +185,7 @@ class _View:
                 self._bars.update(self._all, phase=f"{self._done} of {self._count} done")
                 self._ids[name] = self._bars.add_task(printable(name), total=None, phase="")
                 if not self._console.is_terminal:
-                    self._console.print(Text("started ").append(printable(name), "bold"))
+                    self._console.print(Text("started ").append(printable(name), "bold").append(self._of_all()))
             case JobEnded(outcome):
                 if outcome.name in self._ids:
                     self._bars.remove_task(self._ids.pop(outcome.name))
@@ -198,6 +197,10 @@ class _View:
                 self._bars.tasks[self._bars.task_ids.index(self._ids[name])].total = total
             case JobEvent(name, LayerDone() | StepDone() | DecisionMade()) if name in self._ids:
                 self._bars.advance(self._ids[name])
+
+    def _of_all(self) -> str:
+        self._begun += 1
+        return f"  {self._begun} of {self._count}" if self._begun <= self._count else "  again"
 
     def __rich__(self) -> Progress:
         return self._bars
