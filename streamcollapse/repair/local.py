@@ -2,7 +2,7 @@
 
 With only that layer, its gradients and moments in memory (XMerge, 2026, fits a merged layer so; LLM-Streamline, Chen et
 al. 2024, trains a layer in place of others). Masters are in float32; the layer runs in the compute dtype. Steps are in
-units of each matrix's own size, so that one rate serves models of any width.
+units of each matrix's own size.
 """
 
 from __future__ import annotations
