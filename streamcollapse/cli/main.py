@@ -1,7 +1,7 @@
 """The command ``streamcollapse``."""
 
 import os
-import sys
+from collections.abc import Callable
 
 # Threads that wait for work sleep instead of spinning. Before torch is imported, which reads it once: spinning threads
 # of two programs on the same cores hold each other up (docs/decisions/0008-waiting-threads.md).
@@ -9,7 +9,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -34,14 +33,28 @@ from streamcollapse.cli.verbs.strategies import strategies
 from streamcollapse.cli.verbs.verify import verify
 
 
+# Typer exports one of its usage errors: what all of them derive from is its base, with its own copy of click (0.29) or
+# the package of that name (before).
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+
 class _Verbs(TyperGroup):
     """Mistakes in options are a JSON document as well, where that is what was asked for."""
 
-    def invoke(self, context: Any) -> Any:
+    _in_json = False
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
+        self._in_json = "--json" in args
+        return self._say(super().make_context, info_name, args, *rest, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        return self._say(super().invoke, ctx)
+
+    def _say(self, do: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         try:
-            return super().invoke(context)
-        except click.UsageError as error:
-            if "--json" in sys.argv:
+            return do(*arguments, **named)
+        except _UsageError as error:
+            if self._in_json:
                 print_json({"error": {"type": "UsageError", "message": said(error.format_message())}})
             raise
 

@@ -80,6 +80,25 @@ def test_errors_are_json_where_json_is_asked_for(llama: Path, tmp_path: Path) ->
     assert plain.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune", "some", "--bogus"], "No such option: --bogus"),
+        (["prune"], "Missing argument 'SOURCE'."),
+        (["plan", "make", "some"], "Missing option '--plan'."),
+        (["nosuch"], "No such command 'nosuch'."),
+    ],
+)
+def test_mistakes_in_options_are_json_as_well(arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 2
+    error = json.loads(done.stdout)["error"]
+    assert error["type"] == "UsageError"
+    assert error["message"].startswith(message)
+    plain = CliRunner().invoke(app, arguments)
+    assert (plain.exit_code, plain.stdout) == (2, "")
+
+
 def test_bench_without_options_is_quick(llama: Path) -> None:
     done = CliRunner().invoke(app, ["bench", str(llama), "--device", "cpu", "--json"])
     assert done.exit_code == 0, done.output
