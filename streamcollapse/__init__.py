@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from streamcollapse.jobs.compare import compare as compare
     from streamcollapse.jobs.convert import Conversion as Conversion
     from streamcollapse.jobs.convert import convert as convert
+    from streamcollapse.jobs.heal import heal as heal
     from streamcollapse.jobs.inspect import inspect as inspect
     from streamcollapse.jobs.perplexity import perplexity as perplexity
     from streamcollapse.jobs.planning import compose_plans as compose_plans
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from streamcollapse.merge.plan import Plan as Plan
     from streamcollapse.output.results import Comparison as Comparison
     from streamcollapse.searches.course import sized_plan as sized_plan
+    from streamcollapse.settings.heal import Healing as Healing
     from streamcollapse.settings.run import BenchConditions as BenchConditions
     from streamcollapse.settings.run import Calibration as Calibration
     from streamcollapse.settings.run import Cluster as Cluster
@@ -57,6 +59,7 @@ _NAMES = {
     "jobs.bench": ["bench"],
     "jobs.compare": ["compare"],
     "jobs.convert": ["Conversion", "convert"],
+    "jobs.heal": ["heal"],
     "jobs.inspect": ["inspect"],
     "jobs.perplexity": ["perplexity"],
     "jobs.planning": ["compose_plans", "export_plan", "make_plan"],
@@ -70,6 +73,7 @@ _NAMES = {
     "merge.plan": ["Plan"],
     "output.results": ["Comparison"],
     "searches.course": ["sized_plan"],
+    "settings.heal": ["Healing"],
     "settings.run": [
         "BenchConditions",
         "Calibration",

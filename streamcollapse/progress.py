@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A phase (``reference``, ``search``, ``scales``, ``write``, ``perplexity``, ``held out``, ``samples``,
-    ``speed``, ``convert``, ``verify``, ``recompute`` or ``fetch``) begins; ``total_steps`` are layers, tensors or
-    models where known."""
+    """A phase (``reference``, ``search``, ``scales``, ``write``, ``perplexity``, ``held out``, ``samples``, ``speed``,
+    ``teacher``, ``heal``, ``convert``, ``verify``, ``recompute`` or ``fetch``) begins; ``total_steps`` are layers,
+    tensors or models where known."""
 
     name: str
     total_steps: int | None = None
@@ -110,6 +110,20 @@ class DecisionMade:
 
 
 @dataclass(frozen=True)
+class StepLearned:
+    """Step ``number`` of ``steps`` of healing was made, with ``loss``; ``judged``: that on held-out text when it was
+    last asked for, ``best`` the least so far, after ``best_step`` steps. ``rate``: tokens a second."""
+
+    number: int
+    steps: int
+    loss: float
+    judged: float
+    best: float
+    best_step: int
+    rate: float
+
+
+@dataclass(frozen=True)
 class NoteMade:
     """What the run will do, where the settings alone do not say it."""
 
@@ -134,6 +148,7 @@ Event = (
     | CandidateStarted
     | StackChanged
     | DecisionMade
+    | StepLearned
     | NoteMade
     | WarningRaised
 )

@@ -25,7 +25,7 @@ LAYERS = [
     ["stream"],
     ["forward"],
     ["run"],
-    ["searches", "repair"],
+    ["searches", "repair", "healing"],
     ["output"],
     ["jobs"],
     ["batches"],

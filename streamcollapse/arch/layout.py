@@ -46,6 +46,12 @@ class Layout:
         """Every name on disk of a 0-based source layer."""
         return [self.name(layer_index, suffix) for suffix in self.layers[layer_index]]
 
+    def stored_whole(self, layer_index: int) -> dict[str, str]:
+        """The learned parameters of a 0-based source layer that are one stored tensor each, as it is: its suffix by the
+        parameter's name. What is made anew of them can be written back."""
+        single = (one for one in self.assemblies[layer_index] if one.naming is None and len(one.shapes) == 1)
+        return {next(iter(one.shapes)): one.parts[0] for one in single if one.parts[0] not in self.unmerged}
+
 
 def build_layout(skeleton: Skeleton, source: TensorSource) -> Layout:
     """Match the names of ``source`` with the modules of ``skeleton``.

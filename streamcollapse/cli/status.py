@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from streamcollapse.progress import CandidatesDone, Event, LayerDone, PhaseStarted, RoundStarted, StepDone, TimeExpected
+from streamcollapse.progress import (
+    CandidatesDone,
+    Event,
+    LayerDone,
+    PhaseStarted,
+    RoundStarted,
+    StepDone,
+    StepLearned,
+    TimeExpected,
+)
 from streamcollapse.units import format_about, format_bytes, format_seconds
 
 MINUTE = 60.0
@@ -29,6 +38,7 @@ class Status:
         self._round: RoundStarted | None = None
         self._done = 0
         self._best: float | None = None
+        self._learned: StepLearned | None = None
         self._seconds = self._waiting = 0.0
 
     def listen(self, event: Event) -> None:
@@ -41,7 +51,7 @@ class Status:
                     self._began = self._clock()
                 self.phase, self._total, self._phase_began = name, total, self._clock()
                 self._steps = self._num_bytes = self._done = 0
-                self._round = self._best = None
+                self._round = self._best = self._learned = None
                 self._at, self._seconds, self._waiting = "", 0.0, 0.0
             case RoundStarted():
                 self._round, self._done, self._best = event, 0, None
@@ -54,6 +64,8 @@ class Status:
                 self._at = f"layer {index + 1}/{count}"
                 self._seconds = self._seconds * _FADING + seconds
                 self._waiting = self._waiting * _FADING + waiting
+            case StepLearned():
+                self._learned = event
             case StepDone(_, num_bytes):
                 self._steps, self._num_bytes = self._steps + 1, self._num_bytes + num_bytes
 
@@ -115,8 +127,11 @@ class Status:
         return f"{size}  {format_seconds(self._clock() - self._phase_began)}".strip()
 
     def round_words(self) -> str:
-        """Which round, or try of a threshold, how many of its candidates are evaluated, and the best of them."""
+        """Which round, or try of a threshold, how many of its candidates are evaluated, and the best of them; or which
+        step of healing, and what it comes to."""
         now = self._round
+        if self._learned is not None:
+            return learned_words(self._learned)
         if now is None:
             return ""
         if now.threshold is not None:
@@ -143,6 +158,15 @@ class Status:
     def line(self) -> str:
         """The state in one line."""
         return ", ".join(part for part in (self.phase, self.round_words(), *self.at()) if part)
+
+
+def learned_words(step: StepLearned) -> str:
+    """How far healing is, and what it comes to."""
+    best = "" if step.best == step.judged else f" (best {step.best:.4f} after {step.best_step})"
+    return (
+        f"step {step.number} of {step.steps}: {step.loss:.4f}, held out {step.judged:.4f}{best}, "
+        f"{step.rate:.0f} tokens/s"
+    )
 
 
 def expected_words(expected: TimeExpected) -> str:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # for their names alone: importing them takes seconds
     from streamcollapse.jobs.inspect import Inspection
     from streamcollapse.jobs.prepare import Prepared
     from streamcollapse.merge.plan import Plan
+    from streamcollapse.output.report import Report
+    from streamcollapse.output.verdict import Judgement
     from streamcollapse.resources.meter import Usage
 
 
@@ -120,27 +122,39 @@ def _inspection_rows(found: Inspection) -> list[tuple[str, str | Text]]:
 
 def show_pruned(pruned: Pruned) -> None:
     """The outcome of ``prune`` or ``apply``."""
-    from streamcollapse.output.verdict import is_broken, told
-
     report = pruned.report
     before, after = report["bytes"]["before"], report["bytes"]["after"]
-    usage = report["usage"]
-    phases = ", ".join(f"{p['name']} {format_seconds(p['seconds'])}" for p in usage["phases"])
     rows: list[tuple[str, str | Text]] = [
         *plan_rows(pruned.plan),
         *_more_sizes(pruned.plan),
         ("parameters", f"{report['parameters']['before']:,} -> {report['parameters']['after']:,}"),
         ("weights", f"{format_bytes(before)} -> {format_bytes(after)} (ratio {100 * report['ratio']:.1f} %)"),
+        *work_rows(report),
+    ]
+    if judgement := report.get("held_out"):
+        rows += verdict_rows(judgement)
+    rows.append(("pruned model", str(pruned.out)))
+    plain_console().print(lines_of(rows))
+
+
+def work_rows(report: Report) -> list[tuple[str, str | Text]]:
+    """What a run cost."""
+    usage = report["usage"]
+    phases = ", ".join(f"{p['name']} {format_seconds(p['seconds'])}" for p in usage["phases"])
+    return [
         ("time", f"{format_seconds(usage['seconds'])} ({phases})"),
         ("read, written", f"{format_bytes(usage['bytes_read'])}, {format_bytes(usage['bytes_written'])}"),
         ("memory", memory_line(usage)),
     ]
-    if judgement := report.get("held_out"):
-        style = "bold red" if is_broken(judgement) else "green" if judgement["verdict"] == "usable" else "yellow"
-        rows.append(("verdict", Text(told(judgement), style)))
-        rows.append(("", f"on {judgement['tokens']} tokens of held-out text ({printable(judgement['text'])})"))
-    rows.append(("pruned model", str(pruned.out)))
-    plain_console().print(lines_of(rows))
+
+
+def verdict_rows(judgement: Judgement) -> list[tuple[str, str | Text]]:
+    """How good a result is."""
+    from streamcollapse.output.verdict import is_broken, told
+
+    style = "bold red" if is_broken(judgement) else "green" if judgement["verdict"] == "usable" else "yellow"
+    where = f"on {judgement['tokens']} tokens of held-out text ({printable(judgement['text'])})"
+    return [("verdict", Text(told(judgement), style)), ("", where)]
 
 
 def memory_line(usage: Usage) -> str:

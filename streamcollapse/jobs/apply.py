@@ -1,5 +1,6 @@
 """Write the checkpoint that a plan describes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +57,12 @@ def run_apply(prepared: Prepared) -> Pruned:
             return write_pruned(prepared, repaired(prepared, prepared.plan, run, work), run, work)
 
 
-def write_pruned(prepared: Prepared, plan: Plan, run: Run, work: WorkDirectory) -> Pruned:
-    """Stream the plan's tensors into a new checkpoint, which gets its name last of all."""
+Finish = Callable[[Report, Path], None]  # given the report and the new directory, before it gets its name
+
+
+def write_pruned(prepared: Prepared, plan: Plan, run: Run, work: WorkDirectory, finish: Finish | None = None) -> Pruned:
+    """Stream the plan's tensors into a new checkpoint, which gets its name last of all. ``finish``, in the place of the
+    verdict beside the source, may put more into the report and the directory."""
     job, out, output = prepared.job, prepared.out, prepared.settings.output
     assert out is not None
     run.stored.set_stack(plan.layers)
@@ -71,7 +76,7 @@ def write_pruned(prepared: Prepared, plan: Plan, run: Run, work: WorkDirectory) 
         with job.meter.phase("write"):
             job.listener(PhaseStarted("write", sum(len(shard.names) for shard in shards)))
             write_weights(view, run.stream, shards, stage, job.listener, finished, work.shard_done)
-        judgement = judged(prepared, plan, run)
+        judgement = judged(prepared, plan, run) if finish is None else None
         report = build_report(
             job.checkpoint,
             plan,
@@ -86,6 +91,8 @@ def write_pruned(prepared: Prepared, plan: Plan, run: Run, work: WorkDirectory) 
             work.shards(),
         )
         report["held_out"] = judgement
+        if finish is not None:
+            finish(report, stage)
         write_companions(stage, job.checkpoint.directory, plan, report)
         job.checkpoint.check_unchanged()
         work.publishing()

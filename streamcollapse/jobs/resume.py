@@ -4,6 +4,7 @@ from pathlib import Path
 
 from streamcollapse.jobs.apply import Pruned, apply
 from streamcollapse.jobs.convert import Conversion, convert
+from streamcollapse.jobs.heal import heal
 from streamcollapse.jobs.prune import prune
 from streamcollapse.progress import Listener, silent
 from streamcollapse.run.request import saved_request
@@ -13,7 +14,7 @@ from streamcollapse.settings.search import SearchOptions
 def resume(
     work_dir: str | Path, *, trust_remote_code: bool = False, listener: Listener = silent
 ) -> Pruned | Conversion:
-    """Go on with the ``prune``, ``apply`` or ``convert`` whose work directory is ``work_dir``, to its end.
+    """Go on with the ``prune``, ``apply``, ``heal`` or ``convert`` whose work directory is ``work_dir``, to its end.
 
     No candidate is evaluated twice, and no finished shard is written again. Raises StreamCollapseError.
     """
@@ -21,6 +22,8 @@ def resume(
     source, out, settings = asked.source, asked.out, asked.settings
     if asked.verb == "convert":
         return convert(source, out, dtype=asked.dtype, output=settings.output, listener=listener)
+    if asked.healing is not None and asked.teacher is not None:
+        return heal(source, asked.teacher, out, asked.healing, settings=settings, listener=listener)
     if asked.plan is not None:
         return apply(source, asked.plan, out, settings=settings, listener=listener)
     return prune(source, out, asked.options or SearchOptions(), settings=settings, listener=listener)

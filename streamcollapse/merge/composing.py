@@ -95,7 +95,8 @@ def in_words(plan: Plan) -> str:
     mixed = [_mixed(layer) for layer in plan.layers if dict(layer.mix) != {layer.base: 1.0}]
     repaired = [layer.base for layer in plan.layers if layer.refits]
     said = [f"layer{'s' * (len(dropped) > 1)} {_ranges(dropped)} dropped"] * bool(dropped) + mixed
-    said += [f"layer{'s' * (len(repaired) > 1)} {_ranges(repaired)} repaired"] * bool(repaired)
+    how = "repaired" if plan.heal is None else "healed"
+    said += [f"layer{'s' * (len(repaired) > 1)} {_ranges(repaired)} {how}"] * bool(repaired)
     return "; ".join(said) or "nothing changed"
 
 
@@ -127,7 +128,7 @@ def compose(first: Plan, second: Plan) -> Plan:
             f"the second plan is for a source of {second.num_source_layers} layers, the first one leaves "
             f"{first.num_layers}"
         )
-    mixing = [plan for plan in (first, second) if not all(layer.untouched for layer in plan.layers)]
+    mixing = [plan for plan in (first, second) if any(dict(one.mix) != {one.base: 1.0} for one in plan.layers)]
     if len({plan.merge_norms for plan in mixing}) > 1:
         raise PlanError("norms follow the mix in one plan and the base in the other; no single plan can say that")
     layers = []

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from streamcollapse.errors import PlanError
+from streamcollapse.merge.healed import HealRecord
 from streamcollapse.merge.record import SearchRecord, check_keys, parse_search, typed
 from streamcollapse.merge.repaired import RepairRecord
 from streamcollapse.merge.rules import RULES, Mix
@@ -63,7 +64,7 @@ class PlanLayer:
 @dataclass(frozen=True)
 class Plan:
     """A pruned model in terms of its source. ``merge_norms``: norms follow the mix instead of the base. ``origin``: the
-    file that it was read from, beside which the tensors of repaired layers are."""
+    file that it was read from, beside which the tensors of repaired and healed layers are."""
 
     source_name: str
     num_source_layers: int
@@ -72,6 +73,7 @@ class Plan:
     merge_norms: bool = False
     search: SearchRecord | None = None
     repair: RepairRecord | None = None
+    heal: HealRecord | None = None
     origin: Path | None = field(default=None, compare=False, repr=False)
 
     def __hash__(self) -> int:
@@ -95,6 +97,8 @@ class Plan:
             document["search"] = self.search.to_json()
         if self.repair is not None:
             document["repair"] = self.repair.to_json()
+        if self.heal is not None:
+            document["heal"] = self.heal.to_json()
         return document
 
     @classmethod
@@ -178,7 +182,7 @@ def _layer_said(layer: PlanLayer) -> dict[str, Any]:
 
 
 def _parse_plan(document: Any) -> Plan:
-    check_keys(document, "the plan", {"format", "source", "layers"}, {"merge_norms", "search", "repair"})
+    check_keys(document, "the plan", {"format", "source", "layers"}, {"merge_norms", "search", "repair", "heal"})
     if document["format"] != FORMAT:
         raise PlanError(f"format is {document['format']}, this version reads {FORMAT}")
     source = document["source"]
@@ -199,7 +203,8 @@ def _parse_plan(document: Any) -> Plan:
     search = document.get("search")
     record = None if search is None else parse_search(search, merge_norms)
     repair = None if document.get("repair") is None else RepairRecord.from_json(document["repair"])
-    return Plan(name, num_layers, fingerprint, layers, merge_norms, record, repair)
+    heal = None if document.get("heal") is None else HealRecord.from_json(document["heal"])
+    return Plan(name, num_layers, fingerprint, layers, merge_norms, record, repair, heal)
 
 
 def _parse_layer(entry: Any, where: str, num_layers: int) -> PlanLayer:

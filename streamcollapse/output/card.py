@@ -55,10 +55,9 @@ def _body(plan: Plan, report: Report) -> str:
     layers, parameters, size = report["layers"], report["parameters"], report["bytes"]
     name = _plain(plan.source_name)
     lines = [
-        f"# {name}, {layers['after']} of {layers['before']} layers",
+        f"# {name}, " + (f"{layers['after']} of {layers['before']} layers" if plan.heal is None else "healed"),
         "",
-        f"This is {name} with its depth pruned by layer collapse ([LaCo](https://arxiv.org/abs/2402.11187)), "
-        f"made with StreamCollapse {report['versions']['streamcollapse']}. "
+        f"{_made(plan, name)}made with StreamCollapse {report['versions']['streamcollapse']}. "
         f"{_trained(plan)}: measure before use.",
         "",
         "| | before | after |",
@@ -81,7 +80,16 @@ def _body(plan: Plan, report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _made(plan: Plan, name: str) -> str:
+    if plan.heal is not None:
+        return f"This is {name} healed by distillation from {_plain(plan.heal.teacher)}, "
+    return f"This is {name} with its depth pruned by layer collapse ([LaCo](https://arxiv.org/abs/2402.11187)), "
+
+
 def _trained(plan: Plan) -> str:
+    if plan.heal is not None:
+        trained = f"adapters of rank {plan.heal.rank}" if plan.heal.rank else f"layers, {plan.heal.train}"
+        return f"Trained were {trained} on {plan.heal.tokens} tokens of {_plain(plan.heal.text)}"
     if plan.repair is None or not plan.repair.is_kept:
         return "It was not trained afterwards"
     layers = ", ".join(str(layer.base) for layer in plan.layers if layer.refits)

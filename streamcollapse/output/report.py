@@ -33,10 +33,20 @@ class Change(TypedDict):
     after: int
 
 
+class Healed(TypedDict):
+    """The course of healing: the loss of each step, and that on held-out text by the number of steps before it;
+    ``unhealed``: what the model came to before on the text of the verdict, in nats per token."""
+
+    losses: list[float]
+    judged: dict[str, float]
+    stopped: str | None
+    unhealed: NotRequired[float | None]
+
+
 class Report(TypedDict):
     """What a run did and what it cost, as JSON types. ``shards`` maps file names to sha256. ``ratio`` is pruned
     parameters over all parameters, as in the paper's Table 1. ``held_out``: the verdict; None where none was asked, or
-    none could be had."""
+    none could be had. ``healing``: how that went, where there was one; the verdict is then beside the teacher."""
 
     format: str
     versions: dict[str, str]
@@ -50,6 +60,7 @@ class Report(TypedDict):
     shards: dict[str, str]
     usage: Usage
     held_out: NotRequired[Judgement | None]
+    healing: NotRequired[Healed]
 
 
 @dataclass(frozen=True)

@@ -46,10 +46,8 @@ class FittedLayer:
 
     @property
     def writable(self) -> dict[str, str]:
-        """The learned parameters that are one stored tensor each, as it is: its suffix by the parameter's name."""
-        layout = self.model.layout
-        single = (one for one in layout.assemblies[self.base] if one.naming is None and len(one.shapes) == 1)
-        return {next(iter(one.shapes)): one.parts[0] for one in single if one.parts[0] not in layout.unmerged}
+        """The parameters that can be fitted: the suffix of each by its name."""
+        return self.model.layout.stored_whole(self.base)
 
     @property
     def matrices(self) -> Matrices:

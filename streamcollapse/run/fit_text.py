@@ -13,15 +13,8 @@ from streamcollapse.forward.batches import Batch, call_tokens, make_batches
 from streamcollapse.forward.perplexity import Window, make_windows
 from streamcollapse.run.held_out import unjudged_text
 from streamcollapse.run.opened import Job
-from streamcollapse.run.samples import (
-    check_vocabulary,
-    load_tokenizer,
-    longest_context,
-    opening_tokens,
-    read_text,
-    records,
-    samples_digest,
-)
+from streamcollapse.run.samples import check_vocabulary, load_tokenizer, longest_context, opening_tokens, samples_digest
+from streamcollapse.run.texts import documents
 from streamcollapse.settings.run import Repair
 
 SHIPPED = "encyclopedia, code and documentation, shipped"
@@ -63,9 +56,9 @@ class FitText:
 def fit_text(job: Job, settings: Repair) -> FitText:
     """About ``settings.tokens`` tokens of its file, or of the texts that ship, spread evenly over each of them. Raises
     CalibrationError."""
-    texts = _shipped() if settings.file is None else _given(Path(settings.file))
-    name = SHIPPED if settings.file is None else printable(Path(settings.file).name)
     tokenizer = load_tokenizer(job.checkpoint.directory, job.trust_remote_code)
+    texts = shipped_documents() if settings.file is None else ["\n\n".join(documents(settings.file, tokenizer))]
+    name = SHIPPED if settings.file is None else printable(Path(settings.file).name)
     longest = min(longest_context(job) or _LONGEST_WINDOW, _LONGEST_WINDOW, call_tokens(job.width))
     windows: list[list[int]] = []
     for text in texts:
@@ -82,15 +75,10 @@ def fit_text(job: Job, settings: Repair) -> FitText:
     return FitText(name, fit, held_out, call_tokens(job.width))
 
 
-def _shipped() -> Sequence[str]:
-    """By kind: what the encyclopedia has after the text that judges, code, documentation."""
+def shipped_documents() -> Sequence[str]:
+    """The texts that ship to be learned from, by kind: what the encyclopedia has after the text that judges, code, and
+    documentation."""
     file = resources.files("streamcollapse.data") / "text" / "code_and_documentation.jsonl"
     shipped = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     kinds = dict.fromkeys(record["kind"] for record in shipped)
     return [unjudged_text(), *("\n\n".join(r["text"] for r in shipped if r["kind"] == kind) for kind in kinds)]
-
-
-def _given(path: Path) -> Sequence[str]:
-    if path.suffix.lower() == ".jsonl":
-        return ["\n\n".join(records(path, read_text(path)))]
-    return [read_text(path)]

@@ -84,7 +84,7 @@ def spend(work: Workload, budget: Budget, streaming: Streaming) -> MemoryPlan:
     plan = least(work, streaming, on_device)
     if work.mending is not None and work.mending.solved:
         plan = _solving(work, plan, budget, list_needs)
-    _refuse(plan.needs, budget)
+    refuse(plan.needs, budget)
 
     def fits(other: MemoryPlan, share: float = 1.0) -> bool:
         """Whether ``other`` takes at most ``share`` of what ``plan`` leaves."""
@@ -125,7 +125,8 @@ def _solving(
         block = -(-block // 2)
 
 
-def _refuse(needs: Sequence[Need], budget: Budget) -> None:
+def refuse(needs: Sequence[Need], budget: Budget) -> None:
+    """Raise BudgetError, with the smallest budget that would do, where ``needs`` are more than ``budget``."""
     limits: list[tuple[Memory, int | None, str]] = [("ram", budget.ram, "memory"), ("vram", budget.vram, "GPU memory")]
     for memory, limit, words in limits:
         peak = peak_bytes(needs, memory)

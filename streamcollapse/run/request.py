@@ -10,6 +10,7 @@ from typing import Any
 from streamcollapse.errors import OptionError, OutputError, PlanError, printable
 from streamcollapse.merge.plan import Plan
 from streamcollapse.run.work_directory import JOB, WorkDirectory, check_directory, read_document, work_directory
+from streamcollapse.settings.heal import Healing
 from streamcollapse.settings.run import SAMPLES, Calibration, Compute, Judging, Output, Repair, RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.locks import claimed
@@ -18,8 +19,9 @@ from streamcollapse.storage.staging import lock_of, make_parents, partial_of, wo
 
 @dataclass(frozen=True)
 class Request:
-    """``prune`` by ``options``, ``apply`` of ``plan``, or ``convert`` to ``dtype``, of the directory ``source`` into
-    ``out``. The device and dtype in ``settings`` are those that the job computes with."""
+    """``prune`` by ``options``, ``apply`` of ``plan``, ``heal`` by ``healing`` towards ``teacher``, or ``convert`` to
+    ``dtype``, of the directory ``source`` into ``out``. The device and dtype in ``settings`` are those that the job
+    computes with."""
 
     verb: str
     source: Path
@@ -28,6 +30,8 @@ class Request:
     options: SearchOptions | None = None
     plan: Plan | None = None
     dtype: str | None = None
+    healing: Healing | None = None
+    teacher: Path | None = None
 
     @property
     def work_dir(self) -> Path:
@@ -53,6 +57,8 @@ class Request:
             what = {"options": None if self.options is None else asdict(self.options)}
             if self.settings.repair.method != "none":
                 what["repair"] = _repair_said(self.settings.repair)
+        if self.healing is not None:
+            what |= {"healing": _healing_said(self.healing), "teacher": str(self.teacher)}
         return {"out": str(self.out.resolve()), **what, "max_shard_bytes": self.settings.output.max_shard_bytes}
 
     def to_json(self) -> dict[str, Any]:
@@ -80,6 +86,11 @@ class Request:
 def _repair_said(repair: Repair) -> dict[str, Any]:
     file = None if repair.file is None else str(Path(repair.file).absolute())
     return {"method": repair.method, "file": file, "tokens": repair.tokens}
+
+
+def _healing_said(healing: Healing) -> dict[str, Any]:
+    file = None if healing.file is None else str(Path(healing.file).absolute())
+    return asdict(healing) | {"file": file}
 
 
 @contextmanager
@@ -122,6 +133,9 @@ def saved_request(work_dir: Path, trust_remote_code: bool) -> Request:
             Repair(**found.get("repair", {})),
             trust_remote_code,
         )
+        if verb == "heal":
+            healing, teacher = Healing(**found["healing"]), Path(str(found["teacher"]))
+            return Request(verb, source, out, settings, healing=healing, teacher=teacher)
         options = SearchOptions(**found["options"] or {})
         if plan is not None:
             origin = found.get("plan_from")

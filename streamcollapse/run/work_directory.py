@@ -5,6 +5,7 @@ source profits, or only as long as it lasts.
     job.json         the job as it was asked for, to resume it (request.py)
     journal.jsonl    evaluated candidates, decisions, finished shards, one record a line (storage/disk.py)
     reference.json   written once the hidden states below are complete
+    healing.safetensors, teacher.json, teacher-*    masters and moments after a step, and what they learn from
     boundaries-*, last_hidden-*    hidden states of the original model, one file for each batch
 
 Evaluations do not depend on threshold, rule, C or I, so a search with other settings reads only what is new. Decisions
@@ -34,7 +35,7 @@ from streamcollapse.storage.scratch import DiskScratch, Scratch
 from streamcollapse.storage.staging import gone_of, make_parents, partial_of, work_of
 
 FORMAT = "streamcollapse.work/3"
-RUN, JOB, REFERENCE = "run.json", "job.json", "reference.json"
+RUN, JOB, REFERENCE, HEALING = "run.json", "job.json", "reference.json", "healing.safetensors"
 _LOCK = "lock"
 _TEMPORARY = ".streamcollapse-"  # what the names of temporary directories in it begin with
 
@@ -128,7 +129,7 @@ class WorkDirectory(TemporaryWork):
 
     def is_worth_keeping(self) -> bool:
         """Whether it holds any progress."""
-        return (self.path / REFERENCE).exists() or any(
+        return any((self.path / name).exists() for name in (REFERENCE, HEALING)) or any(
             record.get("kind") in ("evaluated", "shard") for record in self._journal.records
         )
 

@@ -18,8 +18,8 @@ def resume(
     as_json: o.Json = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Resume an interrupted prune, apply or convert from its work directory."""
-    from streamcollapse.cli import tables
+    """Resume an interrupted prune, apply, heal or convert from its work directory."""
+    from streamcollapse.cli import heal_tables, tables
     from streamcollapse.cli.verbs.convert import show_conversion
     from streamcollapse.jobs.convert import Conversion
     from streamcollapse.jobs.resume import resume as run
@@ -29,6 +29,7 @@ def resume(
     if isinstance(found, Conversion):
         print_json(found.to_json()) if as_json else show_conversion(found)
     else:
-        print_json({"out": str(found.out), **found.report}) if as_json else tables.show_pruned(found)
+        show = tables.show_pruned if found.plan.heal is None else heal_tables.show_healed
+        print_json({"out": str(found.out), **found.report}) if as_json else show(found)
         record = found.plan.search
         o.end_by_loss(found, None if record is None else record.options.max_loss)

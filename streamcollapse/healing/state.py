@@ -1,0 +1,74 @@
+"""What healing keeps between two steps, in a work directory: masters, moments, the best so far, and the teacher's
+states."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from streamcollapse.errors import OutputError
+from streamcollapse.forward.batches import Batch
+from streamcollapse.forward.model import StreamedModel
+from streamcollapse.healing.learn import Progress, State
+from streamcollapse.healing.teacher import teacher_states
+from streamcollapse.run.work_directory import HEALING, WorkDirectory, read_document, write_document
+from streamcollapse.storage.disk import disk_errors, to_disk
+
+_TEACHER = "teacher.json"
+_NUMBERS = ("step", "losses", "judged", "best_step", "stopped")
+
+
+def save_progress(work: WorkDirectory, progress: Progress, masters: State) -> None:
+    """Keep the state after a step, whole or as it was before. Raises OutputError."""
+    tensors = {f"master/{name}": tensor for name, tensor in masters.items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in progress.best.items()}
+    tensors |= {f"moment/{name}": tensor for name, tensor in progress.moments.items()}
+    numbers = json.dumps({name: getattr(progress, name) for name in _NUMBERS})
+    path = work.path / HEALING
+    partial = path.with_name(f".{HEALING}.partial")
+    with disk_errors(path, needed=sum(tensor.nbytes for tensor in tensors.values())):
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial, {"progress": numbers})
+        to_disk(partial)
+        partial.replace(path)
+
+
+def load_progress(work: WorkDirectory) -> tuple[Progress, State]:
+    """The state that was kept, and the masters; of a run that is new, the beginning and nothing. Raises OutputError."""
+    path = work.path / HEALING
+    if not path.is_file():
+        return Progress(), {}
+    try:
+        with safe_open(path, "pt") as file:
+            numbers = json.loads(file.metadata()["progress"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path}: is not whole ({error}); remove {work.path} to begin again") from error
+    numbers["judged"] = {int(step): loss for step, loss in numbers["judged"].items()}
+
+    def kind(which: str) -> State:
+        return {name.removeprefix(which): t for name, t in tensors.items() if name.startswith(which)}
+
+    return Progress(**numbers, best=kind("best/"), moments=kind("moment/")), kind("master/")
+
+
+def kept_teacher_states(work: WorkDirectory, model: StreamedModel, batches: list[Batch]) -> list[torch.Tensor]:
+    """What leaves the top of the teacher ``model``: of an earlier run, or made now and kept. Raises NonFiniteError,
+    OutputError."""
+    path = work.path / _TEACHER
+    if path.is_file():
+        return [_found(work, n, entry) for n, entry in enumerate(read_document(path)["states"])]
+    states = teacher_states(model, batches, work.files)
+    with disk_errors(work.path):
+        for number in range(len(states)):
+            to_disk(work.path / f"teacher-{number}")
+    described = [{"shape": list(s.shape), "dtype": str(s.dtype).removeprefix("torch.")} for s in states]
+    write_document(path, {"states": described})
+    return states
+
+
+def _found(work: WorkDirectory, number: int, entry: dict[str, Any]) -> torch.Tensor:
+    return work.files.find(f"teacher-{number}", tuple(entry["shape"]), getattr(torch, entry["dtype"]))

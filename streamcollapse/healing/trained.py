@@ -1,0 +1,152 @@
+"""What healing trains: low-rank adapters on the matrices of layers (Hu et al. 2021, LoRA), or tensors of layers whole.
+
+An adapter adds scale * up(down(x)) to what a linear module makes of x, beside its frozen matrix, as peft computes it;
+in the end its product is added to the matrix, with one rounding. Masters are in float32, on the compute device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from streamcollapse.forward.model import LayerWeights, StreamedModel, Weights
+from streamcollapse.merge.plan import PlanLayer
+
+_SEED = 30
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The low-rank change of the linear ``module``, a path inside a layer: ``down`` [rank, inputs] and ``up`` [outputs,
+    rank], float32; ``scale`` is alpha / rank. ``is_transposed``: its matrix is [inputs, outputs], as GPT-2 has it."""
+
+    module: str
+    down: torch.Tensor
+    up: torch.Tensor
+    scale: float
+    is_transposed: bool
+
+    def __call__(self, entered: torch.Tensor) -> torch.Tensor:
+        """What it adds for what ``entered`` the module."""
+        within = functional.linear(entered, self.down.to(entered.dtype))
+        return functional.linear(within, self.up.to(entered.dtype)) * self.scale
+
+    def merged(self, matrix: torch.Tensor) -> torch.Tensor:
+        """``matrix`` with the change in it, in float32."""
+        change = self.scale * (self.up @ self.down)
+        return matrix.float() + (change.T if self.is_transposed else change)
+
+
+@dataclass
+class Trained:
+    """The masters by 0-based position in the pruned stack: ``adapters`` of linear modules, and ``whole`` parameters of
+    the layer by name."""
+
+    adapters: dict[int, list[Adapter]] = field(default_factory=dict)
+    whole: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+    @property
+    def positions(self) -> list[int]:
+        """Where something is trained, bottom first."""
+        return sorted(p for p in {*self.adapters, *self.whole} if self.adapters.get(p) or self.whole.get(p))
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every master by a name of its own, in a fixed order."""
+        found: dict[str, torch.Tensor] = {}
+        for position in self.positions:
+            for adapter in self.adapters.get(position, ()):
+                found[f"{position}.{adapter.module}.down"] = adapter.down
+                found[f"{position}.{adapter.module}.up"] = adapter.up
+            found |= {f"{position}.{name}": master for name, master in self.whole.get(position, {}).items()}
+        return found
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that are trained."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    @torch.no_grad()
+    def put(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Give every master the values that ``tensors`` has for it."""
+        for name, master in self.tensors.items():
+            master.copy_(tensors[name])
+
+    @contextmanager
+    def within(self, module: nn.Module, position: int, weights: LayerWeights) -> Iterator[LayerWeights]:
+        """While the body runs, the layer ``module`` at ``position`` runs with what is trained, given these weights."""
+        whole = {name: master.to(weights.parameters[name]) for name, master in self.whole.get(position, {}).items()}
+        with ExitStack() as hooks:
+            for adapter in self.adapters.get(position, ()):
+                linear = module.get_submodule(adapter.module)
+                hooks.callback(linear.register_forward_hook(_adding(adapter)).remove)
+            yield LayerWeights(weights.stored, weights.parameters | whole) if whole else weights
+
+    def results(self, position: int, weights: LayerWeights) -> Weights:
+        """The parameters of the layer at ``position`` that are other than in ``weights``, by name, in float32."""
+        merged = {
+            f"{a.module}.weight": a.merged(weights.parameters[f"{a.module}.weight"])
+            for a in self.adapters.get(position, ())
+        }
+        return merged | {name: master.detach() for name, master in self.whole.get(position, {}).items()}
+
+
+def _adding(adapter: Adapter) -> Any:
+    return lambda module, args, output: output + adapter(args[0])
+
+
+def adapted(
+    model: StreamedModel, layers: Sequence[PlanLayer], rank: int, alpha: float, targets: Sequence[str] = ()
+) -> Trained:
+    """Adapters of ``rank`` on every linear module of ``layers``, or on those whose last names are ``targets``; they
+    change nothing yet. Drawn as peft draws them, from a seed of each position and module."""
+    found = Trained()
+    for position, layer in enumerate(layers):
+        modules = linear_modules(model.module(layer.base), model.layout.stored_whole(layer.base), targets)
+        found.adapters[position] = [
+            _fresh(path, shape, (rank, alpha), position, model.placement.device) for path, shape in modules.items()
+        ]
+    return found
+
+
+def linear_modules(
+    layer: nn.Module, writable: Collection[str], targets: Sequence[str] = ()
+) -> dict[str, tuple[int, int, bool]]:
+    """The linear modules of ``layer`` whose matrix is one of the ``writable`` parameters, or those whose last names are
+    ``targets``: outputs, inputs, and whether the matrix is [inputs, outputs], by path."""
+    found: dict[str, tuple[int, int, bool]] = {}
+    for path, part in layer.named_modules():
+        is_wanted = not targets or path.rpartition(".")[2] in targets
+        if isinstance(part, (nn.Linear, Conv1D)) and f"{path}.weight" in writable and is_wanted:
+            rows, columns = part.weight.shape
+            is_transposed = isinstance(part, Conv1D)
+            found[path] = (columns, rows, True) if is_transposed else (rows, columns, False)
+    return found
+
+
+def _fresh(
+    path: str, shape: tuple[int, int, bool], size: tuple[int, float], position: int, device: torch.device
+) -> Adapter:
+    (outputs, inputs, is_transposed), (rank, alpha) = shape, size
+    seed = _SEED + sum(byte * 257**n for n, byte in enumerate(f"{position}.{path}".encode())) % (1 << 61)
+    generator = torch.Generator().manual_seed(seed)
+    down = (2.0 * torch.rand(rank, inputs, generator=generator) - 1.0) / math.sqrt(inputs)
+    up = torch.zeros(outputs, rank)
+    return Adapter(path, _master(down, device), _master(up, device), alpha / rank, is_transposed)
+
+
+def _master(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return values.to(device=device, dtype=torch.float32, copy=True).requires_grad_()
+
+
+def as_masters(weights: Weights, names: Sequence[str], device: torch.device) -> dict[str, torch.Tensor]:
+    """The parameters ``names`` of a layer with ``weights``, to be trained whole."""
+    return {name: _master(weights[name].detach(), device) for name in names}

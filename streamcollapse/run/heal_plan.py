@@ -1,0 +1,96 @@
+"""What healing needs in memory, phase by phase, and whether hidden states between layers go to the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from streamcollapse.forward.batches import logits_bytes
+from streamcollapse.resources.budget import Budget, budget_for
+from streamcollapse.run.memory_plan import choose_io, refuse
+from streamcollapse.run.needs import DEVICE_LIBRARIES, LIBRARIES, Memory, MemoryPlan, Need, activation_bytes, peak_bytes
+from streamcollapse.run.opened import Job
+from streamcollapse.settings.run import Streaming
+from streamcollapse.stream.loaders import DeviceLoader
+from streamcollapse.stream.slots import layer_slot_bytes
+
+_FLOAT32 = 4
+_MASTERS = 6  # of what is trained: itself, its gradient, two moments, the best so far, and a copy while that is made
+_KEPT = 4  # times the activations of a call that the gradients of a layer need
+_LOGITS = 6  # blocks: of both models, their logarithms, their difference, and the gradient
+
+
+@dataclass(frozen=True)
+class Course:
+    """``trained`` numbers in all and ``whole`` ones in the largest layer that is trained whole; the largest step's
+    ``tokens``, in calls of ``call``; tokens that go up together for the ``teacher``, and ``held_out`` ones."""
+
+    trained: int
+    whole: int
+    tokens: int
+    call: int
+    teacher: int
+    held_out: int
+
+
+def plan_healing(job: Job, teacher: Job, course: Course, streaming: Streaming) -> tuple[MemoryPlan, MemoryPlan]:
+    """How memory is spent, by the teacher's pass and by healing. Raises BudgetError before a weight is read."""
+    budget = budget_for(streaming, job.placement.device)
+    needs = _needs(job, teacher, course, spill=True)
+    refuse(needs, budget)
+    in_memory = _needs(job, teacher, course, spill=False)
+    spill = not _fits(in_memory, budget)
+    needs = needs if spill else in_memory
+    plans = []
+    for one in (teacher, job):
+        drop = one.checkpoint.num_bytes + peak_bytes(needs) > budget.ram
+        plan = MemoryPlan(streaming.prefetch, spill=spill, drop_after_use=drop, needs=tuple(needs), budget=budget)
+        plan = replace(plan, activations=_KEPT * _sizes(one, course.call)[2])
+        plans.append(replace(plan, io=choose_io(one, streaming.io, plan)))
+    return plans[0], plans[1]
+
+
+def _fits(needs: Sequence[Need], budget: Budget) -> bool:
+    return peak_bytes(needs, "ram") <= budget.ram and peak_bytes(needs, "vram") <= (budget.vram or 0)
+
+
+def _sizes(job: Job, call: int) -> tuple[int, int, int]:
+    """Bytes of the largest layer as stored and in the compute dtype, and of the activations of a call."""
+    layout, itemsize = job.architecture.layout, job.placement.dtype.itemsize
+    layers = [[job.source.info(name) for name in layout.layer_names(i)] for i in range(job.num_layers)]
+    shapes = [info.shape for layer in layers for info in layer]
+    stored = max(sum(info.num_bytes for info in layer) for layer in layers)
+    slot = layer_slot_bytes(layers, job.placement.dtype)
+    return stored, slot, activation_bytes(shapes, job.hidden_size, (1, call), itemsize)
+
+
+def _needs(job: Job, teacher: Job, course: Course, spill: bool) -> list[Need]:
+    item, on_device = job.placement.dtype.itemsize, job.placement.device.type != "cpu"
+    here: Memory = "vram" if on_device else "ram"
+    state = job.hidden_size * item
+    between = 2 * min(course.call, course.tokens) if spill else (job.num_layers + 2) * course.tokens
+    head = (job.architecture.survey.head + teacher.architecture.survey.head) * item
+    found: list[Need] = []
+    for phase, one in (("teacher", teacher), ("heal", job)):
+        stored, slot, activations = _sizes(one, course.call)
+        found += [Need(phase, "libraries, on first use", LIBRARIES)]
+        if on_device:
+            found += [Need(phase, "libraries, on first use", DEVICE_LIBRARIES, "vram")]
+            found += [Need(phase, "pinned slots", DeviceLoader.HOST_SLOTS * stored)]
+        found += [
+            Need(phase, "weights in flight", 3 * stored, here),
+            Need(phase, "one layer, mixed or converted", slot, here),
+            Need(phase, "activations", activations * (1 if phase == "teacher" else _KEPT), here),
+        ]
+    where = " of a call (the others on the disk)" if spill else ""
+    return [
+        *found,
+        Need("teacher", "hidden states, going up", 2 * course.teacher * teacher.hidden_size * item, here),
+        Need("heal", "what is trained, gradients and moments", _MASTERS * _FLOAT32 * course.trained, here),
+        Need("heal", "what is trained whole, in the compute dtype", 2 * item * course.whole, here),
+        Need("heal", "hidden states as embedded", course.tokens * state, here),
+        Need("heal", f"hidden states between layers{where}", between * state),
+        Need("heal", "the teacher's states of a step", course.tokens * teacher.hidden_size * item),
+        Need("heal", "both heads, and logits", head + _LOGITS * logits_bytes(job.vocabulary), here),
+        Need("write", "tensors", 4 * max(info.num_bytes for info in map(job.source.info, job.source.names))),
+    ]

@@ -1,0 +1,122 @@
+"""What a user may set about healing: what is trained, on which text, by which loss, and in what steps."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from streamcollapse.errors import OptionError
+from streamcollapse.settings.declared import OneOf, Setting, Whole, settings
+
+LOSSES = ("kl", "nll", "mse")
+RATES = {"lora": 1e-3, "whole": 2e-5}  # benchmarks/bench_heal.py
+
+
+def _trained(text: str) -> str:
+    if not re.fullmatch(r"lora|last:[1-9]\d*|layers:\d+(,\d+)*", text):
+        raise ValueError("choose lora, last:N or layers:N,N,...")
+    return text
+
+
+@settings("The method")
+class Healing:
+    """What healing trains, on what, and how."""
+
+    train: Annotated[
+        str,
+        AfterValidator(_trained),
+        Setting(
+            "What is trained: lora, low-rank adapters on the matrices of all layers; last:N, the N top layers whole; "
+            "layers:N,N,..., these of PRUNED whole (counted from 0).",
+            metavar="lora|last:N|layers:N,...",
+        ),
+    ] = "lora"
+    rank: Annotated[Whole, Field(ge=1), Setting("Rank of the adapters.")] = 16
+    alpha: Annotated[
+        Annotated[float, Field(gt=0)] | None, Setting("Adapters count alpha / rank times.", default="twice the rank")
+    ] = None
+    targets: Annotated[
+        str | None,
+        Setting(
+            "Last names of the modules that get adapters, with commas between: q_proj,v_proj.",
+            default="every linear module",
+            metavar="NAME,...",
+        ),
+    ] = None
+    loss: Annotated[
+        str,
+        OneOf(LOSSES),
+        Setting(
+            "What is made small: kl, the divergence from the teacher's next-token distributions; nll, the loss on the "
+            "text itself; mse, the distance from the teacher's last hidden states."
+        ),
+    ] = "kl"
+    temperature: Annotated[float, Field(gt=0), Setting("Temperature of both distributions (kl).")] = 1.0
+    file: Annotated[
+        str | Path | None,
+        Setting(
+            "Text to heal on: .txt or .jsonl with a field text; a pattern like 'docs/**/*.txt' takes all that match. A "
+            "part of it is held out, to judge the healing.",
+            key="text",
+            default="encyclopedia, code and documentation, which ship with the package",
+            metavar="FILE",
+        ),
+    ] = None
+    tokens: Annotated[
+        Whole, Field(ge=1024), Setting("About how many tokens of the text to heal on, spread evenly over it.")
+    ] = 200_000
+    length: Annotated[
+        Whole, Field(ge=16), Setting("Tokens that run together; documents are packed to this length.")
+    ] = 512
+    rounds: Annotated[Whole, Field(ge=1), Setting("How often each token is learned from.")] = 1
+    batch_tokens: Annotated[Whole, Field(ge=16), Setting("Tokens of a step, for which the weights are read twice.")] = (
+        4096
+    )
+    rate: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Setting(
+            "Largest learning rate, of AdamW.", default=f"{RATES['lora']:g} for lora, {RATES['whole']:g} for layers"
+        ),
+    ] = None
+    warm_up: Annotated[
+        float, Field(ge=0, le=1), Setting("Share of the steps over which the rate rises; it then falls by a cosine.")
+    ] = 0.1
+    clip: Annotated[float, Field(gt=0), Setting("Largest norm of the gradients of a step.")] = 1.0
+    judge_every: Annotated[
+        Annotated[Whole, Field(ge=1)] | None,
+        Setting("Steps from one judgement on held-out text to the next.", default="a tenth of all"),
+    ] = None
+    patience: Annotated[Whole, Field(ge=1), Setting("Judgements without a better one after which it ends.")] = 3
+    adapter: Annotated[bool, Setting("Also write the adapters as peft has them, into DIR/adapter.")] = False
+
+    def __post_init__(self) -> None:
+        if self.adapter and self.train != "lora":
+            raise OptionError(f"adapters are asked for, but {self.train} is trained whole; pass `train=lora`")
+
+    @property
+    def largest_rate(self) -> float:
+        """The learning rate that the steps rise to."""
+        return self.rate or RATES["lora" if self.train == "lora" else "whole"]
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The last names of modules that get adapters; empty: all linear ones."""
+        return tuple(name.strip() for name in (self.targets or "").split(",") if name.strip())
+
+    @property
+    def scale_numerator(self) -> float:
+        """alpha."""
+        return self.alpha or 2.0 * self.rank
+
+    def positions(self, num_layers: int) -> list[int]:
+        """0-based positions of a stack of ``num_layers`` where something is trained. Raises OptionError."""
+        kind, _, which = self.train.partition(":")
+        if kind == "lora":
+            return list(range(num_layers))
+        found = sorted({int(n) for n in which.split(",")})
+        if kind == "last":
+            found = list(range(num_layers - found[0], num_layers))
+        if found[0] < 0 or found[-1] >= num_layers:
+            raise OptionError(f"train is {self.train}, but the model has {num_layers} layers, counted from 0")
+        return found
