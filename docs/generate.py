@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 from streamcollapse.searches.registry import strategies  # noqa: E402
 from streamcollapse.settings.catalogue import BEST, METRICS, RULES  # noqa: E402
 from streamcollapse.settings.declared import Declared, declared  # noqa: E402
+from streamcollapse.settings.heal import Healing  # noqa: E402
 from streamcollapse.settings.run import (  # noqa: E402
     BenchConditions,
     Calibration,
@@ -37,10 +38,15 @@ _GROUPS = (
     (SearchOptions, "The method", "`prune`, `search` and `bench`; keys of a job in `batch`."),
     (Calibration, "Calibration samples", "`prune`, `search`, `similarity` and `bench`; keys of a job in `batch`."),
     (Compute, "Computing", "Every verb that computes; `compute_dtype` is a key of a job in `batch`."),
-    (Streaming, "Streaming", "`prune`, `search`, `similarity`, `bench` and `batch`. No setting here changes a result."),
+    (
+        Streaming,
+        "Streaming",
+        "`prune`, `search`, `similarity`, `heal`, `bench`, `batch`. Nothing here changes a result.",
+    ),
     (Repair, "Repair", "`prune`, `search` and `apply`; keys of a job in `batch`."),
-    (Judging, "The verdict", "`prune` and `apply`; `held_out` also `search`; keys of a job in `batch`."),
-    (Output, "Output", "`prune`, `apply` and `convert`; `max_shard_size` is a key of a job in `batch`."),
+    (Healing, "Healing", "`heal`."),
+    (Judging, "The verdict", "`prune`, `apply` and `heal`; `held_out` also `search`; keys of a job in `batch`."),
+    (Output, "Output", "`prune`, `apply`, `heal` and `convert`; `max_shard_size` is a key of a job in `batch`."),
     (RunSettings, "All of these, and trust", "Every verb that opens a model."),
     (EvaluationText, "Text to predict", "`perplexity`."),
     (Comparing, "Comparing plans", "`compare` and `report`."),

@@ -48,20 +48,19 @@ _SAVE_SECONDS = 20.0  # the most that a kill loses, beside the step under way
 
 def heal(
     pruned: str | Path,
-    teacher: str | Path,
     out: str | Path,
-    healing: Healing = Healing(),  # noqa: B008 - frozen
+    healing: Healing,
     *,
-    settings: RunSettings = RunSettings(),  # noqa: B008
+    settings: RunSettings = RunSettings(),  # noqa: B008 - frozen
     listener: Listener = silent,
 ) -> Pruned:
-    """Train the checkpoint ``pruned`` towards ``teacher``, the model that it was pruned from, into the new directory
-    ``out``: a checkpoint of the same shape, whose plan is one of ``pruned``.
+    """Train the checkpoint ``pruned`` towards the model that it was pruned from, ``healing.teacher``, into the new
+    directory ``out``: a checkpoint of the same shape, whose plan is one of ``pruned``.
 
     Raises StreamCollapseError for anything the input or the machine is at fault for, also where nothing was learned;
     ``out`` then does not exist, or is the older directory that ``settings.output.overwrite`` would have replaced.
     """
-    return run_heal(prepare_heal(pruned, teacher, out, healing, settings, listener))
+    return run_heal(prepare_heal(pruned, out, healing, settings, listener))
 
 
 def run_heal(prepared: PreparedHealing) -> Pruned:

@@ -106,20 +106,15 @@ class PreparedHealing:
 
 
 def prepare_heal(
-    pruned: str | Path,
-    teacher: str | Path,
-    out: str | Path,
-    healing: Healing,
-    settings: RunSettings,
-    listener: Listener = silent,
+    pruned: str | Path, out: str | Path, healing: Healing, settings: RunSettings, listener: Listener = silent
 ) -> PreparedHealing:
     """``heal``, checked. Raises what it would raise before it begins."""
     check_source(pruned)
-    check_source(teacher)
+    check_source(healing.teacher)
     check_out(pruned, out, settings.streaming, settings.output)
-    check_output(Path(out), local_path(teacher), True)
+    check_output(Path(out), local_path(healing.teacher), True)
     job = open_job(pruned, settings, listener)
-    original = open_job(teacher, settings, listener)
+    original = open_job(healing.teacher, settings, listener)
     original = replace(original, meter=job.meter, source=ObservedSource(original.overlay, job.meter.read))
     _check_pair(job, original, healing)
     text = heal_text(job, healing)
@@ -131,8 +126,7 @@ def prepare_heal(
         job.checkpoint.directory,
         Path(out),
         replace(settings, compute=Compute(str(placement.device), placement.dtype_name)),
-        healing=healing,
-        teacher=original.checkpoint.directory,
+        healing=replace(healing, teacher=original.checkpoint.directory.absolute()),
     )
     key = work_key(job, None, False) | {"teacher": original.checkpoint.fingerprint(), "healed on": text.digest}
     request.check_work(key)

@@ -22,8 +22,8 @@ def resume(
     source, out, settings = asked.source, asked.out, asked.settings
     if asked.verb == "convert":
         return convert(source, out, dtype=asked.dtype, output=settings.output, listener=listener)
-    if asked.healing is not None and asked.teacher is not None:
-        return heal(source, asked.teacher, out, asked.healing, settings=settings, listener=listener)
+    if asked.healing is not None:
+        return heal(source, out, asked.healing, settings=settings, listener=listener)
     if asked.plan is not None:
         return apply(source, asked.plan, out, settings=settings, listener=listener)
     return prune(source, out, asked.options or SearchOptions(), settings=settings, listener=listener)

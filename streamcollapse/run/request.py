@@ -19,7 +19,7 @@ from streamcollapse.storage.staging import lock_of, make_parents, partial_of, wo
 
 @dataclass(frozen=True)
 class Request:
-    """``prune`` by ``options``, ``apply`` of ``plan``, ``heal`` by ``healing`` towards ``teacher``, or ``convert`` to
+    """``prune`` by ``options``, ``apply`` of ``plan``, ``heal`` by ``healing``, or ``convert`` to
     ``dtype``, of the directory ``source`` into ``out``. The device and dtype in ``settings`` are those that the job
     computes with."""
 
@@ -31,7 +31,6 @@ class Request:
     plan: Plan | None = None
     dtype: str | None = None
     healing: Healing | None = None
-    teacher: Path | None = None
 
     @property
     def work_dir(self) -> Path:
@@ -58,7 +57,7 @@ class Request:
             if self.settings.repair.method != "none":
                 what["repair"] = _repair_said(self.settings.repair)
         if self.healing is not None:
-            what |= {"healing": _healing_said(self.healing), "teacher": str(self.teacher)}
+            what["healing"] = _healing_said(self.healing)
         return {"out": str(self.out.resolve()), **what, "max_shard_bytes": self.settings.output.max_shard_bytes}
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +89,7 @@ def _repair_said(repair: Repair) -> dict[str, Any]:
 
 def _healing_said(healing: Healing) -> dict[str, Any]:
     file = None if healing.file is None else str(Path(healing.file).absolute())
-    return asdict(healing) | {"file": file}
+    return asdict(healing) | {"file": file, "teacher": str(healing.teacher)}
 
 
 @contextmanager
@@ -134,8 +133,7 @@ def saved_request(work_dir: Path, trust_remote_code: bool) -> Request:
             trust_remote_code,
         )
         if verb == "heal":
-            healing, teacher = Healing(**found["healing"]), Path(str(found["teacher"]))
-            return Request(verb, source, out, settings, healing=healing, teacher=teacher)
+            return Request(verb, source, out, settings, healing=Healing(**found["healing"]))
         options = SearchOptions(**found["options"] or {})
         if plan is not None:
             origin = found.get("plan_from")

@@ -21,8 +21,12 @@ def _trained(text: str) -> str:
 
 @settings("The method")
 class Healing:
-    """What healing trains, on what, and how."""
+    """From what healing learns, what it trains, on what, and how."""
 
+    teacher: Annotated[
+        str | Path,
+        Setting("The model that PRUNED was pruned from: a directory, or an id on the Hub.", metavar="SOURCE"),
+    ]
     train: Annotated[
         str,
         AfterValidator(_trained),
@@ -56,8 +60,8 @@ class Healing:
     file: Annotated[
         str | Path | None,
         Setting(
-            "Text to heal on: .txt or .jsonl with a field text; a pattern like 'docs/**/*.txt' takes all that match. A "
-            "part of it is held out, to judge the healing.",
+            "Text to heal on: .txt, or .jsonl or .parquet with a field text or messages; a pattern like "
+            "'docs/**/*.txt' takes all that match. A sixteenth of it is held out, to judge the healing.",
             key="text",
             default="encyclopedia, code and documentation, which ship with the package",
             metavar="FILE",

@@ -166,7 +166,8 @@ class Repair:
     file: Annotated[
         str | Path | None,
         Setting(
-            "Text to repair on: UTF-8, or .jsonl with a field text. A sixth of it is held out, to judge the repair.",
+            "Text to repair on: .txt, or .jsonl or .parquet with a field text or messages; a pattern takes all that "
+            "match. A sixth of it is held out, to judge the repair.",
             key="repair_text",
             default="encyclopedia, code and documentation, which ship with the package",
             metavar="FILE",

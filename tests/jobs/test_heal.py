@@ -45,7 +45,7 @@ from tests.checkpoints import BUNDLED, llama_config, save_llama, save_model
 DROP = SearchOptions(strategy="block-influence", target_layers=20)
 CPU = Compute("cpu", "float32")
 QUIET = RunSettings(CPU, judging=Judging(verdict=False))
-SHORT = Healing(tokens=2048, length=64, batch_tokens=256, rank=4, judge_every=2)
+SHORT = Healing(BUNDLED, tokens=2048, length=64, batch_tokens=256, rank=4, judge_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def healing(text: Path) -> Healing:
 @pytest.fixture(scope="module")
 def healed(pruned: Path, healing: Healing, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("healed") / "out"
-    return heal(pruned, BUNDLED, out, replace(healing, adapter=True), settings=RunSettings(CPU)).out
+    return heal(pruned, out, replace(healing, adapter=True), settings=RunSettings(CPU)).out
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -156,7 +156,7 @@ def test_one_plan_says_pruning_and_healing_together(pruned: Path, healed: Path, 
 def test_it_ends_in_the_same_bytes_after_a_break(
     pruned: Path, healing: Healing, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    whole = heal(pruned, BUNDLED, tmp_path / "whole", healing, settings=QUIET).out
+    whole = heal(pruned, tmp_path / "whole", healing, settings=QUIET).out
     monkeypatch.setattr("streamcollapse.jobs.heal._SAVE_SECONDS", 0.0)
     out = tmp_path / "broken"
 
@@ -165,7 +165,7 @@ def test_it_ends_in_the_same_bytes_after_a_break(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt, match="resume with"):
-        heal(pruned, BUNDLED, out, healing, settings=QUIET, listener=breaking)
+        heal(pruned, out, healing, settings=QUIET, listener=breaking)
     assert not out.exists()
     seen: list[int] = []
     resume(work_of(out), listener=lambda e: seen.append(e.number) if isinstance(e, StepLearned) else None)
@@ -201,9 +201,9 @@ def listen(event):
         seen.append(event.number)
         if event.number == int(at):
             os.kill(os.getpid(), signal.SIGKILL)
-healing = Healing(tokens=2048, length=64, batch_tokens=256, rank=4, judge_every=2, file=text)
+healing = Healing(teacher, tokens=2048, length=64, batch_tokens=256, rank=4, judge_every=2, file=text)
 settings = RunSettings(Compute("cpu", "float32"), judging=Judging(verdict=False))
-heal(pruned, teacher, out, healing, settings=settings, listener=listen)
+heal(pruned, out, healing, settings=settings, listener=listen)
 print(seen[0])
 """
 
@@ -213,20 +213,18 @@ def test_memory_that_is_short_changes_no_bit(pruned: Path, healing: Healing, tmp
     outs = []
     for budget in ("2GiB", "260MiB"):
         short = replace(QUIET, streaming=Streaming(ram_budget=budget))
-        prepared = prepare_heal(pruned, BUNDLED, tmp_path / budget, healing, short)
+        prepared = prepare_heal(pruned, tmp_path / budget, healing, short)
         assert prepared.memory.spill is (budget != "2GiB")
         outs.append(run_heal(prepared).out)
     assert same(*outs)
     with pytest.raises(BudgetError, match=r"heal needs .* the smallest that would do is"):
-        heal(
-            pruned, BUNDLED, tmp_path / "no", healing, settings=replace(QUIET, streaming=Streaming(ram_budget="60MiB"))
-        )
+        heal(pruned, tmp_path / "no", healing, settings=replace(QUIET, streaming=Streaming(ram_budget="60MiB")))
 
 
 @pytest.mark.parametrize("train", ["last:2", "layers:4,12"])
 def test_layers_can_be_trained_whole(train: str, pruned: Path, healing: Healing, tmp_path: Path) -> None:
     how = replace(healing, train=train, rate=1e-3)
-    plan = heal(pruned, BUNDLED, tmp_path / "out", how, settings=QUIET).plan
+    plan = heal(pruned, tmp_path / "out", how, settings=QUIET).plan
     changed = [n for n, layer in enumerate(plan.layers) if layer.refits]
     assert changed == ([18, 19] if train == "last:2" else [4, 12])
     assert all(len(plan.layers[n].refits) == 9 for n in changed), "norms as well"
@@ -234,7 +232,7 @@ def test_layers_can_be_trained_whole(train: str, pruned: Path, healing: Healing,
 
 @pytest.mark.parametrize("loss", ["nll", "mse"])
 def test_by_the_other_losses(loss: str, pruned: Path, healing: Healing, tmp_path: Path) -> None:
-    record = heal(pruned, BUNDLED, tmp_path / "out", replace(healing, loss=loss), settings=QUIET).plan.heal
+    record = heal(pruned, tmp_path / "out", replace(healing, loss=loss), settings=QUIET).plan.heal
     assert record is not None
     assert record.after < record.before
     assert math.isfinite(record.before)
@@ -245,28 +243,24 @@ def test_bad_input(pruned: Path, healing: Healing, text: Path, tmp_path: Path) -
     short.write_text("A few words.")
     other = save_model(llama_config(vocab_size=4100), tmp_path / "other")
     for given, error, message in (
-        ((pruned, pruned, out, healing), OptionError, "is the model itself"),
-        ((pruned, other, out, healing), ModelError, "vocabulary of 4100"),
-        ((pruned, BUNDLED, out, replace(healing, file=short)), CalibrationError, "too short to heal on"),
-        ((pruned, BUNDLED, out, replace(healing, file=tmp_path / "*.no")), CalibrationError, "no file matches"),
-        ((pruned, BUNDLED, out, replace(healing, train="layers:20")), OptionError, "has 20 layers, counted from 0"),
-        ((pruned, BUNDLED, out, replace(healing, train="last:21")), OptionError, "has 20 layers"),
-        (
-            (pruned, BUNDLED, out, replace(healing, targets="nothing")),
-            OptionError,
-            "no linear module is called nothing",
-        ),
-        ((pruned, BUNDLED, out, replace(healing, rate=30.0)), OutputError, "nothing was learned"),
-        ((pruned, BUNDLED, pruned, healing), OutputError, "lies inside the source"),
+        ((pruned, out, replace(healing, teacher=pruned)), OptionError, "is the model itself"),
+        ((pruned, out, replace(healing, teacher=other)), ModelError, "vocabulary of 4100"),
+        ((pruned, out, replace(healing, file=short)), CalibrationError, "too short to heal on"),
+        ((pruned, out, replace(healing, file=tmp_path / "*.no")), CalibrationError, "no file matches"),
+        ((pruned, out, replace(healing, train="layers:20")), OptionError, "has 20 layers, counted from 0"),
+        ((pruned, out, replace(healing, train="last:21")), OptionError, "has 20 layers"),
+        ((pruned, out, replace(healing, targets="nothing")), OptionError, "no linear module is called nothing"),
+        ((pruned, out, replace(healing, rate=30.0)), OutputError, "nothing was learned"),
+        ((pruned, pruned, healing), OutputError, "lies inside the source"),
     ):
         with pytest.raises(error, match=message):
             heal(*given, settings=QUIET)
         assert not out.exists()
         assert not work_of(out).exists()
     with pytest.raises(OptionError, match="choose lora, last:N"):
-        Healing(train="everything")
+        Healing(BUNDLED, train="everything")
     with pytest.raises(OptionError, match="trained whole"):
-        Healing(train="last:2", adapter=True)
+        Healing(BUNDLED, train="last:2", adapter=True)
 
 
 def test_a_teacher_of_another_width_will_do_for_its_distributions(
@@ -274,17 +268,17 @@ def test_a_teacher_of_another_width_will_do_for_its_distributions(
 ) -> None:
     narrow = save_llama(tmp_path / "narrow")
     with pytest.raises(ModelError, match="the teacher's hidden states have 32 channels, the model's 192"):
-        heal(pruned, narrow, tmp_path / "out", replace(healing, loss="mse"), settings=QUIET)
-    heal(pruned, narrow, tmp_path / "out", replace(healing, tokens=1024), settings=QUIET)
+        heal(pruned, tmp_path / "out", replace(healing, teacher=narrow, loss="mse"), settings=QUIET)
+    heal(pruned, tmp_path / "out", replace(healing, teacher=narrow, tokens=1024), settings=QUIET)
 
 
 def test_an_older_result_is_replaced_only_by_a_whole_one(pruned: Path, healing: Healing, tmp_path: Path) -> None:
     out = apply(BUNDLED, Plan.load(pruned), tmp_path / "out", settings=QUIET).out
     again = replace(QUIET, output=Output(overwrite=True))
     with pytest.raises(OutputError, match="nothing was learned"):
-        heal(pruned, BUNDLED, out, replace(healing, rate=30.0), settings=again)
+        heal(pruned, out, replace(healing, rate=30.0), settings=again)
     assert same(out, pruned)
-    heal(pruned, BUNDLED, out, healing, settings=again)
+    heal(pruned, out, healing, settings=again)
     assert not same(out, pruned)
 
 

@@ -18,10 +18,6 @@ _SETTINGS = (*declared(Compute), *_STREAMING, *declared(Output), *declared(Judgi
 @o.grouped
 def heal(
     pruned: Annotated[str, typer.Argument(metavar="PRUNED", help=o.CHECKPOINT)],
-    teacher: Annotated[
-        str,
-        typer.Option(metavar="SOURCE", help="The model that PRUNED was pruned from: a directory, or an id on the Hub."),
-    ],
     out: o.Out,
     healing: Healing,
     settings: Annotated[RunSettings, o.Only(_SETTINGS)],
@@ -34,14 +30,14 @@ def heal(
     Weights are streamed up and down the stack, so that one layer is in memory, whatever the model's size.
     """
     check_source(pruned)
-    check_source(teacher)
+    check_source(healing.teacher)
     check_out(pruned, out, settings.streaming, settings.output)
     from streamcollapse.cli import heal_tables
     from streamcollapse.jobs.heal import run_heal
     from streamcollapse.jobs.prepare_heal import prepare_heal
 
     with live_progress(quiet=as_json or dry_run, verbose=verbose) as listener:
-        prepared = prepare_heal(pruned, teacher, out, healing, settings, listener)
+        prepared = prepare_heal(pruned, out, healing, settings, listener)
         healed = None if dry_run else run_heal(prepared)
     if healed is None:
         print_json(prepared.to_json()) if as_json else heal_tables.show_prepared(prepared, verbose)
