@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 from streamcollapse.searches.registry import strategies  # noqa: E402
 from streamcollapse.settings.catalogue import BEST, METRICS, RULES  # noqa: E402
 from streamcollapse.settings.declared import Declared, declared  # noqa: E402
-from streamcollapse.settings.heal import Healing  # noqa: E402
+from streamcollapse.settings.heal import AlsoHeal, Healing  # noqa: E402
 from streamcollapse.settings.run import (  # noqa: E402
     BenchConditions,
     Calibration,
@@ -44,6 +44,7 @@ _GROUPS = (
         "`prune`, `search`, `similarity`, `heal`, `bench`, `batch`. Nothing here changes a result.",
     ),
     (Repair, "Repair", "`prune`, `search` and `apply`; keys of a job in `batch`."),
+    (AlsoHeal, "Healing at once", "`prune` and `apply`; keys of a job in `batch`."),
     (Healing, "Healing", "`heal`."),
     (Judging, "The verdict", "`prune`, `apply` and `heal`; `held_out` also `search`; keys of a job in `batch`."),
     (Output, "Output", "`prune`, `apply`, `heal` and `convert`; `max_shard_size` is a key of a job in `batch`."),

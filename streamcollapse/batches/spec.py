@@ -26,6 +26,7 @@ from streamcollapse.errors import JobsError, OptionError
 from streamcollapse.searches.registry import OWNED, complete, strategy_of
 from streamcollapse.settings.catalogue import BEST
 from streamcollapse.settings.declared import Declared, declared, make, unknown
+from streamcollapse.settings.heal import AlsoHeal
 from streamcollapse.settings.run import (
     COMPUTE_DTYPES,
     SAMPLES,
@@ -47,6 +48,7 @@ _SETTINGS: dict[str, Declared] = {
     **declared(Calibration),
     **declared(Judging),
     **declared(Repair),
+    **declared(AlsoHeal),
     **{key: one for key, one in declared(RunSettings).items() if key in ("compute_dtype", "max_shard_size")},
 }
 _LETTERS = {one.said.letter: key for key, one in _SETTINGS.items() if one.said.letter}
@@ -193,15 +195,23 @@ def _work(verb: str, chosen: Mapping[str, Any], base: Path) -> tuple[Work, str]:
     judging = make(Judging, chosen)
     held_out = None if judging.held_out is None else _file(judging.held_out, base, "held-out text")
     repair = make(Repair, chosen)
-    fitted = None if repair.file is None else _file(repair.file, base, "text to repair on")
+    heal = make(AlsoHeal, chosen)
     work = Prune(
         method,
         Calibration(file, calibration.max_tokens),
         make(Compute, chosen).dtype,
         Judging(held_out, judging.verdict),
-        repair if fitted is None else replace(repair, file=fitted),
+        replace(repair, file=_texts(repair.file, base, "text to repair on")),
+        replace(heal, file=_texts(heal.file, base, "text to heal on")),
     )
     return work, str(output.max_shard_size)
+
+
+def _texts(name: str | Path | None, base: Path, what: str) -> str | None:
+    """The path of a text that a job names, or the pattern of several. Raises JobsError where there is none."""
+    if name is None or any(sign in str(name) for sign in "*?["):
+        return None if name is None else str(base / str(name))
+    return _file(name, base, what)
 
 
 def _file(name: Any, base: Path, what: str) -> str:

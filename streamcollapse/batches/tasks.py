@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import CalibrationError
+from streamcollapse.settings.heal import AlsoHeal
 from streamcollapse.settings.run import SAMPLES, Calibration, EvaluationText, Judging, Repair
 from streamcollapse.settings.search import SearchOptions
 
 
 @dataclass(frozen=True)
 class Prune:
-    """Prune by ``options`` on ``calibration``, computing in ``compute_dtype``; how the result is mended by ``repair``,
-    and how it is judged."""
+    """Prune by ``options`` on ``calibration``, computing in ``compute_dtype``; how the result is mended by ``repair``
+    and ``also_heal``, and how it is judged."""
 
     options: SearchOptions
     calibration: Calibration
     compute_dtype: str
     judging: Judging = Judging()  # noqa: RUF009 - frozen
     repair: Repair = Repair()  # noqa: RUF009
+    also_heal: AlsoHeal = AlsoHeal()  # noqa: RUF009
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Task:
         said = _plain(asdict(self.work))
         if said.get("repair", {}).get("method") == "none":  # as it was before there were repairs
             del said["repair"]
+        if not said.get("also_heal", {}).get("wanted", True):
+            del said["also_heal"]
         return {"verb": self.verb, "max_shard_size": self.max_shard_size, **said}
 
 

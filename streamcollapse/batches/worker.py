@@ -148,7 +148,8 @@ def prepare_task(
     assert isinstance(task.work, Prune)
     settings = settings_of(task, machine)
     streaming = replace(machine.streaming, work_dir=work_dir)
-    settings = replace(settings, streaming=streaming, output=output, judging=task.work.judging, repair=task.work.repair)
+    settings = replace(settings, streaming=streaming, output=output, judging=task.work.judging)
+    settings = replace(settings, repair=task.work.repair, also_heal=task.work.also_heal)
     return prepare_prune(directory, out, task.work.options, settings, listener)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from streamcollapse.cli.screen import memory_shown
+from streamcollapse.cli.status import expected_words
 from streamcollapse.cli.tables import verdict_rows, work_rows
 from streamcollapse.cli.text import lines_of, plain_console
 from streamcollapse.units import format_bytes
@@ -21,19 +22,20 @@ _WIDTH = 40  # columns of a curve
 
 def show_prepared(prepared: PreparedHealing, verbose: bool = False) -> None:
     """What a dry run found: nothing was written."""
-    console, plan, course = plain_console(), prepared.memory, prepared.course
+    console, lessons = plain_console(), prepared.lessons
+    plan, course, schedule = lessons.memory, lessons.course, lessons.schedule
     needs = [(need.phase, need.what, need.num_bytes, need.memory) for need in plan.needs]
     console.print(memory_shown(needs, plan.budgets, verbose))
-    tokens, held_out = prepared.text.tokens
-    schedule = prepared.schedule
+    tokens, held_out = lessons.text.tokens
     whole = prepared.job.checkpoint.num_parameters
     rows: list[tuple[str, str | Text]] = [
-        ("teacher", f"{prepared.teacher.name}, {prepared.teacher.num_layers} layers"),
+        ("teacher", f"{lessons.teacher.name}, {lessons.teacher.num_layers} layers"),
         ("pruned", f"{prepared.job.name}, {prepared.job.num_layers} layers"),
         ("trained", f"{course.trained:,} numbers ({100 * course.trained / whole:.1f} % of the model's)"),
-        ("text", f"{prepared.text.name}: {tokens} tokens, and {held_out} held out"),
+        ("text", f"{lessons.text.name}: {tokens} tokens, and {held_out} held out"),
         ("steps", f"{schedule.steps} of {course.tokens} tokens, judged every {schedule.every}"),
         ("disk", f"{format_bytes(prepared.disk)} on the way, the result included"),
+        *([("time", expected_words(prepared.expected))] if prepared.expected is not None else []),
         ("computes on", " in ".join(prepared.job.compute().values())),
         ("dry run", "everything checks out; nothing was written"),
     ]

@@ -22,8 +22,8 @@ _TEACHER = "teacher.json"
 _NUMBERS = ("step", "losses", "judged", "best_step", "stopped")
 
 
-def save_progress(work: WorkDirectory, progress: Progress, masters: State) -> None:
-    """Keep the state after a step, whole or as it was before. Raises OutputError."""
+def save_progress(work: WorkDirectory, identity: str, progress: Progress, masters: State) -> None:
+    """Keep the state after a step of the healing ``identity``, whole or as it was before. Raises OutputError."""
     tensors = {f"master/{name}": tensor for name, tensor in masters.items()}
     tensors |= {f"best/{name}": tensor for name, tensor in progress.best.items()}
     tensors |= {f"moment/{name}": tensor for name, tensor in progress.moments.items()}
@@ -31,18 +31,25 @@ def save_progress(work: WorkDirectory, progress: Progress, masters: State) -> No
     path = work.path / HEALING
     partial = path.with_name(f".{HEALING}.partial")
     with disk_errors(path, needed=sum(tensor.nbytes for tensor in tensors.values())):
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial, {"progress": numbers})
+        save_file(
+            {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+            partial,
+            {"progress": numbers, "of": identity},
+        )
         to_disk(partial)
         partial.replace(path)
 
 
-def load_progress(work: WorkDirectory) -> tuple[Progress, State]:
-    """The state that was kept, and the masters; of a run that is new, the beginning and nothing. Raises OutputError."""
+def load_progress(work: WorkDirectory, identity: str) -> tuple[Progress, State]:
+    """The state that was kept of the healing ``identity``, and the masters; of one that is new, the beginning and
+    nothing. Raises OutputError."""
     path = work.path / HEALING
     if not path.is_file():
         return Progress(), {}
     try:
         with safe_open(path, "pt") as file:
+            if file.metadata()["of"] != identity:
+                return Progress(), {}
             numbers = json.loads(file.metadata()["progress"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -55,18 +62,20 @@ def load_progress(work: WorkDirectory) -> tuple[Progress, State]:
     return Progress(**numbers, best=kind("best/"), moments=kind("moment/")), kind("master/")
 
 
-def kept_teacher_states(work: WorkDirectory, model: StreamedModel, batches: list[Batch]) -> list[torch.Tensor]:
-    """What leaves the top of the teacher ``model``: of an earlier run, or made now and kept. Raises NonFiniteError,
-    OutputError."""
+def kept_teacher_states(
+    work: WorkDirectory, identity: str, model: StreamedModel, batches: list[Batch]
+) -> list[torch.Tensor]:
+    """What leaves the top of the teacher ``model`` for ``batches``, both of ``identity``: of an earlier run, or made
+    now and kept. Raises NonFiniteError, OutputError."""
     path = work.path / _TEACHER
-    if path.is_file():
-        return [_found(work, n, entry) for n, entry in enumerate(read_document(path)["states"])]
+    if path.is_file() and (known := read_document(path)).get("of") == identity:
+        return [_found(work, n, entry) for n, entry in enumerate(known["states"])]
     states = teacher_states(model, batches, work.files)
     with disk_errors(work.path):
         for number in range(len(states)):
             to_disk(work.path / f"teacher-{number}")
     described = [{"shape": list(s.shape), "dtype": str(s.dtype).removeprefix("torch.")} for s in states]
-    write_document(path, {"states": described})
+    write_document(path, {"of": identity, "states": described})
     return states
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from streamcollapse.errors import NonFiniteError
 from streamcollapse.forward.walk import Stack, schedule
+from streamcollapse.jobs.healing import HealedStack, healed
 from streamcollapse.jobs.prepare import Prepared, prepare_apply
 from streamcollapse.jobs.repair import repaired
 from streamcollapse.merge.composing import in_words
@@ -54,15 +55,28 @@ def run_apply(prepared: Prepared) -> Pruned:
         if work.has_finished(prepared.out):
             return finished(prepared.out)
         with open_run(prepared.job, prepared.memory, work.path) as run:
-            return write_pruned(prepared, repaired(prepared, prepared.plan, run, work), run, work)
+            plan = repaired(prepared, prepared.plan, run, work)
+            if prepared.lessons is None:
+                return write_pruned(prepared, plan, run, work)
+        return write_healed(prepared, healed(prepared.job, prepared.lessons, plan, work), work)
+
+
+def write_healed(prepared: Prepared, outcome: HealedStack, work: WorkDirectory) -> Pruned:
+    """``write_pruned`` of what was healed, with the course of that in its report."""
+
+    def finish(report: Report, stage: Path) -> None:
+        report["healing"] = outcome.course
+
+    with open_run(prepared.job, prepared.memory, work.path) as run:
+        return write_pruned(prepared, outcome.plan, run, work, finish)
 
 
 Finish = Callable[[Report, Path], None]  # given the report and the new directory, before it gets its name
 
 
 def write_pruned(prepared: Prepared, plan: Plan, run: Run, work: WorkDirectory, finish: Finish | None = None) -> Pruned:
-    """Stream the plan's tensors into a new checkpoint, which gets its name last of all. ``finish``, in the place of the
-    verdict beside the source, may put more into the report and the directory."""
+    """Stream the plan's tensors into a new checkpoint, which gets its name last of all. ``finish`` may put more into
+    the report and the directory."""
     job, out, output = prepared.job, prepared.out, prepared.settings.output
     assert out is not None
     run.stored.set_stack(plan.layers)
@@ -76,7 +90,7 @@ def write_pruned(prepared: Prepared, plan: Plan, run: Run, work: WorkDirectory, 
         with job.meter.phase("write"):
             job.listener(PhaseStarted("write", sum(len(shard.names) for shard in shards)))
             write_weights(view, run.stream, shards, stage, job.listener, finished, work.shard_done)
-        judgement = judged(prepared, plan, run) if finish is None else None
+        judgement = judged(prepared, plan, run)
         report = build_report(
             job.checkpoint,
             plan,

@@ -1,6 +1,7 @@
 """Plans without a search: made by hand for a source, or put together from two."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -11,6 +12,7 @@ from streamcollapse.merge.composing import compose, hand_made, parse_group, pars
 from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.view import check_plan
 from streamcollapse.run.opened import open_job
+from streamcollapse.run.refits import carry_refits
 from streamcollapse.settings.run import Compute, RunSettings
 
 
@@ -36,8 +38,17 @@ def make_plan(
 
 
 def compose_plans(first: str | Path, second: str | Path) -> Plan:
-    """One plan for the source of the plan in the file ``first``, of both. Raises PlanError."""
-    return compose(Plan.load(first), Plan.load(second))
+    """One plan for the source of the plan in the file ``first``, of both. What was fitted anew is looked for where the
+    second is: beside its file, or in the checkpoint that it lies in. Raises PlanError."""
+    lower, upper = Plan.load(first), Plan.load(second)
+    return replace(compose(lower, upper), origin=upper.origin)
+
+
+def save_composed(plan: Plan, first: str | Path, second: str | Path, path: Path) -> None:
+    """Write ``plan``, composed of those in the files ``first`` and ``second``, to ``path``, with what was fitted anew
+    beside it. Raises PlanError where that cannot be had there, OutputError."""
+    carry_refits(plan, [Plan.load(first), Plan.load(second)], path)
+    plan.save(path)
 
 
 EXPORTS = ("mergekit",)

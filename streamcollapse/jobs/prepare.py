@@ -8,6 +8,7 @@ from typing import Any
 
 from streamcollapse.errors import BudgetError, CalibrationError, PlanError
 from streamcollapse.jobs.inspect import Inspection, describe
+from streamcollapse.jobs.lessons import Lessons, lessons_of
 from streamcollapse.merge.composing import refuse_identity
 from streamcollapse.merge.plan import Plan
 from streamcollapse.output.report import sizes
@@ -46,7 +47,7 @@ class Prepared:
 
     ``options`` (complete), ``space`` and ``samples``: of a search, else None; ``plan``: the one to apply, else None;
     ``held_out``: the text that judges the result, or tells the search how far to go; None: nothing does. ``fit_text``:
-    what the result is repaired on, None where it is not.
+    what the result is repaired on, ``lessons``: how it is healed; None where it is not.
     ``out``: the directory to make, or the plan's file, if any. Sizes in bytes of weights: the output's at the least and
     at the most; ``disk_free``: where the output would go, None where none would. ``expected``: how long a search will
     take, once that is ``timed``.
@@ -63,6 +64,7 @@ class Prepared:
     plan: Plan | None = None
     held_out: HeldOut | None = None
     fit_text: FitText | None = None
+    lessons: Lessons | None = None
     smallest_output: int = 0
     largest_output: int = 0
     disk_free: int | None = None
@@ -132,7 +134,8 @@ class Prepared:
         options, out = space.options, self.out
         place = Path.cwd() if out is None else out.parent
         judged, text = (options.metric, EFFORTS[options.effort]), self.held_out if self.disk_free is not None else None
-        rates = probe(job, samples, self.memory, judged, place, text is not None)
+        needs_words = text is not None or self.lessons is not None
+        rates = probe(job, samples, self.memory, judged, place, needs_words)
         phases = {
             name: [(one.seconds(rates), one.candidates + one.scouted) for one in rounds]
             for name, rounds in self.work.items()
@@ -142,6 +145,9 @@ class Prepared:
         seconds = max(seconds, rates.first) + saved * job.placement.dtype.itemsize * rates.written
         begin = rates.begin if any(count for rounds in phases.values() for _, count in rounds) else 0.0
         phases["reference"] = [(seconds + begin, 0.0)]
+        if self.lessons is not None:
+            layers, each = len(fewest_layers(strategy_of(options), space)), rates.run / samples.num_tokens
+            phases |= self.lessons.expected(each, rates.word, layers)
         if self.disk_free is not None:
             phases["write"] = [(self.smallest_output * rates.written + _CHECKED_SECONDS, 0.0)]
         if text is not None:
@@ -232,8 +238,16 @@ def _prepare_search(
         job.listener(WarningRaised(f"no verdict, which is no reason to refuse the job: {error}"))
     key, layers = work_key(job, samples, options.merge_norms), fewest_layers(strategy, space)
     smallest, largest = sizes(job.view(layers), len(layers)).bytes, job.checkpoint.num_bytes
-    found = Prepared(job, settings, memory, key, out, complete(options), space, samples, None, held_out, text)
+    lessons = _lessons(job, settings) if writes else None
+    found = Prepared(job, settings, memory, key, out, complete(options), space, samples, None, held_out, text, lessons)
     return replace(found, smallest_output=smallest, largest_output=largest)
+
+
+def _lessons(job: Job, settings: RunSettings) -> Lessons | None:
+    """How the result is healed towards its source; None where it is not."""
+    if not settings.also_heal.wanted:
+        return None
+    return lessons_of(job, job, settings.also_heal.towards(job.checkpoint.directory), settings.streaming)
 
 
 def _held_out(job: Job, settings: RunSettings, needed: bool = False) -> HeldOut | None:
@@ -276,7 +290,8 @@ def prepare_apply(
         memory = replace(memory, spill=states > free_ram() // 4)
     held_out = _held_out(job, settings)
     key = work_key(job, None, plan.merge_norms, plan.digest)
-    found = Prepared(job, settings, memory, key, Path(out), plan=plan, held_out=held_out, fit_text=text)
+    lessons = _lessons(job, settings)
+    found = Prepared(job, settings, memory, key, Path(out), None, None, None, plan, held_out, text, lessons)
     found = replace(found, smallest_output=size, largest_output=size, disk_free=free)
     found.request.check_work(key)
     return found

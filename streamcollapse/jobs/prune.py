@@ -4,12 +4,14 @@ prepare     every check, before a weight is read (prepare.py)
 reference   stream the original once, keep the hidden states at layer boundaries
 search      propose merges, run each from the boundary below, keep what stays similar
 repair      fit the layers before cuts to what the original hands on above them
+heal        train what is left, end to end, towards the original
 write       stream the merged tensors into a new checkpoint
 """
 
 from pathlib import Path
 
-from streamcollapse.jobs.apply import Pruned, finished, write_pruned
+from streamcollapse.jobs.apply import Pruned, finished, write_healed, write_pruned
+from streamcollapse.jobs.healing import healed
 from streamcollapse.jobs.prepare import Prepared, prepare_prune
 from streamcollapse.jobs.repair import repaired
 from streamcollapse.jobs.search import find_plan
@@ -46,4 +48,6 @@ def run_prune(prepared: Prepared, resumable: bool = True) -> Pruned:
             return finished(prepared.out)
         with open_run(prepared.job, prepared.memory, work.path) as run:
             plan = repaired(prepared, find_plan(prepared, run, work), run, work)
-            return write_pruned(prepared, plan, run, work)
+            if prepared.lessons is None:
+                return write_pruned(prepared, plan, run, work)
+        return write_healed(prepared, healed(prepared.job, prepared.lessons, plan, work), work)

@@ -4,10 +4,11 @@ was written with them."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from streamcollapse.errors import CheckpointError, PlanError
@@ -19,6 +20,7 @@ from streamcollapse.storage.disk import disk_errors, to_disk
 from streamcollapse.storage.extents import Location
 from streamcollapse.storage.header import read_header
 from streamcollapse.storage.source import TensorInfo
+from streamcollapse.storage.staging import make_parents
 
 _CPU = torch.device("cpu")
 
@@ -74,6 +76,43 @@ def save_refits(job: Job, plan: Plan, plan_path: Path) -> None:
         save_file({digest: job.overlay.read(refit_name(digest), _CPU).clone() for digest in sorted(digests)}, partial)
         to_disk(partial)
         partial.replace(path)
+
+
+def carry_refits(plan: Plan, plans: Sequence[Plan], path: Path) -> None:
+    """Have the refits of ``plan``, made of ``plans``, beside the ``path`` that it gets: those that ``plans`` have in
+    files beside them; or nothing to be done where ``path`` is in the directory of the model that has them. Raises
+    PlanError, OutputError."""
+    wanted = {
+        digest: f".{position}.{suffix}"
+        for position, layer in enumerate(plan.layers)
+        for suffix, digest in layer.refits.items()
+    }
+    if not wanted or _has(path.parent, wanted.values()):
+        return
+    found: dict[str, torch.Tensor] = {}
+    for one in plans:
+        if one.origin is not None and refits_file(one.origin).is_file():
+            with safe_open(refits_file(one.origin), "pt") as file:
+                found |= {name: file.get_tensor(name) for name in wanted.keys() & set(file.keys())}
+    if wanted.keys() - found.keys():
+        last = plans[-1].origin
+        raise PlanError(
+            "the plans have tensors that were fitted anew; write this one into the directory of the model that has them"
+            + ("" if last is None else f", {last.parent}")
+        )
+    with disk_errors(refits_file(path)):
+        make_parents(path)
+        save_file(found, refits_file(path))
+
+
+def _has(directory: Path, endings: Iterable[str]) -> bool:
+    """Whether ``directory`` is a checkpoint with a tensor for each of these ends of names."""
+    try:
+        names = Checkpoint(directory).names
+    except CheckpointError:
+        return False
+    ends = {name[place:] for name in names for place, sign in enumerate(name) if sign == "."}
+    return all(ending in ends for ending in endings)
 
 
 def use_plan(job: Job, plan: Plan) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from streamcollapse.errors import OptionError, OutputError, PlanError, printable
 from streamcollapse.merge.plan import Plan
 from streamcollapse.run.work_directory import JOB, WorkDirectory, check_directory, read_document, work_directory
-from streamcollapse.settings.heal import Healing
+from streamcollapse.settings.heal import AlsoHeal, Healing
 from streamcollapse.settings.run import SAMPLES, Calibration, Compute, Judging, Output, Repair, RunSettings, Streaming
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.locks import claimed
@@ -56,6 +56,8 @@ class Request:
             what = {"options": None if self.options is None else asdict(self.options)}
             if self.settings.repair.method != "none":
                 what["repair"] = _repair_said(self.settings.repair)
+            if self.settings.also_heal.wanted:
+                what["also_heal"] = _also_said(self.settings.also_heal)
         if self.healing is not None:
             what["healing"] = _healing_said(self.healing)
         return {"out": str(self.out.resolve()), **what, "max_shard_bytes": self.settings.output.max_shard_bytes}
@@ -74,6 +76,7 @@ class Request:
             "plan": None if self.plan is None else self.plan.to_json(),
             "plan_from": None if self.plan is None or self.plan.origin is None else str(self.plan.origin.absolute()),
             "repair": _repair_said(settings.repair),
+            "also_heal": _also_said(settings.also_heal),
             "judging": {"held_out": None if held_out is None else str(Path(held_out).absolute()), "verdict": verdict},
             "device": settings.compute.device,
             "compute_dtype": settings.compute.dtype,
@@ -85,6 +88,10 @@ class Request:
 def _repair_said(repair: Repair) -> dict[str, Any]:
     file = None if repair.file is None else str(Path(repair.file).absolute())
     return {"method": repair.method, "file": file, "tokens": repair.tokens}
+
+
+def _also_said(healing: AlsoHeal) -> dict[str, Any]:
+    return asdict(healing) | {"file": None if healing.file is None else str(Path(healing.file).absolute())}
 
 
 def _healing_said(healing: Healing) -> dict[str, Any]:
@@ -130,6 +137,7 @@ def saved_request(work_dir: Path, trust_remote_code: bool) -> Request:
             output,
             Judging(**found.get("judging", {})),
             Repair(**found.get("repair", {})),
+            AlsoHeal(**found.get("also_heal", {})),
             trust_remote_code,
         )
         if verb == "heal":

@@ -13,6 +13,36 @@ LOSSES = ("kl", "nll", "mse")
 RATES = {"lora": 1e-3, "whole": 2e-5}  # benchmarks/bench_heal.py
 
 
+@settings("The method")
+class AlsoHeal:
+    """Whether a result is healed before it is written, and on what; all else as by default (Healing)."""
+
+    wanted: Annotated[
+        bool,
+        Setting(
+            "Train low-rank adapters on the result, end to end, towards SOURCE, and write it with them in its weights.",
+            key="heal",
+        ),
+    ] = False
+    file: Annotated[
+        str | Path | None,
+        Setting(
+            "Text to heal on: .txt, or .jsonl or .parquet with a field text or messages; a pattern takes all that "
+            "match.",
+            key="heal_text",
+            default="encyclopedia, code and documentation, which ship with the package",
+            metavar="FILE",
+        ),
+    ] = None
+    tokens: Annotated[
+        Whole, Field(ge=1024), Setting("About how many tokens of the text to heal on.", key="heal_tokens")
+    ] = 200_000
+
+    def towards(self, teacher: str | Path) -> "Healing":
+        """How that heals."""
+        return Healing(teacher, file=self.file, tokens=self.tokens)
+
+
 def _trained(text: str) -> str:
     if not re.fullmatch(r"lora|last:[1-9]\d*|layers:\d+(,\d+)*", text):
         raise ValueError("choose lora, last:N or layers:N,N,...")

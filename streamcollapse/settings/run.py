@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 
 from streamcollapse.errors import OptionError
 from streamcollapse.settings.declared import BudgetSize, FromText, OneOf, Setting, Size, Whole, settings
+from streamcollapse.settings.heal import AlsoHeal
 from streamcollapse.units import parse_bytes
 
 # the calibration samples that ship with the package: ten sentences, and 24 passages of about 256 tokens:
@@ -284,4 +285,5 @@ class RunSettings:
     output: Output = field(default_factory=Output)
     judging: Judging = field(default_factory=Judging)
     repair: Repair = field(default_factory=Repair)
+    also_heal: AlsoHeal = field(default_factory=AlsoHeal)
     trust_remote_code: Annotated[bool, Setting("Run Python code that comes with the checkpoint.")] = False

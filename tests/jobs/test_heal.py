@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -151,13 +152,23 @@ def test_one_plan_says_pruning_and_healing_together(pruned: Path, healed: Path, 
     plan = compose_plans(pruned / PLAN_FILE, healed / PLAN_FILE)
     assert plan.num_source_layers == 24
     assert all(layer.refits for layer in plan.layers)
+    assert same(apply(BUNDLED, plan, tmp_path / "again", settings=QUIET).out, healed)
+    asked = ["plan", "compose", str(pruned / PLAN_FILE), str(healed / PLAN_FILE), "--plan"]
+    elsewhere = CliRunner().invoke(app, [*asked, str(tmp_path / "whole.json")])
+    assert elsewhere.exit_code == 1
+    assert f"write this one into the directory of the model that has them, {healed}" in elsewhere.stderr
+    assert not (tmp_path / "whole.json").exists()
+    copied = Path(shutil.copytree(healed, tmp_path / "copied"))
+    done = CliRunner().invoke(app, [*asked, str(copied / "whole.json")])
+    assert done.exit_code == 0, done.output
+    assert same(apply(BUNDLED, Plan.load(copied / "whole.json"), tmp_path / "third", settings=QUIET).out, healed)
 
 
 def test_it_ends_in_the_same_bytes_after_a_break(
     pruned: Path, healing: Healing, tmp_path: Path, monkeypatch: Any
 ) -> None:
     whole = heal(pruned, tmp_path / "whole", healing, settings=QUIET).out
-    monkeypatch.setattr("streamcollapse.jobs.heal._SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("streamcollapse.jobs.healing._SAVE_SECONDS", 0.0)
     out = tmp_path / "broken"
 
     def breaking(event: Event) -> None:
@@ -190,7 +201,7 @@ def test_a_process_that_is_killed_goes_on(pruned: Path, text: Path, tmp_path: Pa
 _KILLED = """
 import os, signal, sys
 from streamcollapse import Healing, RunSettings, heal
-from streamcollapse.jobs import heal as job
+from streamcollapse.jobs import healing as job
 from streamcollapse.progress import StepLearned
 from streamcollapse.settings.run import Compute, Judging
 job._SAVE_SECONDS = 0.0
@@ -214,7 +225,7 @@ def test_memory_that_is_short_changes_no_bit(pruned: Path, healing: Healing, tmp
     for budget in ("2GiB", "260MiB"):
         short = replace(QUIET, streaming=Streaming(ram_budget=budget))
         prepared = prepare_heal(pruned, tmp_path / budget, healing, short)
-        assert prepared.memory.spill is (budget != "2GiB")
+        assert prepared.lessons.memory.spill is (budget != "2GiB")
         outs.append(run_heal(prepared).out)
     assert same(*outs)
     with pytest.raises(BudgetError, match=r"heal needs .* the smallest that would do is"):

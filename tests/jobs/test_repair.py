@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from streamcollapse import Plan, RunSettings, SearchOptions, apply, perplexity, prune, search, verify
+from streamcollapse.cli.main import app
 from streamcollapse.errors import CalibrationError, OptionError, PlanError
 from streamcollapse.jobs.planning import compose_plans, export_plan, make_plan
 from streamcollapse.merge.plan import PLAN_FILE, PlanLayer
@@ -147,6 +149,27 @@ def test_what_no_plan_can_say_is_refused(trained: Path, repaired: Path, text: Pa
     scaled.save(tmp_path / "second.json")
     with pytest.raises(PlanError, match="was repaired; apply the first"):
         compose_plans(repaired / PLAN_FILE, tmp_path / "second.json")
+
+
+def test_a_composed_plan_brings_what_was_fitted_anew(trained: Path, text: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first.json"
+    search(trained, DROP, settings=settings(text), save_as=first)
+    pruned = apply(trained, Plan.load(first), tmp_path / "pruned", settings=NO_VERDICT).out
+    make_plan(pruned, drop="0").save(tmp_path / "second.json")
+    asked = [
+        "plan",
+        "compose",
+        str(first),
+        str(tmp_path / "second.json"),
+        "--plan",
+        str(tmp_path / "deep" / "both.json"),
+    ]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    whole = apply(trained, Plan.load(tmp_path / "deep" / "both.json"), tmp_path / "one", settings=NO_VERDICT).out
+    twice = apply(pruned, Plan.load(tmp_path / "second.json"), tmp_path / "two", settings=NO_VERDICT).out
+    one, other = (load_file(out / "model.safetensors") for out in (whole, twice))
+    assert all(torch.equal(one[name], other[name]) for name in other)
 
 
 def test_nothing_is_done_where_nothing_was_cut(trained: Path, text: Path, tmp_path: Path) -> None:

@@ -8,9 +8,17 @@ from streamcollapse.cli import options as o
 from streamcollapse.cli.screen import live_progress, print_json
 from streamcollapse.run.first_checks import check_out, check_source
 from streamcollapse.settings.declared import declared
+from streamcollapse.settings.heal import AlsoHeal
 from streamcollapse.settings.run import Judging, Output, Repair, RunSettings
 
-_SETTINGS = ("device", *declared(Output), *declared(Judging), *declared(Repair), "trust_remote_code")
+_SETTINGS = (
+    "device",
+    *declared(Output),
+    *declared(Judging),
+    *declared(Repair),
+    *declared(AlsoHeal),
+    "trust_remote_code",
+)
 
 
 @o.grouped

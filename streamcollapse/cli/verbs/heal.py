@@ -37,7 +37,7 @@ def heal(
     from streamcollapse.jobs.prepare_heal import prepare_heal
 
     with live_progress(quiet=as_json or dry_run, verbose=verbose) as listener:
-        prepared = prepare_heal(pruned, out, healing, settings, listener)
+        prepared = prepare_heal(pruned, out, healing, settings, listener).timed()
         healed = None if dry_run else run_heal(prepared)
     if healed is None:
         print_json(prepared.to_json()) if as_json else heal_tables.show_prepared(prepared, verbose)

@@ -64,12 +64,12 @@ def compose(
 ) -> None:
     """Write one plan against the source of the first PLAN, for what the second makes of its result."""
     from streamcollapse.cli.tables import show_plan
-    from streamcollapse.jobs.planning import compose_plans
+    from streamcollapse.jobs.planning import compose_plans, save_composed
     from streamcollapse.run.first_checks import check_plan_path
 
     check_plan_path(to, overwrite)
     made = compose_plans(first, second)
-    made.save(to)
+    save_composed(made, first, second, to)
     print_json(made.to_json()) if as_json else show_plan(made, to)
 
 

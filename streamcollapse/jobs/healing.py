@@ -1,0 +1,203 @@
+"""The step before a result is written: train its stack end to end towards the model that it was pruned from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from streamcollapse.errors import OptionError, OutputError
+from streamcollapse.forward.batches import Batch
+from streamcollapse.healing.learn import Lesson, Progress, State, Watch, learn
+from streamcollapse.healing.objective import Judge
+from streamcollapse.healing.state import kept_teacher_states, load_progress, save_progress
+from streamcollapse.healing.trained import Trained, adapted, as_masters
+from streamcollapse.healing.updown import Student, visit
+from streamcollapse.jobs.lessons import Lessons
+from streamcollapse.merge.healed import HealRecord
+from streamcollapse.merge.plan import Plan, PlanLayer
+from streamcollapse.output.report import Healed
+from streamcollapse.progress import PhaseStarted, StepLearned, WarningRaised
+from streamcollapse.resources.device import heap_for
+from streamcollapse.run.opened import Job, Run, open_run
+from streamcollapse.run.refits import store_refits
+from streamcollapse.run.work_directory import WorkDirectory
+from streamcollapse.storage.scratch import Scratch
+
+_REFITS = "refits"  # in a work directory: healed tensors
+_SAVE_SECONDS = 20.0  # the most that a kill loses, beside the step under way
+
+
+@dataclass(frozen=True)
+class HealedStack:
+    """The ``plan`` after healing, what was ``trained``, and the ``course``, as reports have it."""
+
+    plan: Plan
+    trained: Trained
+    course: Healed
+
+
+def healed(job: Job, lessons: Lessons, plan: Plan, work: WorkDirectory) -> HealedStack:
+    """``plan`` of the source of ``job`` with what ``lessons`` make of its tensors. Raises OutputError where nothing was
+    learned, NonFiniteError."""
+    batches, steps, held_out = lessons.text.calls()
+    states = _teacher(job, lessons, work, batches)
+    lesson = Lesson(batches, states, steps, held_out)
+    with open_run(job, lessons.memory, work.path) as run:
+        patient = _Patient(run, lessons, plan, work)
+        trained = patient.to_train()
+        progress = patient.learned(trained, lesson)
+        refits = patient.refits(trained)
+    layers = tuple(
+        PlanLayer(layer.base, layer.mix, {**layer.refits, **refits.get(position, {})})
+        for position, layer in enumerate(plan.layers)
+    )
+    judged = {str(step): loss for step, loss in progress.judged.items()}
+    course = Healed(losses=progress.losses, judged=judged, stopped=progress.stopped)
+    return HealedStack(replace(plan, layers=layers, heal=_record(lessons, progress)), trained, course)
+
+
+def _teacher(job: Job, lessons: Lessons, work: WorkDirectory, batches: list[Batch]) -> list[torch.Tensor] | None:
+    """What leaves the teacher's top for each call; None where the loss needs none."""
+    if lessons.healing.loss == "nll":
+        return None
+    teacher = lessons.teacher
+    with job.meter.phase("teacher"), heap_for(lessons.teacher_memory.activations):
+        with open_run(teacher, lessons.teacher_memory, work.path) as run:
+            job.listener(PhaseStarted("teacher", teacher.num_layers * lessons.teacher_passes))
+            states = kept_teacher_states(work, lessons.teacher_identity, run.model, batches)
+        teacher.checkpoint.check_unchanged()
+    return states
+
+
+@dataclass(frozen=True)
+class _Patient:
+    """The stack of ``plan``, while it is healed."""
+
+    run: Run
+    lessons: Lessons
+    plan: Plan
+    work: WorkDirectory
+
+    @property
+    def _identity(self) -> str:
+        return self.lessons.identity(self.plan.digest)
+
+    def to_train(self) -> Trained:
+        """The masters, from what the stack has. Raises OptionError for layers that it has not."""
+        healing, layers, model = self.lessons.healing, self.plan.layers, self.run.model
+        if healing.train == "lora":
+            return adapted(model, layers, healing.rank, healing.scale_numerator, healing.target_names)
+        whole = dict[int, dict[str, torch.Tensor]]()
+
+        def keep(position: int, weights: Any) -> None:
+            names = model.layout.stored_whole(layers[position].base)
+            floating = [name for name in names if weights.parameters[name].is_floating_point()]
+            whole[position] = as_masters(weights.parameters, floating, model.placement.device)
+
+        visit(model, layers, self.plan.merge_norms, healing.positions(len(layers)), keep)
+        return Trained(whole=whole)
+
+    def learned(self, trained: Trained, lesson: Lesson) -> Progress:
+        """The whole course, from where an earlier run was; the best of it is in ``trained``."""
+        lessons, job, model = self.lessons, self.run.job, self.run.model
+        if not trained.positions:
+            raise OptionError(f"no linear module is called {lessons.healing.targets}")
+        progress, masters = load_progress(self.work, self._identity)
+        if masters:
+            trained.put(masters)
+        scratch = self.work.files if lessons.memory.spill else Scratch()
+        student = Student(model, self.plan.layers, self.plan.merge_norms, trained, scratch)
+        with job.meter.phase("heal"), heap_for(lessons.memory.activations):
+            head = model.head()
+            heads = (head, head if job is lessons.teacher else lessons.teacher_tail.head())
+            kind, temperature = lessons.healing.loss, lessons.healing.temperature
+            judge = Judge(kind, model, lessons.teacher_tail, heads, job.vocabulary, temperature)
+            visits = lessons.visits(len(self.plan.layers), trained.positions[0], progress)
+            job.listener(PhaseStarted("heal", visits))
+            found = learn(student, judge, lesson, lessons.schedule, progress, Watch(self._telling(), self._saving()))
+        self._check(found)
+        return found
+
+    def _check(self, found: Progress) -> None:
+        if found.best_step == 0:
+            why = found.stopped or f"{found.step} steps"
+            raise OutputError(
+                f"nothing was learned ({why}): the loss on held-out text never fell below {found.best_loss:.4f}; give "
+                "more text, or a lower `rate`; nothing was written"
+            )
+        if found.stopped is not None:
+            text = f"healing ended after step {found.step}: {found.stopped}; that of {found.best_step} is kept"
+            self.run.listener(WarningRaised(text))
+
+    def _telling(self) -> Callable[[Progress], None]:
+        lessons, began, first = self.lessons, time.monotonic(), None
+
+        def tell(progress: Progress) -> None:
+            nonlocal first
+            first = progress.step - 1 if first is None else first
+            seconds = max(time.monotonic() - began, 1e-9)
+            rate = (progress.step - first) * lessons.course.tokens / seconds
+            steps, loss, judged = lessons.schedule.steps, progress.losses[-1], list(progress.judged.values())[-1]
+            best = progress.best_loss, progress.best_step
+            self.run.listener(StepLearned(progress.step, steps, loss, judged, *best, rate))
+
+        return tell
+
+    def _saving(self) -> Callable[[Progress, State], None]:
+        steps, last = self.lessons.schedule.steps, time.monotonic()
+
+        def save(progress: Progress, masters: State) -> None:
+            nonlocal last
+            is_last = progress.step == steps or progress.stopped is not None
+            if is_last or time.monotonic() - last >= _SAVE_SECONDS:
+                save_progress(self.work, self._identity, progress, masters)
+                last = time.monotonic()
+
+        return save
+
+    def refits(self, trained: Trained) -> dict[int, dict[str, str]]:
+        """The healed tensors, rounded as they are stored and kept for the writer: their digests by position, suffix."""
+        job, layers, found = self.run.job, self.plan.layers, dict[int, dict[str, str]]()
+        layout = job.architecture.layout
+
+        def keep(position: int, weights: Any) -> None:
+            base = layers[position].base
+            suffixes = layout.stored_whole(base)
+            tensors = {
+                suffixes[name]: value.to(job.source.info(layout.name(base, suffixes[name])).dtype)
+                for name, value in trained.results(position, weights).items()
+            }
+            found[position] = store_refits(job, self.work.path / _REFITS, tensors)
+
+        with torch.no_grad():
+            visit(self.run.model, layers, self.plan.merge_norms, trained.positions, keep)
+        return found
+
+
+def _record(lessons: Lessons, progress: Progress) -> HealRecord:
+    healing, text = lessons.healing, lessons.text
+    is_lora = healing.train == "lora"
+    return HealRecord(
+        train=healing.train,
+        rank=healing.rank if is_lora else None,
+        alpha=healing.scale_numerator if is_lora else None,
+        loss=healing.loss,
+        temperature=healing.temperature,
+        teacher=lessons.teacher.name,
+        teacher_fingerprint=lessons.teacher.checkpoint.fingerprint(),
+        text=text.name,
+        text_sha256=text.digest,
+        tokens=text.tokens[0],
+        held_out_tokens=text.tokens[1],
+        rounds=healing.rounds,
+        batch_tokens=healing.batch_tokens,
+        rate=healing.largest_rate,
+        steps=progress.step,
+        best_step=progress.best_step,
+        before=progress.judged[0],
+        after=progress.best_loss,
+    )

@@ -1,0 +1,165 @@
+"""What healing learns from, prepared before a weight is read: the teacher, the text, the steps, and memory for both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from streamcollapse.errors import CalibrationError, ModelError, OptionError
+from streamcollapse.forward.model import StreamedModel
+from streamcollapse.healing.learn import Progress, Schedule
+from streamcollapse.healing.teacher import MOST_TOKENS
+from streamcollapse.healing.trained import linear_modules
+from streamcollapse.run.heal_plan import Course, plan_healing
+from streamcollapse.run.heal_text import HealText, heal_text
+from streamcollapse.run.needs import MemoryPlan
+from streamcollapse.run.opened import Job
+from streamcollapse.run.samples import load_tokenizer
+from streamcollapse.settings.heal import Healing
+from streamcollapse.settings.run import Streaming
+from streamcollapse.storage.source import ObservedSource
+from streamcollapse.stream.loaders import PlainLoader
+from streamcollapse.stream.weights import Limits, WeightStream
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """``healing`` by ``teacher`` on ``text``; ``course``: its size; ``memory`` of it and of the teacher's pass."""
+
+    teacher: Job
+    healing: Healing
+    text: HealText
+    course: Course
+    teacher_memory: MemoryPlan
+    memory: MemoryPlan
+
+    @property
+    def schedule(self) -> Schedule:
+        """The steps."""
+        healing, a_round = self.healing, -(-len(self.text.learn) // self.text.a_step)
+        steps = a_round * healing.rounds
+        every = healing.judge_every or max(steps // 10, 1)
+        warm_up = max(round(healing.warm_up * steps), 1)
+        return Schedule(steps, healing.largest_rate, warm_up, healing.clip, every, healing.patience)
+
+    @property
+    def teacher_passes(self) -> int:
+        """Passes over the teacher's weights, at the most."""
+        return -(-sum(self.text.tokens) // MOST_TOKENS)
+
+    @property
+    def teacher_identity(self) -> str:
+        """What the teacher's states depend on."""
+        place = self.teacher.placement
+        return _digest([self.teacher.checkpoint.fingerprint(), self.text.digest, str(place.device), place.dtype_name])
+
+    def identity(self, plan_digest: str) -> str:
+        """What the course of healing depends on, of the stack that has this plan."""
+        settings = {name: str(value) for name, value in asdict(self.healing).items() if name not in ("file", "adapter")}
+        return _digest([self.teacher_identity, plan_digest, settings])
+
+    def visits(self, num_layers: int, lowest: int, progress: Progress) -> int:
+        """Layers of a stack of ``num_layers``, of which the ``lowest`` is trained, that are still to be visited."""
+        schedule = self.schedule
+        left = schedule.steps - progress.step
+        judged = left // schedule.every + 1 + (progress.step == 0)
+        return left * (2 * num_layers - 1 - lowest) + judged * num_layers
+
+    def expected(self, layer: float, word: float, num_layers: int) -> dict[str, list[tuple[float, float]]]:
+        """Seconds of each phase, as TimeExpected has them, of a stack of ``num_layers``, where a token takes ``layer``
+        in a layer and ``word`` in the head: up, up again and twice as much down; and judgements."""
+        schedule = self.schedule
+        learned = schedule.steps * self.course.tokens
+        judged = (schedule.steps // schedule.every + 1) * self.course.held_out
+        seconds = learned * (4 * num_layers * layer + 4 * word) + judged * (num_layers * layer + 2 * word)
+        found = {"heal": [(seconds, 0.0)]}
+        if self.healing.loss == "nll":
+            return found
+        return {"teacher": [(sum(self.text.tokens) * self.teacher.num_layers * layer, 0.0)], **found}
+
+    @cached_property
+    def teacher_tail(self) -> StreamedModel:
+        """The teacher, of which only final norm and head are read."""
+        job = self.teacher
+        loader = PlainLoader(job.overlay, job.placement.device)
+        return job.model(WeightStream(job.source, job.placement.device, loader, job.meter, Limits(0)))
+
+    @property
+    def disk(self) -> int:
+        """Bytes of the work directory: the teacher's states, hidden states that do not fit, and what is saved."""
+        item = self.teacher.placement.dtype.itemsize
+        states = sum(self.text.tokens) * self.teacher.hidden_size * item
+        between = (self.teacher.num_layers + 2) * self.course.tokens * self.teacher.hidden_size * item
+        return states + (between if self.memory.spill else 0) + 2 * 16 * self.course.trained
+
+
+def _digest(what: Any) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def lessons_of(job: Job, teacher: Job, healing: Healing, streaming: Streaming) -> Lessons:
+    """How the stack of ``job``, or a smaller one of its layers, is healed towards ``teacher``, checked. Raises
+    StreamCollapseError."""
+    if job is not teacher:
+        _check_pair(job, teacher, healing)
+    text = heal_text(job, healing)
+    course = _course(job, healing, text)
+    teacher_memory, memory = plan_healing(job, teacher, course, streaming)
+    return Lessons(teacher, healing, text, course, teacher_memory, memory)
+
+
+def sharing_meter(teacher: Job, job: Job) -> Job:
+    """``teacher`` with what is read of it counted as ``job`` counts it."""
+    return replace(teacher, meter=job.meter, source=ObservedSource(teacher.overlay, job.meter.read))
+
+
+def _check_pair(job: Job, teacher: Job, healing: Healing) -> None:
+    """Raise where one model cannot learn from the other."""
+    if job.checkpoint.fingerprint() == teacher.checkpoint.fingerprint():
+        raise OptionError(
+            f"the teacher, {teacher.checkpoint.directory}, is the model itself; give the one before pruning"
+        )
+    if job.vocabulary != teacher.vocabulary:
+        raise ModelError(
+            f"the teacher has a vocabulary of {teacher.vocabulary}, the model {job.vocabulary}; give the one that it "
+            "was pruned from"
+        )
+    ours, theirs = (load_tokenizer(one.checkpoint.directory, one.trust_remote_code) for one in (job, teacher))
+    if ours.get_vocab() != theirs.get_vocab():
+        raise CalibrationError(
+            "the teacher's tokenizer is another than the model's; give the model that it was pruned from"
+        )
+    if healing.loss == "mse" and job.hidden_size != teacher.hidden_size:
+        raise ModelError(
+            f"the teacher's hidden states have {teacher.hidden_size} channels, the model's {job.hidden_size}; "
+            "pass `loss=kl`"
+        )
+
+
+def _course(job: Job, healing: Healing, text: HealText) -> Course:
+    layers, layout = job.architecture.skeleton.layers, job.architecture.layout
+    trained = whole = 0
+    for position in healing.positions(job.num_layers):
+        writable = layout.stored_whole(position)
+        if healing.train == "lora":
+            trained += _adapter_numbers(layers[position], writable, healing)
+        else:
+            parameters = dict(layers[position].named_parameters())
+            numbers = sum(parameters[name].numel() for name in writable)
+            trained, whole = trained + numbers, max(whole, numbers)
+    if trained == 0:
+        what = f"no linear module is called {healing.targets}" if healing.targets else "there is nothing to train"
+        names = sorted({path.rpartition(".")[2] for path in linear_modules(layers[0], layout.stored_whole(0))})
+        raise OptionError(f"{what}; the linear modules of layer 0 are {', '.join(names) or 'none'}")
+    teacher = min(sum(text.tokens), MOST_TOKENS)
+    return Course(trained, whole, text.a_step * len(text.learn[0]), text.call_tokens, teacher, text.tokens[1])
+
+
+def _adapter_numbers(layer: nn.Module, writable: dict[str, str], healing: Healing) -> int:
+    shapes = linear_modules(layer, writable, healing.target_names).values()
+    return sum(healing.rank * (outputs + inputs) for outputs, inputs, _ in shapes)
