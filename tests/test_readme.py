@@ -16,6 +16,7 @@ import typer
 import streamcollapse
 from streamcollapse.cli.main import app
 from streamcollapse.settings.declared import declared
+from streamcollapse.settings.heal import AlsoHeal
 from streamcollapse.settings.run import Calibration, Compute, Judging, Output, Repair, Streaming
 from streamcollapse.settings.search import SearchOptions
 
@@ -67,7 +68,7 @@ def test_generated_pages_are_what_the_code_says(name: str) -> None:
 def test_the_page_of_options_has_every_option_of_every_verb() -> None:
     page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"`(--[a-z-]+)`", page))
-    groups = (SearchOptions, Calibration, Compute, Streaming, Output, Judging, Repair)
+    groups = (SearchOptions, Calibration, Compute, Streaming, Output, Judging, Repair, AlsoHeal)
     settings = {one.flag for group in groups for one in declared(group).values()}
     options = {parameter.opts[0] for parameter in COMMANDS["prune"].params if parameter.opts[0].startswith("--")}
     assert options - {"--out", "--dry-run", "--json", "--trust-remote-code", "--verbose"} == settings <= documented

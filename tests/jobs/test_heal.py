@@ -39,7 +39,8 @@ from streamcollapse.jobs.prepare_heal import prepare_heal
 from streamcollapse.merge.plan import PLAN_FILE
 from streamcollapse.progress import Event, StepLearned
 from streamcollapse.run.held_out import unjudged_text
-from streamcollapse.settings.run import Compute, EvaluationText, Judging, Output, Streaming
+from streamcollapse.settings.heal import AlsoHeal
+from streamcollapse.settings.run import Compute, EvaluationText, Judging, Output, Repair, Streaming
 from streamcollapse.storage.staging import work_of
 from tests.checkpoints import BUNDLED, llama_config, save_llama, save_model
 
@@ -247,6 +248,22 @@ def test_by_the_other_losses(loss: str, pruned: Path, healing: Healing, tmp_path
     assert record is not None
     assert record.after < record.before
     assert math.isfinite(record.before)
+
+
+def test_prune_can_heal_at_once(text: Path, tmp_path: Path) -> None:
+    """The stack of a plan, with a repair below it, towards the source itself."""
+    repairing = replace(QUIET, repair=Repair("linear", text, 2048))
+    plain = prune(BUNDLED, tmp_path / "plain", DROP, settings=repairing)
+    also = replace(repairing, also_heal=AlsoHeal(True, text, 4096))
+    found = prune(BUNDLED, tmp_path / "healed", DROP, settings=also)
+    assert found.plan.num_source_layers == 24
+    assert [layer.base for layer in found.plan.layers] == [layer.base for layer in plain.plan.layers]
+    assert found.plan.repair == plain.plan.repair
+    assert found.plan.heal is not None
+    assert found.plan.heal.after < found.plan.heal.before
+    assert verify(tmp_path / "healed", BUNDLED).recomputed > 0
+    also = replace(QUIET, also_heal=AlsoHeal(True, text, 4096))
+    assert same(apply(BUNDLED, plain.plan, tmp_path / "applied", settings=also).out, found.out)
 
 
 def test_bad_input(pruned: Path, healing: Healing, text: Path, tmp_path: Path) -> None:
