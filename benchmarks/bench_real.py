@@ -88,7 +88,7 @@ class Searches:
 
     def run(self, group: Group, wanted: list[int], scaled: list[int], only: list[str]) -> None:
         """The sizes that ``results`` lack: those ``wanted``, and with scales those of ``scaled``."""
-        found, plain, with_scales = self._results, group.plain, group.scaled
+        found, plain = self._results, group.plain
         missing = [n for n in wanted if not found.row(plain, n)] if not only or plain.name in only else []
         with tempfile.TemporaryDirectory() as work:
             if plain.is_nested and missing:
@@ -96,9 +96,12 @@ class Searches:
             elif not plain.is_nested:
                 for n in missing:
                     self._each(plain, n, Path(work) / f"{n}")
-            if with_scales is not None and (not only or with_scales.name in only):
-                for n in (n for n in scaled if not found.row(with_scales, n)):
-                    self._scales(with_scales, n, Path(work) / f"{n} scales", found.row(plain, n))
+            before = plain
+            for setting, at in ((group.exchanged, wanted), (group.scaled, scaled)):
+                if setting is not None and (not only or setting.name in only):
+                    for n in (n for n in at if not found.row(setting, n)):
+                        self._onward(setting, n, Path(work) / f"{n} {setting.name}", found.row(before, n))
+                before = setting or before
 
     def _walked(self, setting: Setting, missing: list[int], work: Path) -> None:
         """One search to the fewest layers of ``missing``, which passes the others."""
@@ -120,10 +123,10 @@ class Searches:
         else:
             self._add(setting, wanted, stack_of(found.end["plan"]), {key: found.end[key] for key in USED})
 
-    def _scales(self, setting: Setting, wanted: int, work: Path, without: dict[str, Any] | None) -> None:
-        """The scales for what the row ``without`` them has."""
+    def _onward(self, setting: Setting, wanted: int, work: Path, without: dict[str, Any] | None) -> None:
+        """The exchanges, or the scales, for what the row ``without`` them has."""
         if without is None or without["layers"] is None:
-            raise SystemExit(f"{setting.name}, {wanted} layers: needs the row without scales first")
+            raise SystemExit(f"{setting.name}, {wanted} layers: needs the row without them first")
         found = searched(self._source, setting.options(wanted), work, self._limit, without["plan"])
         if found.end is None:
             self._results.add(setting, wanted, **self._nothing(found, wanted))
@@ -184,7 +187,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--note", help="said in the results, such as what else the machine did")
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE")
     given = parser.parse_args()
-    names = [setting.name for group in groups() for setting in (group.plain, group.scaled) if setting]
+    names = [setting.name for group in groups() for setting in (group.plain, group.exchanged, group.scaled) if setting]
     if unknown := [name for name in given.only if name not in names]:
         parser.error(f"--only: {unknown[0]!r} is none of {', '.join(names)}")
     if not given.table and given.save is None:

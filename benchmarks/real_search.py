@@ -2,10 +2,10 @@
 
     python benchmarks/real_search.py SOURCE WORK_DIR OPTIONS [LAYERS]
 
-OPTIONS: SearchOptions as JSON. With LAYERS, a stack as JSON, only its scales are searched for. Prints a JSON line for
-each decision that was accepted, as it is made, and one at the end with the layers of the plan; each with what was used
-since the search began: seconds, processor seconds, bytes read, layers read. Where the options are refused, the one line
-says so.
+OPTIONS: SearchOptions as JSON. With LAYERS, a stack as JSON, only what comes after is searched for: its scales where
+the options have them, else exchanges. Prints a JSON line for each decision that was accepted, as it is made, and one at
+the end with the layers of the plan; each with what was used since the search began: seconds, processor seconds, bytes
+read, layers read. Where the options are refused, the one line says so.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from streamcollapse.run.opened import open_run
 from streamcollapse.run.saved_reference import reference_of
 from streamcollapse.run.work_directory import search_work
 from streamcollapse.searches.evaluator import Evaluator
+from streamcollapse.searches.exchange import exchanged
 from streamcollapse.searches.registry import strategy_of
 from streamcollapse.searches.rescale import rescaled
 from streamcollapse.searches.strategy import SearchContext, SearchResult
@@ -51,8 +52,8 @@ class Searched:
 def searched(
     source: Path, options: SearchOptions, work: Path, limit: float, found_layers: list[Any] | None = None
 ) -> Searched:
-    """Search in another process, with as many threads as this one, for ``limit`` seconds at the most; only for the
-    scales of ``found_layers``, if they are given. Raises SystemExit where it fails."""
+    """Search in another process, with as many threads as this one, for ``limit`` seconds at the most; only for
+    what comes after ``found_layers``, if they are given. Raises SystemExit where it fails."""
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, __file__, str(source), str(work), json.dumps(options.given)]
     command += [] if found_layers is None else [json.dumps(found_layers)]
@@ -113,7 +114,7 @@ def main() -> None:
     options = SearchOptions(**json.loads(given))
     try:
         if layers_found:
-            plan = scaled(source, options, stack_of(json.loads(layers_found[0])), settings, listener)
+            plan = onward(source, options, stack_of(json.loads(layers_found[0])), settings, listener)
         else:
             plan = search(source, options, settings=settings, listener=listener)
     except OptionError as error:
@@ -127,7 +128,7 @@ def stack_of(layers: list[Any]) -> tuple[PlanLayer, ...]:
     return tuple(PlanLayer(base, {int(source): c for source, c in mix.items()}) for base, mix in layers)
 
 
-def scaled(
+def onward(
     source: str, options: SearchOptions, layers: tuple[PlanLayer, ...], settings: RunSettings, listener: Listener
 ) -> Plan:
     """What ``options`` find where the search has come to ``layers``: the last part of ``find_plan``."""
@@ -143,7 +144,8 @@ def scaled(
         reference = reference_of(run, work, samples, strategy_of(space.options).boundaries(space))
         evaluator = Evaluator(run, reference, work.memory, space.options, settings.streaming.lookahead)
         context = SearchContext(run, space, reference, evaluator, work)
-        found = rescaled(context, SearchResult(space.options, layers, []))
+        after = rescaled if options.rescale else exchanged
+        found = after(context, SearchResult(space.options, layers, []))
     return Plan(job.name, job.num_layers, job.checkpoint.fingerprint(), found.layers, space.options.merge_norms)
 
 

@@ -47,9 +47,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Group:
-    """Settings that evaluate the same candidates: ``plain``, and what goes on from it with scales, if anything."""
+    """Settings that evaluate the same candidates: ``plain``, what exchanges make of that, and scales of that, if
+    anything."""
 
     plain: Setting
+    exchanged: Setting | None = None
     scaled: Setting | None = None
 
 
@@ -62,7 +64,8 @@ def groups() -> Iterator[Group]:
         for effort in EFFORTS:
             method: dict[str, Any] = {"strategy": name, "effort": effort, "rescale": False}
             plain = Setting(f"{name} {effort}", method)
-            yield Group(plain, Setting(f"{plain.name}, scales", method | {"rescale": True}))
+            exchanged = Setting(f"{plain.name}, exchanges", method) if EFFORTS[effort].exchanges else None
+            yield Group(plain, exchanged, Setting(f"{plain.name}, scales", method | {"rescale": True}))
 
 
 def sizes(num_layers: int, shares: tuple[float, ...] = SHARES) -> list[int]:

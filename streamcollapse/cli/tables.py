@@ -13,7 +13,7 @@ from streamcollapse.cli.text import lines_of, plain_console, unicode
 from streamcollapse.errors import printable
 from streamcollapse.searches.course import course
 from streamcollapse.searches.strategy import cells
-from streamcollapse.searches.words import decision_line, is_scale, method_of, said_of, spoken_strategy
+from streamcollapse.searches.words import decision_line, is_exchange, is_scale, method_of, said_of, spoken_strategy
 from streamcollapse.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:  # for their names alone: importing them takes seconds
@@ -44,7 +44,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
     rows.append(("method", method_of(options)))
     if strategy.implied_by and options.has_target:
         rows.append(("threshold", f"{options.threshold:.6g}, found for the target"))
-    decisions = [d for d in search.decisions if not is_scale(d)]
+    decisions = [d for d in search.decisions if not is_scale(d) and not is_exchange(d)]
     accepted, counted = sum(d.accepted for d in decisions), "layers are counted from 0"
     if strategy.verdict == "merged":
         counted += ", in the stack as it then was"
@@ -53,6 +53,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
     else:
         rows.append(("candidates", f"{len(decisions)} tested, {accepted} {strategy.verdict}; {counted}"))
     rows += [("", decision_line(d, search)) for d in decisions if d.accepted]
+    rows += [("", decision_line(d, search)) for d in search.decisions if is_exchange(d)]
     if scales := [d for d in search.decisions if is_scale(d)]:
         changed = sum(rule != "scale 1" for rule in {d.l: d.rule for d in scales}.values())
         rows.append(("rescaled", f"{changed} layers: similarity {scales[-1].similarity or 0.0:.4f}"))

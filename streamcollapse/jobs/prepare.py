@@ -26,12 +26,13 @@ from streamcollapse.run.samples import Samples, calibration_samples
 from streamcollapse.run.saved_reference import work_key
 from streamcollapse.run.timing import probe
 from streamcollapse.run.work_directory import check_directory, search_path
+from streamcollapse.searches.exchange import exchange_rounds, is_exchanging
 from streamcollapse.searches.registry import complete, ignored_settings, strategy_of
 from streamcollapse.searches.rescale import scale_rounds
 from streamcollapse.searches.space import check_space, demand_of, search_space
 from streamcollapse.searches.strategy import SearchSpace, fewest_layers
 from streamcollapse.searches.work import Round
-from streamcollapse.settings.catalogue import EFFORTS
+from streamcollapse.settings.catalogue import EFFORTS, METRICS
 from streamcollapse.settings.run import Calibration, Compute, RunSettings
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.disk import check_space as check_disk
@@ -108,12 +109,19 @@ class Prepared:
     def work(self) -> dict[str, list[Round]]:
         """What a search is expected to compute, by phase."""
         assert self.space is not None
+        assert self.samples is not None
         space, strategy, count = self.space, strategy_of(self.space.options), self.job.num_layers
         room = self.settings.streaming.lookahead or self.memory.candidates
         work = {
             "reference": [Round(runs=count, visits=count, reads=count)],
             "search": strategy.rounds(space, room, self._has_scout),
         }
+        if strategy.by_rounds and is_exchanging(space.options):
+            some = EFFORTS[space.options.effort].head_tokens(self.job.vocabulary)
+            times = (
+                max(self.samples.num_tokens / some, 1.0) if some and METRICS[space.options.metric].by_logits else 1.0
+            )
+            work["exchanges"] = exchange_rounds(space, room, times)
         if space.options.rescale:
             work["scales"] = scale_rounds(space, room, self._has_scout)
         return work

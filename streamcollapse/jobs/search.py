@@ -13,6 +13,7 @@ from streamcollapse.run.refits import save_refits
 from streamcollapse.run.saved_reference import reference_of
 from streamcollapse.run.work_directory import TemporaryWork, search_work
 from streamcollapse.searches.evaluator import Evaluator
+from streamcollapse.searches.exchange import exchanged, is_exchanging
 from streamcollapse.searches.limit import LossLimit
 from streamcollapse.searches.registry import strategy_of
 from streamcollapse.searches.rescale import rescaled
@@ -55,7 +56,7 @@ def run_search(prepared: Prepared) -> Plan:
 
 
 def find_plan(prepared: Prepared, run: Run, work: TemporaryWork) -> Plan:
-    """The reference pass, the search, and scales if they are wanted."""
+    """The reference pass, the search, exchanges and scales if they are wanted."""
     job, space, samples = run.job, prepared.space, prepared.samples
     assert space is not None
     assert samples is not None
@@ -69,6 +70,10 @@ def find_plan(prepared: Prepared, run: Run, work: TemporaryWork) -> Plan:
             job.listener(PhaseStarted("search"))
             context = SearchContext(run, space, reference, evaluator, work, _limit(prepared, run))
             found = find_layers(context)
+        if strategy_of(space.options).by_rounds and is_exchanging(space.options):
+            with job.meter.phase("exchanges"):
+                job.listener(PhaseStarted("exchanges"))
+                found = exchanged(context, found)
         if space.options.rescale and len(found.layers) < space.num_layers:
             with job.meter.phase("scales"):
                 job.listener(PhaseStarted("scales"))

@@ -13,6 +13,7 @@ from streamcollapse.merge.record import SearchRecord
 from streamcollapse.output.report import Report
 from streamcollapse.output.verdict import told
 from streamcollapse.searches.registry import strategies
+from streamcollapse.searches.words import is_exchange, is_scale
 from streamcollapse.units import format_bytes
 
 _MOST_BYTES = 10_000_000  # of a card that is read
@@ -100,7 +101,7 @@ def _trained(plan: Plan) -> str:
 
 def _method(search: SearchRecord) -> str:
     """How the layers were found, in a sentence."""
-    merges = [d for d in search.decisions if d.merged or not (d.rule or "").startswith("scale ")]
+    merges = [d for d in search.decisions if not is_scale(d) and not is_exchange(d)]
     decided = f"{sum(d.accepted for d in merges)} of {len(merges)} candidates accepted"
     options = search.options
     strategy = strategies().get(options.strategy)

@@ -18,7 +18,7 @@ from streamcollapse.output.drawings import Element, Point, chart, element, share
 from streamcollapse.output.report import versions
 from streamcollapse.output.results import ComparedModel, Comparison, Result
 from streamcollapse.output.verdict import told
-from streamcollapse.searches.words import is_scale, said_of, spoken_strategy
+from streamcollapse.searches.words import is_exchange, is_scale, said_of, spoken_strategy
 from streamcollapse.units import format_bytes, format_seconds
 
 _MANY = 40  # decisions that are listed openly
@@ -133,7 +133,8 @@ def _search(search: SearchRecord, num_layers: int) -> list[Element]:
     found, strategy = [element("h3", "Decisions, in order")], spoken_strategy(search.options)
     points, left = list[Point](), num_layers
     for decision in search.decisions:
-        if decision.accepted and not is_scale(decision) and decision.similarity is not None:
+        is_step = decision.accepted and not is_scale(decision) and not is_exchange(decision)
+        if is_step and decision.similarity is not None:
             left -= max(decision.merged, 1)
             points.append((left, decision.similarity, strategy.layers_of(decision)))
     if len(points) > 1 and "metric" in strategy.defaults:  # the others judge a layer, not what has become of the model
@@ -151,12 +152,13 @@ def _search(search: SearchRecord, num_layers: int) -> list[Element]:
 def _decision(number: int, decision: Decision, search: SearchRecord) -> Element:
     strategy = spoken_strategy(search.options)
     where = f"layer {decision.l - 1}" if is_scale(decision) else strategy.layers_of(decision)
+    where = "" if is_exchange(decision) else where
     similarity = "" if decision.similarity is None else f"{decision.similarity:.4f}"
     if decision.similarity is None:
         verdict = f"skipped, {decision.reason}"
     else:
         verdict = strategy.verdict if decision.accepted else "rejected"
-        verdict = "rescaled" if is_scale(decision) else verdict
+        verdict = "rescaled" if is_scale(decision) else "exchanged" if is_exchange(decision) else verdict
     cells = (str(number), where, verdict, decision.rule or "", similarity)
     return _row(cells, 4, "taken" if decision.accepted else "")
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from streamcollapse.errors import PlanError
 from streamcollapse.merge.plan import Plan, PlanLayer, original_layers
 from streamcollapse.searches.registry import strategies
+from streamcollapse.searches.words import is_exchange
 from streamcollapse.settings.search import as_layer_count, layer_count
 
 
@@ -15,6 +16,8 @@ def course(plan: Plan) -> tuple[tuple[PlanLayer, ...], ...]:
         return ()
     strategy, whole = strategies()[plan.search.options.strategy], original_layers(plan.num_source_layers)
     stacks = [whole, *strategy.course(plan.search, whole)]
+    if len(stacks[-1]) == plan.num_layers and any(is_exchange(d) for d in plan.search.decisions):
+        stacks[-1] = tuple(whole[layer.base] for layer in plan.layers)
     ends_there = [layer.base for layer in stacks[-1]] == [layer.base for layer in plan.layers]
     return tuple(stacks) if len(stacks) > 1 and ends_there else ()
 

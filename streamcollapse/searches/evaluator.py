@@ -64,6 +64,16 @@ class Evaluator:
         scout._seconds = scout._measure = None
         return scout
 
+    @cached_property
+    def by_all_tokens(self) -> Evaluator:
+        """An evaluator by the distributions of all tokens: this one, if it is."""
+        if self._tokens is None:
+            return self
+        finest = copy(self)
+        finest._tokens, finest._judged_by = None, self._metric
+        finest._seconds = finest._measure = None
+        return finest
+
     def known(self, candidate: Candidate) -> Evaluation | None:
         """What is known of ``candidate``: it was evaluated, or cannot be."""
         key = self._key(candidate)

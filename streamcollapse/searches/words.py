@@ -29,6 +29,8 @@ def said_of(plan: Plan) -> str:
 
 def decision_line(decision: Decision, search: SearchRecord) -> str:
     """One decision in words."""
+    if is_exchange(decision):
+        return f"{decision.rule}: similarity {decision.similarity or 0.0:.4f} by all tokens"
     if is_scale(decision):
         return f"layer {decision.l - 1}: {decision.rule}, similarity {decision.similarity or 0.0:.4f}"
     strategy = spoken_strategy(search.options)
@@ -37,6 +39,11 @@ def decision_line(decision: Decision, search: SearchRecord) -> str:
         return f"{layers}: skipped, {printable(decision.reason)}"
     by = "" if decision.rule is None else f" by {printable(decision.rule)}"
     return f"{layers}: similarity {decision.similarity:.4f}{strategy.verdict_of(decision, search.options)}{by}"
+
+
+def is_exchange(decision: Decision) -> bool:
+    """Whether a layer went in the place of another."""
+    return decision.rule is not None and decision.rule.startswith("exchange: ")
 
 
 def is_scale(decision: Decision) -> bool:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:  # what follows needs torch; listing strategies does not
 class Round:
     """What a round is expected to compute: ``candidates`` are evaluated, with ``runs`` of one layer over all samples;
     as many are ``scouted``, with ``scout_runs``. ``visits``: layers that are made ready to run; ``reads``: source
-    layers that are read for them."""
+    layers that are read for them. ``judgements``: the usual ones that judging all of them takes as long as, where it is
+    not one for each."""
 
     candidates: float = 0.0
     runs: float = 0.0
@@ -30,19 +31,23 @@ class Round:
     reads: float = 0.0
     scouted: float = 0.0
     scout_runs: float = 0.0
+    judgements: float | None = None
 
     def __add__(self, other: Round) -> Round:
-        return Round(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Round(*(getattr(self, name) + getattr(other, name) for name in _COUNTS))
 
     def __mul__(self, share: float) -> Round:
-        return Round(*(getattr(self, f.name) * share for f in fields(self)))
+        return Round(*(getattr(self, name) * share for name in _COUNTS))
 
     def seconds(self, rates: Rates) -> float:
         """How long it takes: reading, or computing where that is longer."""
         computing = self.runs * rates.run + self.scout_runs * rates.scout_run + self.visits * rates.ready
-        judging = self.candidates * rates.judge + self.scouted * rates.scout_judge
+        judged = self.candidates if self.judgements is None else self.judgements
+        judging = judged * rates.judge + self.scouted * rates.scout_judge
         return max(computing + judging, self.reads * rates.read)
 
+
+_COUNTS = [field.name for field in fields(Round) if field.name != "judgements"]
 
 Work = Mapping[str, Sequence[Round]]  # the rounds of each phase
 

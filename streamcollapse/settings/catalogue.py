@@ -54,7 +54,8 @@ class Effort:
     what may not, before it is scored. ``head_logits``: about how many logits are compared in all, but those of
     LEAST_HEAD_TOKENS at the least. None of these: all. ``lazy``: a round of greedy search scores only merges that may
     be its best, one of scales goes further than a step. ``least_gain``: of the loss; a round of scales that takes less
-    off is the last. ``rescale``: whether there are scales where nobody says so.
+    off is the last. ``exchanges``: whether the end of a search that drops layers is compared with its neighbours, by
+    all tokens. ``rescale``: whether there are scales where nobody says so.
     """
 
     summary: str
@@ -63,6 +64,7 @@ class Effort:
     head_logits: int | None = 1 << 25
     lazy: bool = True
     least_gain: float = 0.03
+    exchanges: bool = False
     rescale: bool = True
 
     def head_tokens(self, vocabulary: int) -> int | None:
@@ -73,8 +75,10 @@ class Effort:
 EFFORTS = {
     "quick": Effort("as standard, on the first 64 tokens of each sample, and no scales", tokens=64, rescale=False),
     "standard": Effort(
-        "only merges that may be the best of a round are scored, by the distributions of a part of the tokens",
+        "only merges that may be the best of a round are scored, by the distributions of a part of the tokens; layers "
+        "beside those that went are tried in their place, by all tokens",
         scouting=64,
+        exchanges=True,
     ),
     "thorough": Effort(
         "every merge is scored in every round, by all tokens", head_logits=None, lazy=False, least_gain=0.0

@@ -263,7 +263,7 @@ def test_prune_can_heal_at_once(text: Path, tmp_path: Path) -> None:
     assert found.plan.heal.after < found.plan.heal.before
     assert verify(tmp_path / "healed", BUNDLED).recomputed > 0
     also = replace(QUIET, also_heal=AlsoHeal(True, text, 4096))
-    assert same(apply(BUNDLED, plain.plan, tmp_path / "applied", settings=also).out, found.out)
+    assert same(apply(BUNDLED, Plan.load(plain.out), tmp_path / "applied", settings=also).out, found.out)
 
 
 def test_bad_input(pruned: Path, healing: Healing, text: Path, tmp_path: Path) -> None:
