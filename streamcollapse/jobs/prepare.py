@@ -117,14 +117,21 @@ class Prepared:
             "search": strategy.rounds(space, room, self._has_scout),
         }
         if strategy.by_rounds and is_exchanging(space.options):
-            some = EFFORTS[space.options.effort].head_tokens(self.job.vocabulary)
-            times = (
-                max(self.samples.num_tokens / some, 1.0) if some and METRICS[space.options.metric].by_logits else 1.0
-            )
-            work["exchanges"] = exchange_rounds(space, room, times)
+            work["exchanges"] = exchange_rounds(space, room, self._times_as_long)
         if space.options.rescale:
             work["scales"] = scale_rounds(space, room, self._has_scout)
         return work
+
+    @property
+    def _times_as_long(self) -> float:
+        """As what judging a candidate takes in a search is what it takes in exchanges."""
+        assert self.space is not None
+        assert self.samples is not None
+        effort, vocabulary, most = EFFORTS[self.space.options.effort], self.job.vocabulary, self.samples.num_tokens
+        usual = effort.head_tokens(vocabulary)
+        if usual is None or not METRICS[self.space.options.metric].by_logits:
+            return 1.0
+        return min(effort.exchange_tokens(vocabulary), most) / min(usual, most)
 
     @property
     def _has_scout(self) -> bool:

@@ -65,14 +65,14 @@ class Evaluator:
         return scout
 
     @cached_property
-    def by_all_tokens(self) -> Evaluator:
-        """An evaluator by the distributions of all tokens: this one, if it is."""
+    def by_more_tokens(self) -> Evaluator:
+        """An evaluator by the distributions of as many tokens as exchanges compare; this one, where it is of all."""
         if self._tokens is None:
             return self
-        finest = copy(self)
-        finest._tokens, finest._judged_by = None, self._metric
-        finest._seconds = finest._measure = None
-        return finest
+        finer, tokens = copy(self), self._effort.exchange_tokens(self._run.job.vocabulary)
+        finer._tokens, finer._judged_by = tokens, f"{self._metric}/{tokens}"
+        finer._seconds = finer._measure = None
+        return finer
 
     def known(self, candidate: Candidate) -> Evaluation | None:
         """What is known of ``candidate``: it was evaluated, or cannot be."""

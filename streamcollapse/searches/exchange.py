@@ -2,8 +2,8 @@
 
 A greedy search never takes a layer back, and the default one tells merges apart by a part of the tokens, which is not
 enough where they are nearly alike: what lies together then ends up a layer off, or with one layer apart. So the end is
-compared by all tokens with its neighbours, and exchanged for the best of them as long as that is better (EvoPress,
-Sieberling et al. 2024, exchanges levels of layers in the same way, at random).
+compared by four times as many tokens with its neighbours, and exchanged for the best of them as long as that is better
+(EvoPress, Sieberling et al. 2024, exchanges levels of layers in the same way, at random).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def is_exchanging(options: SearchOptions) -> bool:
     """Whether a search by ``options`` of a strategy that merges by rounds ends in exchanges: where layers are dropped,
     and the effort says so."""
     drops = {variant.rule for variant in options.variants} == {"first"}
-    return drops and EFFORTS[options.effort].exchanges and options.merges_per_round == 1
+    return drops and EFFORTS[options.effort].exchange_logits is not None and options.merges_per_round == 1
 
 
 def neighbours(layers: Sequence[PlanLayer], num_layers: int, bounds: tuple[int, int]) -> list[Candidate]:
@@ -52,9 +52,9 @@ def _candidate(gone: frozenset[int], num_layers: int, words: str) -> Candidate:
 
 
 def exchanged(context: SearchContext, found: SearchResult) -> SearchResult:
-    """``found``, whose layers are the source's own, with the exchanges that make it more similar by all tokens, and a
+    """``found``, whose layers are the source's own, with the exchanges that make it more similar by more tokens, and a
     decision for each."""
-    space, evaluator, decisions = context.space, context.evaluator.by_all_tokens, list(found.decisions)
+    space, evaluator, decisions = context.space, context.evaluator.by_more_tokens, list(found.decisions)
     count, layers = space.num_layers, found.layers
     assert space.options.highest is not None
     bounds = space.options.lowest, space.options.highest
@@ -81,7 +81,7 @@ def _is_allowed(space: SearchSpace, candidate: Candidate) -> bool:
 
 
 def exchange_rounds(space: SearchSpace, room: int, times: float) -> list[Round]:
-    """What exchanges are expected to compute, where judging by all tokens takes ``times`` as long as usual."""
+    """What exchanges are expected to compute, where judging by more tokens takes ``times`` as long as usual."""
     count, gone = space.num_layers, layers_to_go(space)
     first = (count - gone) // 2
     middle = _candidate(frozenset(range(first, first + gone)), count, "")

@@ -30,7 +30,7 @@ def said_of(plan: Plan) -> str:
 def decision_line(decision: Decision, search: SearchRecord) -> str:
     """One decision in words."""
     if is_exchange(decision):
-        return f"{decision.rule}: similarity {decision.similarity or 0.0:.4f} by all tokens"
+        return f"{decision.rule}: similarity {decision.similarity or 0.0:.4f} by more tokens"
     if is_scale(decision):
         return f"layer {decision.l - 1}: {decision.rule}, similarity {decision.similarity or 0.0:.4f}"
     strategy = spoken_strategy(search.options)
