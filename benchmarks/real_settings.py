@@ -64,7 +64,7 @@ def groups() -> Iterator[Group]:
         for effort in EFFORTS:
             method: dict[str, Any] = {"strategy": name, "effort": effort, "rescale": False}
             plain = Setting(f"{name} {effort}", method)
-            exchanged = Setting(f"{plain.name}, exchanges", method) if EFFORTS[effort].exchange_logits else None
+            exchanged = Setting(f"{plain.name}, exchanges", method) if EFFORTS[effort].exchanges else None
             yield Group(plain, exchanged, Setting(f"{plain.name}, scales", method | {"rescale": True}))
 
 

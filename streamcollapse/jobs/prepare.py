@@ -128,10 +128,10 @@ class Prepared:
         assert self.space is not None
         assert self.samples is not None
         effort, vocabulary, most = EFFORTS[self.space.options.effort], self.job.vocabulary, self.samples.num_tokens
-        usual = effort.head_tokens(vocabulary)
-        if usual is None or not METRICS[self.space.options.metric].by_logits:
+        usual, finer = effort.head_tokens(vocabulary), effort.exchange_tokens(vocabulary)
+        if usual is None or finer is None or not METRICS[self.space.options.metric].by_logits:
             return 1.0
-        return min(effort.exchange_tokens(vocabulary), most) / min(usual, most)
+        return min(finer, most) / min(usual, most)
 
     @property
     def _has_scout(self) -> bool:

@@ -151,8 +151,8 @@ def workload_of(
         every = one_in(lengths, head_tokens)
         kept = distributions_bytes(lengths, model.vocabulary, every) if demand.metric == "kl" else 0
         kept += 4 * model.vocabulary * (head_tokens or 0) // 2 if kept else 0  # the scout's
-        finer = one_in(lengths, demand.effort.exchange_tokens(model.vocabulary))
-        more = distributions_bytes(lengths, model.vocabulary, finer) if kept and demand.effort.exchange_logits else 0
+        finer = one_in(lengths, demand.effort.exchange_tokens(model.vocabulary)) if demand.effort.exchanges else 0
+        more = distributions_bytes(lengths, model.vocabulary, finer) if kept and finer else 0
         held = sum(one for one in (kept, more) if one <= KEPT_BYTES)
         head = model.head * dtype.itemsize + 4 * logits_bytes(model.vocabulary) + held
     judging = 0

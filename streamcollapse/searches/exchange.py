@@ -28,7 +28,7 @@ def is_exchanging(options: SearchOptions) -> bool:
     """Whether a search by ``options`` of a strategy that merges by rounds ends in exchanges: where layers are dropped,
     and the effort says so."""
     drops = {variant.rule for variant in options.variants} == {"first"}
-    return drops and EFFORTS[options.effort].exchange_logits is not None and options.merges_per_round == 1
+    return drops and EFFORTS[options.effort].exchanges > 0 and options.merges_per_round == 1
 
 
 def neighbours(layers: Sequence[PlanLayer], num_layers: int, bounds: tuple[int, int]) -> list[Candidate]:

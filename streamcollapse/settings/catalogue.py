@@ -54,8 +54,8 @@ class Effort:
     what may not, before it is scored. ``head_logits``: about how many logits are compared in all, but those of
     LEAST_HEAD_TOKENS at the least. None of these: all. ``lazy``: a round of greedy search scores only merges that may
     be its best, one of scales goes further than a step. ``least_gain``: of the loss; a round of scales that takes less
-    off is the last. ``exchange_logits``: of about how many the end of a search that drops layers is compared with
-    its neighbours; None: it is not. ``rescale``: whether there are scales where nobody says so.
+    off is the last. ``exchanges``: of how many times as many tokens the end of a search that drops layers is
+    compared with its neighbours; 0: it is not. ``rescale``: whether there are scales where nobody says so.
     """
 
     summary: str
@@ -64,16 +64,17 @@ class Effort:
     head_logits: int | None = 1 << 25
     lazy: bool = True
     least_gain: float = 0.03
-    exchange_logits: int | None = None
+    exchanges: int = 0
     rescale: bool = True
 
     def head_tokens(self, vocabulary: int) -> int | None:
         """Of how many tokens the next-token distributions are compared; None: of all."""
         return None if self.head_logits is None else max(self.head_logits // vocabulary, LEAST_HEAD_TOKENS)
 
-    def exchange_tokens(self, vocabulary: int) -> int:
-        """Of how many tokens they are compared in exchanges."""
-        return max((self.exchange_logits or 0) // vocabulary, LEAST_HEAD_TOKENS)
+    def exchange_tokens(self, vocabulary: int) -> int | None:
+        """Of how many tokens they are compared in exchanges; None: of all."""
+        tokens = self.head_tokens(vocabulary)
+        return None if tokens is None else self.exchanges * tokens
 
 
 EFFORTS = {
@@ -82,7 +83,7 @@ EFFORTS = {
         "only merges that may be the best of a round are scored, by the distributions of a part of the tokens; layers "
         "beside those that went are tried in their place, by more tokens",
         scouting=64,
-        exchange_logits=1 << 27,
+        exchanges=4,
     ),
     "thorough": Effort(
         "every merge is scored in every round, by all tokens", head_logits=None, lazy=False, least_gain=0.0

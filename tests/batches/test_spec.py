@@ -14,7 +14,8 @@ from streamcollapse.batches import spec
 from streamcollapse.batches.spec import Jobs, read_jobs
 from streamcollapse.batches.tasks import Convert, Prune, chains_of
 from streamcollapse.errors import JobsError
-from streamcollapse.settings.run import Calibration
+from streamcollapse.settings.heal import AlsoHeal
+from streamcollapse.settings.run import Calibration, Repair
 from tests.methods import method
 
 
@@ -65,6 +66,28 @@ def test_strategies_and_targets_are_settings_like_others(base: Path) -> None:
         "greedy-ratio0.25-first+mean",
         "rule-based-C4-I4-sequential",
     ]
+
+
+def test_repairs_and_healing_are_settings_like_others(base: Path) -> None:
+    (base / "texts").mkdir()
+    (base / "texts" / "one.txt").write_text("Words.")
+    found = jobs_of(
+        base,
+        """
+        jobs:
+          - {source: models/a, strategy: angular, target_layers: 6}
+          - {source: models/b, strategy: angular, target_layers: 6, repair: linear, repair_text: texts/one.txt,
+             heal: true, heal_text: "texts/*.txt", heal_tokens: 5000}
+        """,
+    )
+    plain, mended = (task.work for task in found.tasks)
+    assert isinstance(plain, Prune)
+    assert isinstance(mended, Prune)
+    assert plain.also_heal == AlsoHeal()
+    assert mended.repair == Repair("linear", str(base / "texts" / "one.txt"))
+    assert mended.also_heal == AlsoHeal(True, str(base / "texts" / "*.txt"), 5000)
+    assert {"repair", "also_heal"} & found.tasks[0].settings().keys() == set(), "as before there were any"
+    assert found.tasks[1].settings()["also_heal"]["tokens"] == 5000
 
 
 def test_sources_times_settings(base: Path) -> None:
@@ -194,6 +217,7 @@ def test_what_goes_together(base: Path) -> None:
         ("jobs: [{source: models/a, verb: convert, dtype: int8}]", "dtype 'int8' is unknown"),
         ("jobs: [{source: models/a, calibration: none.txt}]", "there is no such calibration file"),
         ("treshold: 1\njobs: [{source: models/a}]", "setting treshold is unknown"),
+        ("jobs: [{source: models/a, heal: true, heal_text: none.txt}]", "there is no such text to heal on"),
         ("out: 3\njobs: [{source: models/a}]", "out is 3"),
         ("jobs: [{source: models/a, max_shard_size: [1GB, 2GB]}]", "two jobs would write a-greedy"),
         ("jobs: [{source: models/a, T: &a [&b [*b]]}]", r"threshold \(T\) is"),
