@@ -39,7 +39,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
     ]
     search = plan.search
     if search is None:
-        return [*rows, ("changes", said_of(plan)), *_repair_rows(plan)]
+        return [*rows, ("changes", said_of(plan)), *_trained_rows(plan)]
     strategy, options = spoken_strategy(search.options), search.options
     rows.append(("method", method_of(options)))
     if strategy.implied_by and options.has_target:
@@ -62,18 +62,18 @@ def plan_rows(plan: Plan) -> list[tuple[str, str | Text]]:
         best = max(rejected, key=lambda d: d.similarity or -1.0)
         rows.append(("best rejected", decision_line(best, search)))
     rows += [("", decision_line(d, search)) for d in search.decisions if d.reason is not None]
-    return [*rows, *_repair_rows(plan)]
+    return [*rows, *_trained_rows(plan)]
 
 
-def _repair_rows(plan: Plan) -> list[tuple[str, str | Text]]:
-    """What was fitted anew, and how much nearer each layer came to what the source hands on."""
-    if plan.repair is None:
-        return []
-    rows: list[tuple[str, str | Text]] = [("repaired", plan.repair.in_words())]
-    for layer in plan.repair.layers:
-        what = "unchanged" if layer.how is None else f"error {layer.before:.4f} -> {layer.after:.4f}, {layer.how}"
-        rows.append(("", f"layer {plan.layers[layer.position].base}: {what}"))
-    return rows
+def _trained_rows(plan: Plan) -> list[tuple[str, str | Text]]:
+    """What was fitted anew, and how much nearer each layer came to what the source hands on; and what was healed."""
+    rows = list[tuple[str, str | Text]]()
+    if plan.repair is not None:
+        rows.append(("repaired", plan.repair.in_words()))
+        for layer in plan.repair.layers:
+            what = "unchanged" if layer.how is None else f"error {layer.before:.4f} -> {layer.after:.4f}, {layer.how}"
+            rows.append(("", f"layer {plan.layers[layer.position].base}: {what}"))
+    return rows if plan.heal is None else [*rows, ("healed", plan.heal.in_words())]
 
 
 def show_plan(plan: Plan, path: Path) -> None:
@@ -185,6 +185,9 @@ def show_prepared(prepared: Prepared, verbose: bool = False) -> None:
         rows.append(("calibration", f"{samples.num_samples} samples, {samples.num_tokens} tokens, padding included"))
         rows += [("time", expected_words(prepared.expected))] if prepared.expected is not None else []
         rows += [("candidates", f"{most} at most")] if most else []
+    if (lessons := prepared.lessons) is not None:
+        what = f"{lessons.schedule.steps} steps of {lessons.course.tokens} tokens, {lessons.course.trained:,} numbers"
+        rows.append(("heals", f"{what} trained at the most"))
     low, high = prepared.smallest_output, prepared.largest_output
     size = format_bytes(low) if low == high else f"{format_bytes(low)} to {format_bytes(high)}"
     rows.append(("output", size))

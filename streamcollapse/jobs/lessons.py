@@ -21,10 +21,12 @@ from streamcollapse.run.needs import MemoryPlan
 from streamcollapse.run.opened import Job
 from streamcollapse.run.samples import load_tokenizer
 from streamcollapse.settings.heal import Healing
-from streamcollapse.settings.run import Streaming
+from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.storage.source import ObservedSource
 from streamcollapse.stream.loaders import PlainLoader
 from streamcollapse.stream.weights import Limits, WeightStream
+
+_ELSEWHERE = ("teacher", "file", "adapter")  # settings that are paths, or make no difference to the course
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Lessons:
 
     def identity(self, plan_digest: str) -> str:
         """What the course of healing depends on, of the stack that has this plan."""
-        settings = {name: str(value) for name, value in asdict(self.healing).items() if name not in ("file", "adapter")}
+        settings = {name: str(value) for name, value in asdict(self.healing).items() if name not in _ELSEWHERE}
         return _digest([self.teacher_identity, plan_digest, settings])
 
     def visits(self, num_layers: int, lowest: int, progress: Progress) -> int:
@@ -111,6 +113,25 @@ def lessons_of(job: Job, teacher: Job, healing: Healing, streaming: Streaming) -
     course = _course(job, healing, text)
     teacher_memory, memory = plan_healing(job, teacher, course, streaming)
     return Lessons(teacher, healing, text, course, teacher_memory, memory)
+
+
+def wanted_lessons(job: Job, settings: RunSettings) -> Lessons | None:
+    """How a result of ``job`` is healed towards its source; None where it is not."""
+    if not settings.also_heal.wanted:
+        return None
+    return lessons_of(job, job, settings.also_heal.towards(job.checkpoint.directory), settings.streaming)
+
+
+def healing_disk(lessons: Lessons | None, size: int) -> int:
+    """Bytes that healing takes on the way to a result of ``size``: what it keeps, and healed tensors."""
+    return 0 if lessons is None else lessons.disk + size
+
+
+def told_with(memory: MemoryPlan, lessons: Lessons | None) -> MemoryPlan:
+    """``memory`` with what healing needs, which plans its own, in the table."""
+    if lessons is None:
+        return memory
+    return replace(memory, needs=(*memory.needs, *(need for need in lessons.memory.needs if need.phase != "write")))
 
 
 def sharing_meter(teacher: Job, job: Job) -> Job:

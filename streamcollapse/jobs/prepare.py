@@ -8,7 +8,7 @@ from typing import Any
 
 from streamcollapse.errors import BudgetError, CalibrationError, PlanError
 from streamcollapse.jobs.inspect import Inspection, describe
-from streamcollapse.jobs.lessons import Lessons, lessons_of
+from streamcollapse.jobs.lessons import Lessons, healing_disk, told_with, wanted_lessons
 from streamcollapse.merge.composing import refuse_identity
 from streamcollapse.merge.plan import Plan
 from streamcollapse.output.report import sizes
@@ -207,7 +207,8 @@ def prepare_open(job: Job, out: Path, options: SearchOptions, settings: RunSetti
     """``prepare_prune`` of a checkpoint that is open, into an ``out`` that was checked."""
     found = _prepare_search(job, options, settings, out, writes=True)
     found.request.check_work(found.key)
-    return replace(found, disk_free=check_disk(out, found.smallest_output - staged_bytes(out)))
+    needed = found.smallest_output + healing_disk(found.lessons, found.smallest_output)
+    return replace(found, disk_free=check_disk(out, needed - staged_bytes(out)))
 
 
 def prepare_search(
@@ -253,16 +254,10 @@ def _prepare_search(
         job.listener(WarningRaised(f"no verdict, which is no reason to refuse the job: {error}"))
     key, layers = work_key(job, samples, options.merge_norms), fewest_layers(strategy, space)
     smallest, largest = sizes(job.view(layers), len(layers)).bytes, job.checkpoint.num_bytes
-    lessons = _lessons(job, settings) if writes else None
+    lessons = wanted_lessons(job, settings) if writes else None
+    memory = told_with(memory, lessons)
     found = Prepared(job, settings, memory, key, out, complete(options), space, samples, None, held_out, text, lessons)
     return replace(found, smallest_output=smallest, largest_output=largest)
-
-
-def _lessons(job: Job, settings: RunSettings) -> Lessons | None:
-    """How the result is healed towards its source; None where it is not."""
-    if not settings.also_heal.wanted:
-        return None
-    return lessons_of(job, job, settings.also_heal.towards(job.checkpoint.directory), settings.streaming)
 
 
 def _held_out(job: Job, settings: RunSettings, needed: bool = False) -> HeldOut | None:
@@ -298,15 +293,17 @@ def prepare_apply(
         raise PlanError("the plan is repaired already; apply it without `repair`")
     text = None if settings.repair.method == "none" else fit_text(job, settings.repair)
     size = sizes(job.view(plan.layers, plan.merge_norms), plan.num_layers).bytes
-    free = check_disk(Path(out), size - staged_bytes(Path(out)))
+    lessons = wanted_lessons(job, settings)
+    free = check_disk(Path(out), size + healing_disk(lessons, size) - staged_bytes(Path(out)))
     memory = plan_one_layer(job, settings.streaming)
     if text is not None:
         states = 2 * sum(text.tokens) * job.hidden_size * job.placement.dtype.itemsize
         memory = replace(memory, spill=states > free_ram() // 4)
     held_out = _held_out(job, settings)
     key = work_key(job, None, plan.merge_norms, plan.digest)
-    lessons = _lessons(job, settings)
-    found = Prepared(job, settings, memory, key, Path(out), None, None, None, plan, held_out, text, lessons)
+    found = Prepared(
+        job, settings, told_with(memory, lessons), key, Path(out), None, None, None, plan, held_out, text, lessons
+    )
     found = replace(found, smallest_output=size, largest_output=size, disk_free=free)
     found.request.check_work(key)
     return found
