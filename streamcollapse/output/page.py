@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Any
 
 from streamcollapse.merge.composing import in_words
+from streamcollapse.merge.healed import HealRecord
 from streamcollapse.merge.record import Decision, SearchRecord
 from streamcollapse.output.drawings import Element, Point, chart, element, shares, stack_drawing
 from streamcollapse.output.report import versions
@@ -124,8 +125,20 @@ def _section(result: Result) -> Element:
         None if not judgement else element("p", f"Judged when it was made: {told(judgement)}.", class_="verdict"),
         figure,
         *([] if plan.search is None else _search(plan.search, plan.num_source_layers)),
+        *([] if plan.heal is None or result.report is None else _healing(plan.heal, result.report)),
         *([] if result.report is None else _usage(result.report)),
     )
+
+
+def _healing(record: HealRecord, report: Mapping[str, Any]) -> list[Element]:
+    """What was trained, and how the loss on what was held out went down."""
+    words = record.in_words()
+    found = [element("h3", "Healing"), element("p", f"{words[0].upper()}{words[1:]}.")]
+    judged = report.get("healing", {}).get("judged", {})
+    points = [(float(step), loss, f"after step {step}") for step, loss in judged.items()]
+    if len(points) > 1:
+        found.append(element("figure", chart(points, ("steps", "loss on held-out text"), "Healing", joined=True)))
+    return found
 
 
 def _search(search: SearchRecord, num_layers: int) -> list[Element]:

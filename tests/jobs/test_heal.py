@@ -27,6 +27,7 @@ from streamcollapse import (
     heal,
     perplexity,
     prune,
+    report,
     resume,
     search,
     verify,
@@ -40,7 +41,7 @@ from streamcollapse.merge.plan import PLAN_FILE
 from streamcollapse.progress import Event, StepLearned
 from streamcollapse.run.held_out import unjudged_text
 from streamcollapse.settings.heal import AlsoHeal
-from streamcollapse.settings.run import Compute, EvaluationText, Judging, Output, Repair, Streaming
+from streamcollapse.settings.run import Comparing, Compute, EvaluationText, Judging, Output, Repair, Streaming
 from streamcollapse.storage.staging import work_of
 from tests.checkpoints import BUNDLED, llama_config, save_llama, save_model
 
@@ -96,10 +97,10 @@ def test_it_comes_nearer_to_the_teacher_on_text_that_it_did_not_see(healed: Path
     record = Plan.load(healed).heal
     assert record is not None
     assert record.after < 0.95 * record.before
-    report = json.loads((healed / "streamcollapse_report.json").read_text())
-    assert report["healing"]["unhealed"] > report["held_out"]["loss"]["after"] > report["held_out"]["loss"]["before"]
-    assert report["healing"]["judged"]["0"] == record.before
-    assert len(report["healing"]["losses"]) == record.steps
+    told = json.loads((healed / "streamcollapse_report.json").read_text())
+    assert told["healing"]["unhealed"] > told["held_out"]["loss"]["after"] > told["held_out"]["loss"]["before"]
+    assert told["healing"]["judged"]["0"] == record.before
+    assert len(told["healing"]["losses"]) == record.steps
     assert "healed by distillation from" in (healed / "README.md").read_text()
 
 
@@ -204,7 +205,7 @@ import os, signal, sys
 from streamcollapse import Healing, RunSettings, heal
 from streamcollapse.jobs import healing as job
 from streamcollapse.progress import StepLearned
-from streamcollapse.settings.run import Compute, Judging
+from streamcollapse.settings.run import Comparing, Compute, Judging
 job._SAVE_SECONDS = 0.0
 pruned, teacher, out, text, at = sys.argv[1:]
 seen = []
@@ -308,6 +309,14 @@ def test_an_older_result_is_replaced_only_by_a_whole_one(pruned: Path, healing: 
     assert same(out, pruned)
     heal(pruned, out, healing, settings=again)
     assert not same(out, pruned)
+
+
+def test_the_page_has_the_curve(pruned: Path, healed: Path, tmp_path: Path) -> None:
+    told = json.loads((healed / "streamcollapse_report.json").read_text())
+    report([healed], tmp_path / "page.html", conditions=Comparing(pruned, samples=False), settings=QUIET)
+    page = (tmp_path / "page.html").read_text()
+    assert "<h3>Healing</h3>" in page
+    assert page.count("after step") == len(told["healing"]["judged"])
 
 
 def test_the_verb_says_what_it_did(pruned: Path, text: Path, tmp_path: Path) -> None:
