@@ -105,7 +105,7 @@ class Healing:
     ] = 512
     rounds: Annotated[Whole, Field(ge=1), Setting("How often each token is learned from.")] = 1
     batch_tokens: Annotated[Whole, Field(ge=16), Setting("Tokens of a step, for which the weights are read twice.")] = (
-        4096
+        2048
     )
     rate: Annotated[
         Annotated[float, Field(gt=0)] | None,
