@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before torch is imported
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers, and the programs that they start, share the cores
-    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // workers, 1)))
 
 import signal
 from pathlib import Path

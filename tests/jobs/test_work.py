@@ -15,6 +15,7 @@ from streamcollapse.jobs.search import run_search
 from streamcollapse.progress import CandidatesDone, Event, LayerDone, PhaseStarted, RoundStarted
 from streamcollapse.run.timing import Rates
 from streamcollapse.searches.work import Round
+from streamcollapse.settings.heal import AlsoHeal
 from streamcollapse.settings.run import RunSettings
 
 GREEDY: dict[str, Any] = {"strategy": "greedy", "effort": "thorough", "rescale": False, "metric": "cosine"}
@@ -130,6 +131,17 @@ def test_seconds_are_those_of_computing_or_of_reading() -> None:
     assert one.seconds(rates) == 2 * 5 + 10 * 2 + 4 * 0.25 + 3 * 1 + 6 * 0.5
     assert (one + one).seconds(rates) == 2 * one.seconds(rates) == (one * 2.0).seconds(rates)
     assert replace(one, reads=20).seconds(rates) == 60
+    assert replace(one, judgements=8).seconds(rates) == one.seconds(rates) + 6 * 5
+
+
+def test_healing_at_once_is_in_the_times_and_needs(llama: Path, tmp_path: Path) -> None:
+    also = AlsoHeal(True, tokens=2048)
+    settings = RunSettings(Compute("cpu", "float32"), Calibration("sentences"), also_heal=also)
+    prepared = prepare_prune(llama, tmp_path / "out", SearchOptions(target_layers=6), settings)
+    assert {"teacher", "heal"} < {need.phase for need in prepared.memory.needs}
+    timed = prepared.timed()
+    assert timed.expected is not None
+    assert timed.expected.seconds["heal"] > timed.expected.seconds["teacher"] > 0
 
 
 def test_a_job_that_is_timed_says_how_long_each_phase_takes(llama: Path, tmp_path: Path) -> None:
@@ -140,7 +152,7 @@ def test_a_job_that_is_timed_says_how_long_each_phase_takes(llama: Path, tmp_pat
     assert prepared.timed(even_if_short=False).expected is None, "no longer than a probe"
     timed = prepared.timed()
     assert timed.expected is not None
-    assert list(timed.expected.seconds) == ["reference", "search", "scales", "write", "verdict"]
+    assert list(timed.expected.seconds) == ["reference", "search", "exchanges", "scales", "write", "verdict"]
     assert all(seconds > 0 for seconds in timed.expected.seconds.values())
     assert timed.to_json()["expected_seconds"] == timed.expected.seconds
     assert timed.job.meter.phases == [], "what the probe read is not the job's"
