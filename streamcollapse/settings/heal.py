@@ -10,7 +10,7 @@ from streamcollapse.errors import OptionError
 from streamcollapse.settings.declared import OneOf, Setting, Whole, settings
 
 LOSSES = ("kl", "nll", "mse")
-RATES = {"lora": 1e-3, "whole": 2e-5}  # benchmarks/bench_heal.py
+RATES = {"lora": 1e-3, "whole": 2e-5}  # neither was compared with others on a real model
 
 
 @settings("The method")

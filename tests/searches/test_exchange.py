@@ -9,10 +9,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from streamcollapse import Plan, RunSettings, SearchOptions, search, sized_plan
+from streamcollapse.jobs.prepare import prepare_search
 from streamcollapse.merge.plan import original_layers
+from streamcollapse.run.opened import open_run
 from streamcollapse.run.samples import load_samples
+from streamcollapse.run.saved_reference import reference_of
+from streamcollapse.run.work_directory import temporary_work
 from streamcollapse.searches.course import course
-from streamcollapse.searches.exchange import MOST, is_exchanging, neighbours
+from streamcollapse.searches.evaluator import Evaluator
+from streamcollapse.searches.exchange import MOST, exchanged, is_exchanging, neighbours
+from streamcollapse.searches.strategy import SearchContext, SearchResult
 from streamcollapse.searches.words import is_exchange
 from streamcollapse.settings.catalogue import EFFORTS
 from streamcollapse.settings.run import Calibration, Compute
@@ -75,6 +81,25 @@ def test_the_end_is_the_best_of_its_neighbours(plan: Plan) -> None:
         assert here <= min(others) + 1e-5
     if made:
         assert made[-1].similarity == pytest.approx(torch.tensor(-here).exp().item(), rel=1e-4)
+
+
+def test_a_layer_that_went_in_the_wrong_place_is_exchanged() -> None:
+    """From a stack that no search would come to: without its second layer, which costs more than its third."""
+    settings = RunSettings(Compute("cpu", "float32"), Calibration("sentences"))
+    prepared = prepare_search(BUNDLED, SearchOptions(target_layers=23, rescale=False), settings)
+    space, samples = prepared.space, prepared.samples
+    assert space is not None
+    assert samples is not None
+    start = tuple(layer for layer in original_layers(24) if layer.base != 1)
+    with temporary_work(False) as work, open_run(prepared.job, prepared.memory, work.path) as run:
+        reference = reference_of(run, work, samples, range(25))
+        evaluator = Evaluator(run, reference, work.memory, space.options, None)
+        context = SearchContext(run, space, reference, evaluator, work)
+        found = exchanged(context, SearchResult(space.options, start, []))
+    assert found.layers != start
+    assert len(found.layers) == 23
+    assert all(decision.accepted and is_exchange(decision) for decision in found.decisions)
+    assert found.decisions[0].rule == "exchange: 2 instead of 1"
 
 
 def test_plans_still_have_every_size(plan: Plan, tmp_path: Path) -> None:
