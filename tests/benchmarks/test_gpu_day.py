@@ -88,16 +88,21 @@ def runs(pid: int) -> bool:
         return False
 
 
+def child_of_row(work: Path) -> int | None:
+    """The process that the row ``sleeps`` has started, once it has told."""
+    notes = [json.loads(path.read_text()) for path in work.glob("*/rows/sleeps/notes.json")]
+    return notes[0].get("child") if notes else None
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_part_that_is_ended_leaves_nothing_behind(number: int, tmp_path: Path) -> None:
     command = [*PROGRAM, "--part", "3", "--rehearse", "--out", str(tmp_path), "--work", str(tmp_path / "work")]
     with subprocess.Popen([*command, "--only", "sleeps"], stdout=subprocess.PIPE, text=True) as program:
         try:
             deadline = time.monotonic() + 60
-            while not (notes := list((tmp_path / "work").glob("*/rows/sleeps/notes.json"))):
+            while (child := child_of_row(tmp_path / "work")) is None:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            child = json.loads(notes[0].read_text())["child"]
             program.send_signal(number)
             program.send_signal(number)  # a shell sends it to the group as well
             assert program.wait(30) == 128 + number
