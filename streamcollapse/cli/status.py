@@ -32,6 +32,7 @@ class Status:
         self._expected: TimeExpected | None = None
         self.phase: str | None = None
         self._total: int | None = None
+        self._worked: set[tuple[str | None, int]] = set()  # rounds of phases, where something was not known before
         self._steps = 0
         self._at = ""
         self._num_bytes = 0
@@ -43,6 +44,8 @@ class Status:
 
     def listen(self, event: Event) -> None:
         """Take ``event`` into account."""
+        if isinstance(event, CandidatesDone | LayerDone | StepDone):
+            self._worked.add((self.phase, self._number))
         match event:
             case TimeExpected():
                 self._expected = event
@@ -68,6 +71,10 @@ class Status:
                 self._learned = event
             case StepDone(_, num_bytes):
                 self._steps, self._num_bytes = self._steps + 1, self._num_bytes + num_bytes
+
+    @property
+    def _number(self) -> int:
+        return 1 if self._round is None else self._round.number
 
     @property
     def done(self) -> tuple[float, float | None]:
@@ -96,29 +103,27 @@ class Status:
         enough to tell. What was expected counts less, the longer it runs."""
         expected, (steps, total) = self._expected, self.done
         if expected is not None and self.phase in expected.seconds:
-            done, whole = self._expected_so_far(expected), expected.total
-            elapsed, prior = self._clock() - self._began, _PRIOR * whole
-            return (whole - done) * (elapsed + prior) / max(done + prior, 1e-9)
+            parts = self._expected_so_far(expected)
+            left, elapsed = expected.total - sum(parts.values()), self._clock() - self._began
+            done, prior = sum(parts[part] for part in parts.keys() & self._worked), _PRIOR * expected.total
+            return left * (elapsed + prior) / max(done + prior, 1e-9)
         elapsed = self._clock() - self._phase_began
         if self._total is None or total is None or steps <= 0 or elapsed < _TELLING:
             return None
         return elapsed * (total - steps) / steps
 
-    def _expected_so_far(self, expected: TimeExpected) -> float:
-        """The seconds that what is done was expected to take."""
-        done = 0.0
+    def _expected_so_far(self, expected: TimeExpected) -> dict[tuple[str | None, int], float]:
+        """The seconds that what is done was expected to take, by phase and round."""
+        done = dict[tuple[str | None, int], float]()
         for name, rounds in expected.phases:
-            if name != self.phase:
-                done += sum(seconds for seconds, _ in rounds)
-                continue
-            if self._total is not None:
-                return done + sum(seconds for seconds, _ in rounds) * min(self._steps / self._total, 1.0)
-            number = 1 if self._round is None else self._round.number
-            done += sum(seconds for seconds, _ in rounds[: number - 1])
-            if number <= len(rounds):
-                seconds, candidates = rounds[number - 1]
-                done += seconds * min(self._done / max(candidates, 1.0), _ALMOST)
-            return done
+            now = self._number if name == self.phase else len(rounds) + 1
+            done |= {(name, number): seconds for number, (seconds, _) in enumerate(rounds, 1) if number < now}
+            if name == self.phase:
+                if now <= len(rounds):
+                    seconds, candidates = rounds[now - 1]
+                    share = min(self._done / max(candidates, 1.0), _ALMOST)
+                    done[name, now] = seconds * (share if self._total is None else min(self._steps / self._total, 1.0))
+                break
         return done
 
     def summary(self) -> str:

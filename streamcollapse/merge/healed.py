@@ -46,7 +46,7 @@ class HealRecord:
         """What came of it, in a line."""
         what = f"adapters of rank {self.rank}" if self.rank else self.train
         return (
-            f"{what}, {self.best_step} steps on {self.tokens} tokens ({self.text}): {_UNITS[self.loss]} "
+            f"{what}, {self.best_step:,} steps on {self.tokens:,} tokens ({self.text}): {_UNITS[self.loss]} "
             f"{self.before:.4f} -> {self.after:.4f} on text that was not learned from"
         )
 

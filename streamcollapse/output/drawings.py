@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 
@@ -95,13 +96,13 @@ def chart(points: Sequence[Point], labels: tuple[str, str], title: str, joined: 
         across, up = (x - xs[0]) / (xs[1] - xs[0]), (y - ys[0]) / (ys[1] - ys[0])
         return round(_LEFT + across * width, 1), round(_MARGIN + (1 - up) * height, 1)
 
-    parts = []
-    for step in range(5):
-        x, y = (low + step / 4 * (high - low) for low, high in (xs, ys))
-        (across, down), (right, bottom) = at(x, y), (_WIDTH - _MARGIN, _HEIGHT - _BOTTOM)
+    parts, right, bottom = [], _WIDTH - _MARGIN, _HEIGHT - _BOTTOM
+    for y in _ticks(*ys):
+        down = at(xs[0], y)[1]
         parts.append(element("line", x1=_LEFT, y1=down, x2=right, y2=down, class_="grid"))
-        parts.append(element("text", f"{y:.4g}", x=_LEFT - 6, y=down + 4, text_anchor="end"))
-        parts.append(element("text", f"{x:.4g}", x=across, y=bottom + 16, text_anchor="middle"))
+        parts.append(element("text", f"{y:g}", x=_LEFT - 6, y=down + 4, text_anchor="end"))
+    beneath = [(x, at(x, ys[0])[0]) for x in _ticks(*xs)]
+    parts += [element("text", f"{x:g}", x=across, y=bottom + 16, text_anchor="middle") for x, across in beneath]
     if joined:
         way = " ".join(f"{across:g},{down:g}" for across, down in (at(x, y) for x, y, _ in points))
         parts.append(element("polyline", points=way, class_="way"))
@@ -123,6 +124,14 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     margin = (high - low) * 0.06 or abs(high) * 0.06 or 1.0
     return low - margin, high + margin
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About five round numbers from ``low`` to ``high``, evenly apart."""
+    power = math.floor(math.log10((high - low) / 5))
+    step, digits = next((n * 10.0**power, 1 - power) for n in (1, 2, 2.5, 5, 10) if (high - low) / 7 <= n * 10.0**power)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [round(number * step, max(digits, 0)) for number in range(first, last + 1)]
 
 
 def shares(parts: Sequence[tuple[str, float]], title: str) -> Element:

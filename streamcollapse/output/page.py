@@ -14,6 +14,7 @@ from typing import Any
 
 from streamcollapse.merge.composing import in_words
 from streamcollapse.merge.healed import HealRecord
+from streamcollapse.merge.plan import Plan
 from streamcollapse.merge.record import Decision, SearchRecord
 from streamcollapse.output.drawings import Element, Point, chart, element, shares, stack_drawing
 from streamcollapse.output.report import versions
@@ -60,12 +61,16 @@ def build_page(results: Sequence[Result], comparison: Comparison | None, samples
             "footer",
             "This page was made with ",
             ", ".join(f"{name} {version}" for name, version in versions().items()),
-            ". Nothing was trained after pruning.",
+            "." if any(_is_fitted(result.plan) for result in results) else ". Nothing was trained after pruning.",
         ),
     )
     return (
         f"<!DOCTYPE html>\n{ElementTree.tostring(element('html', head, body, lang='en'), 'unicode', method='html')}\n"
     )
+
+
+def _is_fitted(plan: Plan) -> bool:
+    return plan.heal is not None or any(layer.refits for layer in plan.layers)
 
 
 def _table(headings: Sequence[str], rows: Iterable[Element], right: int, caption: str = "") -> Element:
@@ -153,16 +158,18 @@ def _search(search: SearchRecord, num_layers: int) -> list[Element]:
     if len(points) > 1 and "metric" in strategy.defaults:  # the others judge a layer, not what has become of the model
         labels = ("layers left", f"similarity, {search.options.metric}")
         found.append(element("figure", chart(points, labels, "Similarity against layers left", joined=True)))
-    rows = [_decision(number, decision, search) for number, decision in enumerate(search.decisions, 1)]
-    headings = ("", "where", "verdict", "rule", "similarity")
+    headings = ("", "where", "verdict", *(("rule",) if any(d.rule for d in search.decisions) else ()), "similarity")
+    right = len(headings) - 1
+    rows = [_decision(number, decision, search, right) for number, decision in enumerate(search.decisions, 1)]
     if len(rows) <= _MANY:
-        return [*found, _table(headings, rows, 4)]
-    taken = [_decision(number, d, search) for number, d in enumerate(search.decisions, 1) if d.accepted]
+        return [*found, _table(headings, rows, right)]
+    taken = [_decision(number, d, search, right) for number, d in enumerate(search.decisions, 1) if d.accepted]
     summary = element("summary", f"All {len(rows)} decisions")
-    return [*found, _table(headings, taken, 4), element("details", summary, _table(headings, rows, 4))]
+    return [*found, _table(headings, taken, right), element("details", summary, _table(headings, rows, right))]
 
 
-def _decision(number: int, decision: Decision, search: SearchRecord) -> Element:
+def _decision(number: int, decision: Decision, search: SearchRecord, right: int) -> Element:
+    """A row whose last column is ``right``; with fewer than five columns, none of them is the rule."""
     strategy = spoken_strategy(search.options)
     where = f"layer {decision.l - 1}" if is_scale(decision) else strategy.layers_of(decision)
     where = "" if is_exchange(decision) else where
@@ -172,8 +179,8 @@ def _decision(number: int, decision: Decision, search: SearchRecord) -> Element:
     else:
         verdict = strategy.verdict if decision.accepted else "rejected"
         verdict = "rescaled" if is_scale(decision) else "exchanged" if is_exchange(decision) else verdict
-    cells = (str(number), where, verdict, decision.rule or "", similarity)
-    return _row(cells, 4, "taken" if decision.accepted else "")
+    cells = (str(number), where, verdict, decision.rule or "")[:right]
+    return _row((*cells, similarity), right, "taken" if decision.accepted else "")
 
 
 def _usage(report: Mapping[str, Any]) -> list[Element]:

@@ -89,11 +89,11 @@ def build_report(
     shards: dict[str, str],
 ) -> Report:
     """The report of the run that made what measures ``after`` by ``plan``."""
-    before = sizes(checkpoint, plan.num_source_layers)
+    before, path = sizes(checkpoint, plan.num_source_layers), str(checkpoint.directory.absolute())
     return Report(
         format=FORMAT,
         versions=versions(),
-        source={"path": str(checkpoint.directory), "name": plan.source_name, "fingerprint": plan.fingerprint},
+        source={"path": path, "name": plan.source_name, "fingerprint": plan.fingerprint},
         options=options,
         compute=compute,
         layers=Change(before=before.layers, after=after.layers),

@@ -29,6 +29,7 @@ BOLDEST = 4  # steps at once
 _ROUNDS = {True: 2, False: 6}  # expected, by whether one goes further than a step
 _JOINT = {True: 5, False: 3}  # expected of the ways to take changes together
 TOGETHER = 6  # ways to take several changes at once, at the most
+_MOST_ROUNDS = {True: 6, False: 24}  # so that a screen can say how far it is
 GAIN = 1e-4  # of similarity; rounds that bring less are not worth their reading
 
 
@@ -140,7 +141,7 @@ def rescaled(context: SearchContext, found: SearchResult) -> SearchResult:
     """``found`` with the scales that make it most similar, and a decision for each layer that a round changes.
 
     A round takes two sweeps: every change alone, by the scout if there is one; then several together. It is the last if
-    it takes less off the loss than the effort says is worth its time.
+    it takes less off the loss than the effort says is worth its time, or if it is one of too many.
     """
     evaluator, decisions = context.evaluator, list(found.decisions)
     scout, effort = evaluator.scout or evaluator, EFFORTS[context.space.options.effort]
@@ -150,15 +151,14 @@ def rescaled(context: SearchContext, found: SearchResult) -> SearchResult:
     if similarity is None or scouted is None:
         return found
     state = RescaleState.start(found.layers, scouted, context.space.options)
-    number = 0
-    while True:
-        number += 1
-        context.run.listener(RoundStarted(number, None, len(state.candidates) + TOGETHER))
+    most = _MOST_ROUNDS[effort.lazy]
+    for number in range(1, most + 1):
+        context.run.listener(RoundStarted(number, most, len(state.candidates) + TOGETHER))
         alone = [one.similarity for one in scout.scores(state.candidates, state.layers)]
         together = state.best_joint(alone) + (state.boldly_joint(alone) if effort.lazy else ())
         joint = [one.similarity or -1.0 for one in evaluator.scores(together, state.layers)]
         if not joint or max(joint) <= similarity:
-            return SearchResult(found.options, state.layers, decisions)
+            break
         best = max(range(len(joint)), key=lambda i: joint[i])
         scouted = scout.scores([together[best]], state.layers)[0].similarity
         after = state.after(together[best], scouted or -1.0)
@@ -169,7 +169,8 @@ def rescaled(context: SearchContext, found: SearchResult) -> SearchResult:
         is_last = loss(joint[best]) > (1.0 - effort.least_gain) * loss(similarity)
         state, similarity = after, joint[best]
         if is_last:
-            return SearchResult(found.options, state.layers, decisions)
+            break
+    return SearchResult(found.options, state.layers, decisions)
 
 
 def scale_rounds(space: SearchSpace, room: int, has_scout: bool) -> list[Round]:

@@ -277,6 +277,20 @@ def test_what_remains_is_told_by_what_was_expected_and_corrected_by_what_was_mea
     assert status.remaining == pytest.approx(0)
 
 
+def test_what_an_earlier_run_has_done_makes_no_job_seem_faster() -> None:
+    seconds = 0.0
+    status = Status(lambda: seconds)
+    status.listen(TimeExpected((("reference", ((100.0, 0.0),)), ("search", ((200.0, 20.0), (100.0, 10.0))))))
+    status.listen(PhaseStarted("search"))  # the reference was kept, and what the first round has evaluated
+    status.listen(RoundStarted(1, 2, 20))
+    seconds = 1.0
+    status.listen(RoundStarted(2, 2, 10))
+    assert status.remaining == pytest.approx(100, rel=0.1)
+    status.listen(CandidatesDone(5, 0.5))
+    seconds = 101.0  # twice as slow as expected
+    assert status.remaining == pytest.approx(50 * (101 + 40) / (50 + 40))
+
+
 def test_a_phase_of_known_length_says_what_remains_of_it_by_itself() -> None:
     seconds = 0.0
     status = Status(lambda: seconds)

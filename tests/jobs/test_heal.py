@@ -317,6 +317,7 @@ def test_the_page_has_the_curve(pruned: Path, healed: Path, tmp_path: Path) -> N
     page = (tmp_path / "page.html").read_text()
     assert "<h3>Healing</h3>" in page
     assert page.count("after step") == len(told["healing"]["judged"])
+    assert "Nothing was trained" not in page
 
 
 def test_the_verb_says_what_it_did(pruned: Path, text: Path, tmp_path: Path) -> None:

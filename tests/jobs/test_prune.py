@@ -18,7 +18,7 @@ from streamcollapse import Calibration, Compute, Output, Plan, SearchOptions, ap
 from streamcollapse.errors import ModelError, OutputError, PlanError
 from streamcollapse.jobs import apply as module
 from streamcollapse.merge.plan import PlanLayer
-from streamcollapse.progress import DecisionMade, StackChanged, WarningRaised
+from streamcollapse.progress import DecisionMade, StackChanged, TimeExpected, WarningRaised
 from streamcollapse.run.opened import open_job
 from streamcollapse.run.samples import calibration_samples, load_samples
 from streamcollapse.settings.run import RunSettings
@@ -385,7 +385,10 @@ def test_a_write_that_fails_keeps_the_search(llama: Path, tmp_path: Path, monkey
         prune(llama, tmp_path / "out", options, settings=RunSettings(compute=FLOAT32))
     assert sorted(p.name for p in tmp_path.iterdir()) == [".out.partial", ".out.work", "expected"]
     monkeypatch.undo()
-    again = resume(work)
+    monkeypatch.setattr("streamcollapse.jobs.prepare._SHORT", 0.0)
+    seen: list[object] = []
+    again = resume(work, is_timed=True, listener=seen.append)
+    assert any(isinstance(event, TimeExpected) for event in seen)
     assert again.plan == expected.plan
     assert {p["name"]: p["bytes_read"] for p in again.report["usage"]["phases"]}["search"] == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["expected", "out"]

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -101,6 +102,7 @@ def test_without_the_source_the_page_has_what_files_say(bundled: Path, tmp_path:
     assert json.loads(done.stdout)["comparison"] is None
     parsed = _Strict((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "Nothing was measured: the source was not at hand." in parsed.said
+    assert "Nothing was trained after pruning." in parsed.said
     assert parsed.tags.count("svg") == 1
 
 
@@ -125,6 +127,17 @@ def test_what_a_plan_and_a_report_say_is_never_acted_on(pruned: Path, tmp_path: 
     assert "img" not in parsed.tags
     assert "\x1b" not in page
     assert parsed.said.count("</style><img src=x onerror=alert(1)>&amp;\\x1b[31m\\udc80") >= 4
+
+
+@pytest.mark.parametrize("values", [(0.2148, 0.3929), (0.0, 28.0), (94.0, 106.0), (5.0, 5.0), (-3.0, 4e6)])
+def test_axes_have_round_numbers(values: tuple[float, float]) -> None:
+    drawn = ElementTree.tostring(chart([(n, value, "here") for n, value in enumerate(values)], ("x", "y"), "title"))
+    said = [float(text) for text in re.findall(r'text-anchor="end">([-+\d.e]+)<', drawn.decode())]
+    assert 3 <= len(said) <= 8
+    step = said[1] - said[0]
+    assert np.allclose(np.diff(said), step)
+    mantissa = step / 10 ** np.floor(np.log10(step) + 1e-9)
+    assert np.isclose(mantissa, [1, 2, 2.5, 5], atol=1e-6).any(), said
 
 
 def test_nothing_is_written_over_or_for_nothing(bundled: Path, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ def resume(
     from streamcollapse.jobs.resume import resume as run
 
     with live_progress(as_json, verbose) as listener:
-        found = run(work_dir, trust_remote_code=settings.trust_remote_code, listener=listener)
+        trust = settings.trust_remote_code
+        found = run(work_dir, is_timed=not as_json, trust_remote_code=trust, listener=listener)
     if isinstance(found, Conversion):
         print_json(found.to_json()) if as_json else show_conversion(found)
     else:
