@@ -3,7 +3,6 @@
 A process of its own for each worker: what is killed or crashes leaves the others alone, and gives its memory back.
 """
 
-import multiprocessing
 import signal
 import sys
 import warnings
@@ -31,6 +30,7 @@ from streamcollapse.batches.worker import (
 from streamcollapse.errors import DeviceFailedError, OptionError
 from streamcollapse.resources.budget import MARGIN, free_ram
 from streamcollapse.resources.device import free_vram, resolve
+from streamcollapse.resources.processes import fresh_processes
 from streamcollapse.settings.run import Compute, Streaming
 
 _POLL_SECONDS = 0.5
@@ -100,7 +100,7 @@ class LocalEngine:
         worker.pipe.send(chain)
 
     def _start(self, index: int) -> _Worker:
-        context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
+        context = fresh_processes(run_chain.__module__)
         ours, theirs = context.Pipe()
         arguments = (theirs, self._place, self._machines[index])
         process = context.Process(target=_work, args=arguments, name=f"streamcollapse-{index}", daemon=True)

@@ -1,6 +1,5 @@
 """Memory and generation speed of a checkpoint, loaded the ordinary way: the paper's Table 5, for any model."""
 
-import multiprocessing
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +15,7 @@ from streamcollapse.errors import BudgetError, ModelError, OptionError
 from streamcollapse.resources.budget import free_ram
 from streamcollapse.resources.device import free_vram
 from streamcollapse.resources.meter import MemorySampler, sample_memory
+from streamcollapse.resources.processes import fresh_processes
 from streamcollapse.run.opened import open_job
 from streamcollapse.settings.run import RunSettings
 from streamcollapse.units import format_bytes
@@ -61,8 +61,7 @@ def speed(
         if value < 1:
             raise OptionError(f"{name} is {value}; it must be at least 1")
     if own_process:
-        context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
-        with ProcessPoolExecutor(1, context) as pool:
+        with ProcessPoolExecutor(1, fresh_processes(__name__)) as pool:
             return pool.submit(speed, directory, new_tokens=new_tokens, repeat=repeat, settings=settings).result()
     job = open_job(directory, settings)
     device, dtype = job.placement.device, job.placement.dtype

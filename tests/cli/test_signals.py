@@ -50,8 +50,16 @@ def source(tmp_path: Path) -> Path:
     return save_llama(tmp_path / "source", num_layers=6)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
-@pytest.mark.parametrize("phase", ["reference", "search", "write", "convert"])
+@pytest.mark.parametrize(
+    ("phase", "number"),
+    [
+        ("reference", signal.SIGINT),
+        ("search", signal.SIGINT),
+        ("search", signal.SIGTERM),
+        ("write", signal.SIGHUP),
+        ("convert", signal.SIGTERM),
+    ],
+)
 def test_a_signal_ends_a_run_that_can_be_resumed(tmp_path: Path, source: Path, phase: str, number: int) -> None:
     verb = ["convert", "--dtype", "bfloat16"] if phase == "convert" else ["prune", *SEARCH]
     arguments = [*verb, str(source), "--out", str(tmp_path / "out"), "--max-shard-size", "4kB"]

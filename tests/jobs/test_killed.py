@@ -13,7 +13,7 @@ import pytest
 from tests.checkpoints import save_llama
 
 ROOT = Path(__file__).parents[2]
-POINTS = int(os.environ.get("STREAMCOLLAPSE_KILL_POINTS", "120"))
+POINTS = int(os.environ.get("STREAMCOLLAPSE_KILL_POINTS", "40"))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
