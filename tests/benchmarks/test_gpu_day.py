@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,40 @@ PROGRAM = [sys.executable, str(BENCHMARKS / "gpu_day.py")]
 CPU = torch.device("cpu")
 
 
-def rehearse(out: Path, part: int, *more: str, program: list[str] = PROGRAM) -> subprocess.CompletedProcess[str]:
-    command = [*program, "--part", str(part), "--rehearse", "--out", str(out), "--work", str(out / "work"), *more]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=out)
+@dataclass
+class Done:
+    """What came of a part."""
+
+    returncode: int | str | None
+    stdout: str
+    stderr: str
+
+
+def rehearse_alone(out: Path, part: int) -> Done:
+    """The program itself."""
+    command = [*PROGRAM, "--part", str(part), "--rehearse", "--out", str(out), "--work", str(out / "work")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=out)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def rehearse(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Done]:
+    """The program in this process, whose server of processes serves every test."""
+    import gpu_day
+
+    monkeypatch.setattr(gpu_day, "prepare", lambda: None)  # it would change this process
+
+    def run(part: int, *more: str) -> Done:
+        command = ["--part", str(part), "--out", str(tmp_path), "--work", str(tmp_path / "work"), *more]
+        try:
+            code: int | str | None = gpu_day.main(command)
+        except SystemExit as end:
+            code = end.code
+        return Done(code, *capsys.readouterr())
+
+    return run
 
 
 def rows_of(out: Path, part: int) -> dict[str, Any]:
@@ -36,10 +68,10 @@ def rows_of(out: Path, part: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("part", [1, 2, 3])
-def test_every_row_of_a_part_comes_to_a_figure(part: int, tmp_path: Path) -> None:
+def test_every_row_of_a_part_comes_to_a_figure(part: int, rehearse: Callable[..., Done], tmp_path: Path) -> None:
     from gpu_rows import ROWS
 
-    done = rehearse(tmp_path, part)
+    done = rehearse_alone(tmp_path, part) if part == 1 else rehearse(part, "--rehearse")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("missing packages: none\ndevice: ")
     found, table = rows_of(tmp_path, part), (tmp_path / f"gpu-day-part{part}.md").read_text()
@@ -53,10 +85,9 @@ def test_every_row_of_a_part_comes_to_a_figure(part: int, tmp_path: Path) -> Non
     assert list((tmp_path / "work").iterdir()) == [], "what was made is removed"
 
 
-def test_a_row_that_goes_wrong_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
-    done = rehearse(
-        tmp_path, 3, "--only", "fails", "sleeps", "crashes", "misses", "waits", "waits-for-killed", "rejects-70b"
-    )
+def test_a_row_that_goes_wrong_is_a_row_and_the_others_go_on(rehearse: Callable[..., Done], tmp_path: Path) -> None:
+    wrong = ("fails", "sleeps", "crashes", "misses", "waits", "waits-for-killed")
+    done = rehearse(3, "--rehearse", "--only", *wrong, "rejects-70b")
     assert done.returncode == 1
     found, table = rows_of(tmp_path, 3), (tmp_path / "gpu-day-part3.md").read_text()
     verdicts = {name: row["verdict"] for name, row in found.items()}
@@ -112,37 +143,35 @@ def test_a_part_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not runs(child)
 
 
-def test_no_time_left_is_said_for_every_row(tmp_path: Path) -> None:
-    done = rehearse(tmp_path, 2, "--limit", "0", "--only", "make-13b", "make-7b")
+def test_no_time_left_is_said_for_every_row(rehearse: Callable[..., Done], tmp_path: Path) -> None:
+    done = rehearse(2, "--rehearse", "--limit", "0", "--only", "make-13b", "make-7b")
     assert done.returncode == 1
     assert [row["verdict"] for row in rows_of(tmp_path, 2).values()] == ["NO TIME", "NO TIME"]
     assert "no time is left for it: 0 s" in done.stdout
 
 
-def test_missing_packages_are_named_first(tmp_path: Path) -> None:
-    code = (
-        "import sys, gpu_day; gpu_day.NEEDED += ('a_package_that_is_not_there',); sys.exit(gpu_day.main(sys.argv[1:]))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
-    command = [sys.executable, "-c", code, "--part", "3", "--rehearse", "--out", str(tmp_path), "--only", "make-70b"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+def test_missing_packages_are_named_first(
+    rehearse: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import gpu_day
+
+    monkeypatch.setattr(gpu_day, "NEEDED", (*gpu_day.NEEDED, "a_package_that_is_not_there"))
+    done = rehearse(3, "--rehearse", "--only", "make-70b")
     assert done.stdout.splitlines()[0] == "missing packages: a_package_that_is_not_there"
     assert "missing packages: a_package_that_is_not_there" in (tmp_path / "gpu-day-part3.md").read_text()
     assert done.returncode == 0, "what can be measured is"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*PROGRAM, "--part", "3", "--out", str(tmp_path)], capture_output=True, text=True, check=False
-    )
+def test_without_a_gpu_it_says_so(rehearse: Callable[..., Done]) -> None:
+    done = rehearse(3)
     assert done.returncode == 1
     assert "no CUDA device" in done.stdout
     assert "--rehearse" in done.stdout.splitlines()[-1]
 
 
-def test_a_name_that_is_no_row_is_a_usage_error(tmp_path: Path) -> None:
-    done = rehearse(tmp_path, 2, "--only", "laco-7b")
+def test_a_name_that_is_no_row_is_a_usage_error(rehearse: Callable[..., Done]) -> None:
+    done = rehearse(2, "--rehearse", "--only", "laco-7b")
     assert done.returncode == 2
     assert "'laco-7b' is no row of part 2, which has make-7b, " in done.stderr
 

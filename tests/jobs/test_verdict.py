@@ -22,7 +22,7 @@ from streamcollapse.progress import Event, WarningRaised
 from streamcollapse.run.held_out import held_out_text
 from streamcollapse.run.opened import open_job
 from streamcollapse.searches.course import course
-from streamcollapse.settings.run import Compute, Judging, RunSettings
+from streamcollapse.settings.run import Calibration, Compute, Judging, RunSettings
 
 FLOAT32 = Compute("cpu", "float32")
 SETTINGS = RunSettings(FLOAT32)
@@ -122,7 +122,7 @@ def test_the_command_line_ends_with_3_and_keeps_the_output(llama: Path, text: Pa
 
 @pytest.mark.parametrize("strategy", ["block-influence", "angular", "greedy"])
 def test_as_far_as_the_loss_lets_it(bundled: Path, strategy: str, text: Path, tmp_path: Path) -> None:
-    settings = RunSettings(FLOAT32, judging=Judging(text))
+    settings = RunSettings(FLOAT32, Calibration("sentences"), judging=Judging(text))
     options = SearchOptions(strategy=strategy, rescale=False, lowest=8)
     if strategy == "greedy":
         options = options.but(effort="quick")
