@@ -23,6 +23,7 @@ import yaml
 
 from streamcollapse.batches.tasks import Convert, Describe, Liken, Predict, Prune, Task, Work
 from streamcollapse.errors import JobsError, OptionError
+from streamcollapse.run.texts import is_of_hub
 from streamcollapse.searches.registry import OWNED, complete, strategy_of
 from streamcollapse.settings.catalogue import BEST
 from streamcollapse.settings.declared import Declared, declared, make, unknown
@@ -209,8 +210,10 @@ def _work(verb: str, chosen: Mapping[str, Any], base: Path) -> tuple[Work, str]:
 
 def _texts(name: str | Path | None, base: Path, what: str) -> str | None:
     """The path of a text that a job names, or the pattern of several. Raises JobsError where there is none."""
-    if name is None or any(sign in str(name) for sign in "*?["):
-        return None if name is None else str(base / str(name))
+    if name is None or is_of_hub(name):
+        return None if name is None else str(name)
+    if any(sign in str(name) for sign in "*?["):
+        return str(base / str(name))
     return _file(name, base, what)
 
 

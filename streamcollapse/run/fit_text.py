@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 
 from streamcollapse.errors import CalibrationError, printable
 from streamcollapse.forward.batches import Batch, call_tokens, make_batches
@@ -14,7 +13,7 @@ from streamcollapse.forward.perplexity import Window, make_windows
 from streamcollapse.run.held_out import unjudged_text
 from streamcollapse.run.opened import Job
 from streamcollapse.run.samples import check_vocabulary, load_tokenizer, longest_context, opening_tokens, samples_digest
-from streamcollapse.run.texts import documents
+from streamcollapse.run.texts import documents, short
 from streamcollapse.settings.run import Repair
 
 SHIPPED = "encyclopedia, code and documentation, shipped"
@@ -58,7 +57,7 @@ def fit_text(job: Job, settings: Repair) -> FitText:
     CalibrationError."""
     tokenizer = load_tokenizer(job.checkpoint.directory, job.trust_remote_code)
     texts = shipped_documents() if settings.file is None else ["\n\n".join(documents(settings.file, tokenizer))]
-    name = SHIPPED if settings.file is None else printable(Path(settings.file).name)
+    name = SHIPPED if settings.file is None else printable(short(settings.file))
     longest = min(longest_context(job) or _LONGEST_WINDOW, _LONGEST_WINDOW, call_tokens(job.width))
     windows: list[list[int]] = []
     for text in texts:

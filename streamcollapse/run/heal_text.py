@@ -13,7 +13,7 @@ from streamcollapse.forward.perplexity import make_windows
 from streamcollapse.run.fit_text import SHIPPED, shipped_documents
 from streamcollapse.run.opened import Job
 from streamcollapse.run.samples import check_vocabulary, load_tokenizer, longest_context, opening_tokens, samples_digest
-from streamcollapse.run.texts import documents
+from streamcollapse.run.texts import documents, short
 from streamcollapse.settings.heal import Healing
 
 _HELD_OUT = 16  # one window in so many, but
@@ -58,7 +58,7 @@ def heal_text(job: Job, healing: Healing) -> HealText:
     """About ``healing.tokens`` tokens of its text, or of the texts that ship. Raises CalibrationError."""
     tokenizer = load_tokenizer(job.checkpoint.directory, job.trust_remote_code)
     given = None if healing.file is None else documents(healing.file, tokenizer)
-    name = SHIPPED if healing.file is None else printable(str(healing.file).rpartition("/")[2])
+    name = SHIPPED if healing.file is None else printable(short(healing.file))
     length = min(healing.length, longest_context(job) or healing.length)
     windows = [ids for ids in _packed(job, tokenizer, given or shipped_documents(), length) if len(ids) == length]
     wanted = max(healing.tokens // length, _FEWEST + 1)

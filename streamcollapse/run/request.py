@@ -9,6 +9,7 @@ from typing import Any
 
 from streamcollapse.errors import OptionError, OutputError, PlanError, printable
 from streamcollapse.merge.plan import Plan
+from streamcollapse.run.texts import absolute
 from streamcollapse.run.work_directory import JOB, WorkDirectory, check_directory, read_document, work_directory
 from streamcollapse.settings.heal import AlsoHeal, Healing
 from streamcollapse.settings.run import SAMPLES, Calibration, Compute, Judging, Output, Repair, RunSettings, Streaming
@@ -86,16 +87,16 @@ class Request:
 
 
 def _repair_said(repair: Repair) -> dict[str, Any]:
-    file = None if repair.file is None else str(Path(repair.file).absolute())
+    file = None if repair.file is None else absolute(repair.file)
     return {"method": repair.method, "file": file, "tokens": repair.tokens}
 
 
 def _also_said(healing: AlsoHeal) -> dict[str, Any]:
-    return asdict(healing) | {"file": None if healing.file is None else str(Path(healing.file).absolute())}
+    return asdict(healing) | {"file": None if healing.file is None else absolute(healing.file)}
 
 
 def _healing_said(healing: Healing) -> dict[str, Any]:
-    file = None if healing.file is None else str(Path(healing.file).absolute())
+    file = None if healing.file is None else absolute(healing.file)
     return asdict(healing) | {"file": file, "teacher": str(healing.teacher)}
 
 

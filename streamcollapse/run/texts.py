@@ -1,4 +1,4 @@
-"""Documents to learn from or to judge by, of one file or of all that a pattern matches."""
+"""Documents to learn from or to judge by: of one file, of all that a pattern matches, or of a dataset of the Hub."""
 
 from __future__ import annotations
 
@@ -12,25 +12,49 @@ from streamcollapse.errors import CalibrationError
 from streamcollapse.run.samples import read_text
 
 _MOST_CHARACTERS = 1 << 26  # of all documents together
+_HUB = "hub:"
+_EXTRA = "pip install 'streamcollapse[datasets]'"
+
+
+def is_of_hub(name: str | Path) -> bool:
+    """Whether ``name`` is that of a dataset of the Hub, hub:org/name[/config][:split[:column]]."""
+    return str(name).startswith(_HUB)
+
+
+def absolute(name: str | Path) -> str:
+    """``name`` from wherever it is asked for."""
+    return str(name) if is_of_hub(name) else str(Path(name).absolute())
+
+
+def short(name: str | Path) -> str:
+    """``name`` as records have it: without directories."""
+    return str(name) if is_of_hub(name) else str(name).rpartition("/")[2]
 
 
 def documents(pattern: str | Path, tokenizer: Any) -> list[str]:
     """Each .txt file (or file of another name) is a document; each line of a .jsonl file is one, by its ``text``, or by
-    its ``messages`` in the chat template of ``tokenizer``; so is each row of a .parquet file. Files in order of their
-    names; of all of them the first 64 million characters.
+    its ``messages`` in the chat template of ``tokenizer``; so is each row of a .parquet file, or of a dataset of the
+    Hub. Files in order of their names; of all of them the first 64 million characters.
 
     Raises CalibrationError where nothing matches ``pattern``, or a file is not what it should be.
     """
     found, held = list[str](), 0
-    for path in matching(pattern):
-        for document in _in_file(path, tokenizer):
-            found.append(document)
-            held += len(document)
-            if held > _MOST_CHARACTERS:
-                return found
+    for document in _documents(pattern, tokenizer):
+        found.append(document)
+        held += len(document)
+        if held > _MOST_CHARACTERS:
+            return found
     if not any(document.strip() for document in found):
         raise CalibrationError(f"{pattern}: no text in it")
     return found
+
+
+def _documents(pattern: str | Path, tokenizer: Any) -> Iterator[str]:
+    if is_of_hub(pattern):
+        yield from _on_hub(str(pattern), tokenizer)
+        return
+    for path in matching(pattern):
+        yield from _in_file(path, tokenizer)
 
 
 def matching(pattern: str | Path) -> list[Path]:
@@ -67,7 +91,7 @@ def _rows(path: Path, tokenizer: Any) -> Iterator[str]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise CalibrationError(f"{path}: reading it takes pyarrow: pip install 'streamcollapse[datasets]'") from None
+        raise CalibrationError(f"{path}: reading it takes pyarrow: {_EXTRA}") from None
     try:
         with ParquetFile(path) as file:
             columns = [name for name in ("text", "messages") if name in file.schema_arrow.names]
@@ -80,6 +104,28 @@ def _rows(path: Path, tokenizer: Any) -> Iterator[str]:
                     yield _said_by(record, f"{path}, row {number}", tokenizer)
     except (OSError, ArrowException) as error:
         raise CalibrationError(f"{path}: cannot be read: {first_line(error)}") from error
+
+
+def _on_hub(name: str, tokenizer: Any) -> Iterator[str]:
+    """The rows of a dataset, as they come over the network: no more of it than is taken."""
+    which, split, column = ([*name.removeprefix(_HUB).split(":"), "", ""])[:3]
+    owner, _, rest = which.partition("/")
+    title, _, config = rest.partition("/")
+    if not owner or not title or name.count(":") > 3:
+        raise CalibrationError(f"{name}: is no dataset; give hub:org/name[/config][:split[:column]]")
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise CalibrationError(f"{name}: reading it takes datasets: {_EXTRA}") from None
+    try:
+        rows = load_dataset(f"{owner}/{title}", config or None, split=split or "train", streaming=True)
+        for number, row in enumerate(rows, 1):
+            where = f"{name}, row {number}"
+            if column and column not in row:
+                raise CalibrationError(f"{where}: no column {column} in it, only {', '.join(row)}")
+            yield _said_by({"text": row[column]} if column else row, where, tokenizer)
+    except THEIR_ERRORS as error:
+        raise CalibrationError(f"{name}: cannot be read: {first_line(error)}") from error
 
 
 def _listed(file: Any) -> str:

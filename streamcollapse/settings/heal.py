@@ -28,7 +28,7 @@ class AlsoHeal:
         str | Path | None,
         Setting(
             "Text to heal on: .txt, or .jsonl or .parquet with a field text or messages; a pattern takes all that "
-            "match.",
+            "match; hub:org/name[:split[:column]] is a dataset.",
             key="heal_text",
             default="encyclopedia, code and documentation, which ship with the package",
             metavar="FILE",
@@ -91,7 +91,8 @@ class Healing:
         str | Path | None,
         Setting(
             "Text to heal on: .txt, or .jsonl or .parquet with a field text or messages; a pattern like "
-            "'docs/**/*.txt' takes all that match. A sixteenth of it is held out, to judge the healing.",
+            "'docs/**/*.txt' takes all that match; hub:org/name[:split[:column]] is a dataset. A sixteenth is held "
+            "out, to judge the healing.",
             key="text",
             default="encyclopedia, code and documentation, which ship with the package",
             metavar="FILE",

@@ -168,7 +168,7 @@ class Repair:
         str | Path | None,
         Setting(
             "Text to repair on: .txt, or .jsonl or .parquet with a field text or messages; a pattern takes all that "
-            "match. A sixth of it is held out, to judge the repair.",
+            "match; hub:org/name[:split[:column]] is a dataset. A sixth is held out, to judge the repair.",
             key="repair_text",
             default="encyclopedia, code and documentation, which ship with the package",
             metavar="FILE",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from streamcollapse.errors import CalibrationError
-from streamcollapse.run.texts import documents, matching
+from streamcollapse.run.texts import absolute, documents, matching, short
 
 
 class Chat:
@@ -89,3 +90,34 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         documents(tmp_path / "no.txt", Chat())
     with pytest.raises(CalibrationError, match="no file matches it"):
         documents(f"{tmp_path}/*.txt", Chat())
+
+
+def test_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library takes a directory of that name for the dataset, which spares the network."""
+    place, talk = tmp_path / "org" / "name", tmp_path / "org" / "talk"
+    place.mkdir(parents=True)
+    talk.mkdir()
+    parquet.write_table(pyarrow.table({"text": ["one", "two"], "other": ["x", "y"]}), place / "train.parquet")
+    parquet.write_table(pyarrow.table({"messages": [TALK]}), talk / "test.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    assert documents("hub:org/name", Chat()) == ["one", "two"]
+    assert documents("hub:org/name:train:other", Chat()) == ["x", "y"]
+    assert documents("hub:org/talk:test", Chat()) == ["<user>Why?<assistant>So."]
+    for name, message in (
+        ("hub:org/name:train:none", r"^hub:org/name:train:none, row 1: no column none in it, only text, other"),
+        ("hub:org/name:dev", r"^hub:org/name:dev: cannot be read: Bad split: dev"),
+        ("hub:name", "give hub:org/name"),
+        ("hub:org/name:a:b:c", "give hub:org/name"),
+    ):
+        with pytest.raises(CalibrationError, match=message):
+            documents(name, Chat())
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(CalibrationError, match=r"takes datasets: pip install 'streamcollapse\[datasets\]'$"):
+        documents("hub:org/name", Chat())
+
+
+def test_names_of_texts() -> None:
+    assert (short("a/b.txt"), short("hub:org/name:test")) == ("b.txt", "hub:org/name:test")
+    assert absolute("hub:org/name") == "hub:org/name"
+    assert absolute("a.txt") == str(Path.cwd() / "a.txt")
