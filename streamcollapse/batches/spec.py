@@ -14,6 +14,7 @@ jobs:
 import glob
 import itertools
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ import yaml
 
 from streamcollapse.batches.tasks import Convert, Describe, Liken, Predict, Prune, Task, Work
 from streamcollapse.errors import JobsError, OptionError
-from streamcollapse.run.texts import is_of_hub
+from streamcollapse.run.text_names import is_of_hub
 from streamcollapse.searches.registry import OWNED, complete, strategy_of
 from streamcollapse.settings.catalogue import BEST
 from streamcollapse.settings.declared import Declared, declared, make, unknown
@@ -189,7 +190,7 @@ def _work(verb: str, chosen: Mapping[str, Any], base: Path) -> tuple[Work, str]:
     calibration = make(Calibration, chosen)
     file = str(calibration.file or ("sentences" if verb == "similarity" else strategy_of(method).samples))
     if file not in SAMPLES:
-        file = _file(file, base, "calibration file")
+        file = str(_texts(file, base, "calibration file"))
     if verb == "similarity":
         likening = Liken(method, Calibration(file, calibration.max_tokens), make(Compute, chosen).dtype)
         return likening, str(output.max_shard_size)
@@ -307,7 +308,8 @@ def _searched(options: SearchOptions, calibration: Calibration, compute_dtype: s
     parts += [options.effort] if options.effort != usual["effort"] else []
     parts += [f"{options.merges_per_round}at-once"] if options.merges_per_round > 1 else []
     file = calibration.file
-    parts += [Path(file).stem] if file is not None and file != strategy.samples else []
+    if file is not None and file != strategy.samples:
+        parts.append(re.sub(r"[^\w.+-]+", "_", Path(file).stem))
     parts += [f"{calibration.max_tokens}tokens"] if calibration.max_tokens != Calibration().max_tokens else []
     parts += [compute_dtype] if compute_dtype != "auto" else []
     return "-".join(parts)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import CalibrationError
+from streamcollapse.run.text_names import is_of_hub, matching
 from streamcollapse.settings.heal import AlsoHeal
 from streamcollapse.settings.run import SAMPLES, Calibration, EvaluationText, Judging, Repair
 from streamcollapse.settings.search import SearchOptions
@@ -134,12 +135,15 @@ def _samples_digest(work: Work) -> str | None:
     if isinstance(work, Convert | Describe):
         return None
     file = work.text.file if isinstance(work, Predict) else work.calibration.file
-    if file is None or file in SAMPLES:
+    if file is None or file in SAMPLES or is_of_hub(file):
         return str(file)
-    try:
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    except OSError as error:
-        raise CalibrationError(f"{file}: cannot be read: {error.strerror}") from error
+    digest = hashlib.sha256()
+    for path in matching(file):
+        try:
+            digest.update(path.read_bytes())
+        except OSError as error:
+            raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
 
 
 def _digest(document: object) -> str:

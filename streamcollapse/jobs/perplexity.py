@@ -14,7 +14,8 @@ from streamcollapse.resources.meter import Usage
 from streamcollapse.run.memory_plan import plan_one_layer
 from streamcollapse.run.opened import open_job, open_stream
 from streamcollapse.run.refits import use_plan
-from streamcollapse.run.samples import check_vocabulary, load_tokenizer, longest_context, opening_tokens, read_text
+from streamcollapse.run.samples import check_vocabulary, load_tokenizer, longest_context, opening_tokens
+from streamcollapse.run.text_names import read_text
 from streamcollapse.settings.run import EvaluationText, RunSettings
 
 LONGEST_WINDOW = 2048

@@ -13,7 +13,8 @@ from streamcollapse.forward.perplexity import Window, make_windows
 from streamcollapse.run.held_out import unjudged_text
 from streamcollapse.run.opened import Job
 from streamcollapse.run.samples import check_vocabulary, load_tokenizer, longest_context, opening_tokens, samples_digest
-from streamcollapse.run.texts import documents, short
+from streamcollapse.run.text_names import short
+from streamcollapse.run.texts import documents
 from streamcollapse.settings.run import Repair
 
 SHIPPED = "encyclopedia, code and documentation, shipped"

@@ -13,7 +13,8 @@ from streamcollapse.forward.perplexity import make_windows
 from streamcollapse.run.fit_text import SHIPPED, shipped_documents
 from streamcollapse.run.opened import Job
 from streamcollapse.run.samples import check_vocabulary, load_tokenizer, longest_context, opening_tokens, samples_digest
-from streamcollapse.run.texts import documents, short
+from streamcollapse.run.text_names import short
+from streamcollapse.run.texts import documents
 from streamcollapse.settings.heal import Healing
 
 _HELD_OUT = 16  # one window in so many, but

@@ -15,7 +15,8 @@ from streamcollapse.progress import PhaseStarted
 from streamcollapse.resources.device import heap_for
 from streamcollapse.run.memory_plan import plan_one_layer
 from streamcollapse.run.opened import Job, open_stream
-from streamcollapse.run.samples import check_vocabulary, load_tokenizer, longest_context, opening_tokens, read_text
+from streamcollapse.run.samples import check_vocabulary, load_tokenizer, longest_context, opening_tokens
+from streamcollapse.run.text_names import read_text
 from streamcollapse.settings.run import Streaming
 
 SHIPPED = "encyclopedia, shipped"

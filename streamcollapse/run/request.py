@@ -9,7 +9,7 @@ from typing import Any
 
 from streamcollapse.errors import OptionError, OutputError, PlanError, printable
 from streamcollapse.merge.plan import Plan
-from streamcollapse.run.texts import absolute
+from streamcollapse.run.text_names import absolute
 from streamcollapse.run.work_directory import JOB, WorkDirectory, check_directory, read_document, work_directory
 from streamcollapse.settings.heal import AlsoHeal, Healing
 from streamcollapse.settings.run import SAMPLES, Calibration, Compute, Judging, Output, Repair, RunSettings, Streaming
@@ -72,7 +72,7 @@ class Request:
             return document
         file, held_out, verdict = settings.calibration.file, settings.judging.held_out, settings.judging.verdict
         return document | {
-            "calibration": file if file is None or file in SAMPLES else str(Path(file).absolute()),
+            "calibration": file if file is None or file in SAMPLES else absolute(file),
             "max_tokens": settings.calibration.max_tokens,
             "plan": None if self.plan is None else self.plan.to_json(),
             "plan_from": None if self.plan is None or self.plan.origin is None else str(self.plan.origin.absolute()),

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,63 +15,29 @@ from streamcollapse.arch.config import THEIR_ERRORS, first_line
 from streamcollapse.errors import CalibrationError
 from streamcollapse.forward.batches import Batch, call_tokens, make_batches
 from streamcollapse.run.opened import Job
+from streamcollapse.run.text_names import is_of_hub
+from streamcollapse.run.texts import each_document
 from streamcollapse.settings.run import SAMPLES, Calibration
 
 _SHIPPED = {"sentences": "sentences.txt", "passages": "passages.jsonl"}
+_OF_HUB = 128  # samples of a dataset, its first
 
 
-def load_samples(calibration: Calibration, default: str = "sentences") -> list[str]:
-    """The samples in order; those of SAMPLES named ``default`` where ``calibration`` names none.
+def load_samples(calibration: Calibration, default: str = "sentences", tokenizer: Any = None) -> list[str]:
+    """The samples in order; those of SAMPLES named ``default`` where ``calibration`` names none. Conversations become
+    samples by the template of ``tokenizer``.
 
-    Raises CalibrationError when there are none or the file cannot be read.
+    Raises CalibrationError when there are none or they cannot be read.
     """
     name = calibration.file or default
     if name in SAMPLES:
         with resources.as_file(resources.files("streamcollapse.data") / _SHIPPED[str(name)]) as shipped:
-            return _load(shipped)
-    return _load(Path(name))
-
-
-def _load(path: Path) -> list[str]:
-    text = read_text(path)
-    if path.suffix.lower() == ".json":
-        raise CalibrationError(f"{path}: give .txt with a sample a line, or .jsonl with a field text")
-    samples = records(path, text) if path.suffix.lower() == ".jsonl" else _lines(text)
+            return list(each_document(shipped, tokenizer, by_line=True))
+    if str(name).lower().endswith(".json"):
+        raise CalibrationError(f"{name}: give .txt with a sample a line, or .jsonl with a field text")
+    samples = list(islice(each_document(name, tokenizer, by_line=True), _OF_HUB if is_of_hub(name) else None))
     if not samples:
-        raise CalibrationError(f"{path}: no samples in it; write one sample a line")
-    return samples
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 text file. Raises CalibrationError."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise CalibrationError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise CalibrationError(f"{path}: not UTF-8 text (byte {error.start})") from error
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.split("\n") if line.strip()]
-
-
-def records(path: Path, text: str) -> list[str]:
-    """The samples of ``text``, that of the .jsonl file ``path``. Raises CalibrationError."""
-    samples = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise CalibrationError(f"{path}, line {number}: not JSON: {error}") from error
-        sample = record.get("text") if isinstance(record, dict) else None
-        if not isinstance(sample, str) or not sample.strip():
-            raise CalibrationError(f'{path}, line {number}: no text in it; each line needs a non-empty "text"')
-        if not sample.isprintable() and any("\ud800" <= c <= "\udfff" for c in sample):
-            raise CalibrationError(f"{path}, line {number}: the text has half a surrogate pair; repair it")
-        samples.append(sample)
+        raise CalibrationError(f"{name}: no samples in it; write one sample a line")
     return samples
 
 
@@ -147,8 +114,8 @@ class Samples:
 
 def calibration_samples(job: Job, calibration: Calibration, usual: str) -> Samples:
     """Load and tokenise the samples; without a file, the ``usual`` ones. Raises CalibrationError."""
-    texts = load_samples(calibration, usual)
     tokenizer: Any = load_tokenizer(job.checkpoint.directory, job.trust_remote_code)
+    texts = load_samples(calibration, usual, tokenizer)
     limit = min(calibration.max_tokens, longest_context(job) or calibration.max_tokens)
     token_ids = tokenize(tokenizer, texts, limit, job.vocabulary)
     return Samples(make_batches(token_ids, call_tokens(job.width)), samples_digest(token_ids))

@@ -9,26 +9,10 @@ from typing import Any
 
 from streamcollapse.arch.config import THEIR_ERRORS, first_line
 from streamcollapse.errors import CalibrationError
-from streamcollapse.run.samples import read_text
+from streamcollapse.run.text_names import HUB, is_of_hub, matching, read_text
 
 _MOST_CHARACTERS = 1 << 26  # of all documents together
-_HUB = "hub:"
 _EXTRA = "pip install 'streamcollapse[datasets]'"
-
-
-def is_of_hub(name: str | Path) -> bool:
-    """Whether ``name`` is that of a dataset of the Hub, hub:org/name[/config][:split[:column]]."""
-    return str(name).startswith(_HUB)
-
-
-def absolute(name: str | Path) -> str:
-    """``name`` from wherever it is asked for."""
-    return str(name) if is_of_hub(name) else str(Path(name).absolute())
-
-
-def short(name: str | Path) -> str:
-    """``name`` as records have it: without directories."""
-    return str(name) if is_of_hub(name) else str(name).rpartition("/")[2]
 
 
 def documents(pattern: str | Path, tokenizer: Any) -> list[str]:
@@ -39,7 +23,7 @@ def documents(pattern: str | Path, tokenizer: Any) -> list[str]:
     Raises CalibrationError where nothing matches ``pattern``, or a file is not what it should be.
     """
     found, held = list[str](), 0
-    for document in _documents(pattern, tokenizer):
+    for document in each_document(pattern, tokenizer):
         found.append(document)
         held += len(document)
         if held > _MOST_CHARACTERS:
@@ -49,27 +33,17 @@ def documents(pattern: str | Path, tokenizer: Any) -> list[str]:
     return found
 
 
-def _documents(pattern: str | Path, tokenizer: Any) -> Iterator[str]:
+def each_document(pattern: str | Path, tokenizer: Any, by_line: bool = False) -> Iterator[str]:
+    """The documents of ``documents``, one after the other; ``by_line``: each line of a .txt file is one. Raises
+    CalibrationError."""
     if is_of_hub(pattern):
         yield from _on_hub(str(pattern), tokenizer)
         return
     for path in matching(pattern):
-        yield from _in_file(path, tokenizer)
+        yield from _in_file(path, tokenizer, by_line)
 
 
-def matching(pattern: str | Path) -> list[Path]:
-    """The files that ``pattern`` names, in order. Raises CalibrationError where there are none."""
-    path = Path(pattern)
-    if path.is_file() or not any(sign in str(pattern) for sign in "*?["):
-        return [path]
-    start = Path(path.anchor)
-    found = sorted(one for one in start.glob(str(path.relative_to(start) if path.anchor else path)) if one.is_file())
-    if not found:
-        raise CalibrationError(f"{pattern}: no file matches it")
-    return found
-
-
-def _in_file(path: Path, tokenizer: Any) -> Iterator[str]:
+def _in_file(path: Path, tokenizer: Any, by_line: bool) -> Iterator[str]:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         yield from _rows(path, tokenizer)
@@ -82,6 +56,8 @@ def _in_file(path: Path, tokenizer: Any) -> Iterator[str]:
                 except (ValueError, RecursionError) as error:
                     raise CalibrationError(f"{where}: not JSON: {error}") from error
                 yield _said_by(record, where, tokenizer)
+    elif by_line:
+        yield from (line.strip() for line in read_text(path).split("\n") if line.strip())
     else:
         yield read_text(path)
 
@@ -108,7 +84,7 @@ def _rows(path: Path, tokenizer: Any) -> Iterator[str]:
 
 def _on_hub(name: str, tokenizer: Any) -> Iterator[str]:
     """The rows of a dataset, as they come over the network: no more of it than is taken."""
-    which, split, column = ([*name.removeprefix(_HUB).split(":"), "", ""])[:3]
+    which, split, column = ([*name.removeprefix(HUB).split(":"), "", ""])[:3]
     owner, _, rest = which.partition("/")
     title, _, config = rest.partition("/")
     if not owner or not title or name.count(":") > 3:

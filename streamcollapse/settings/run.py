@@ -60,7 +60,8 @@ class Calibration:
     file: Annotated[
         str | Path | None,
         Setting(
-            "Samples: .txt with one a line, or .jsonl with a field text; sentences or passages, which ship with the "
+            "Samples: .txt with one a line, .jsonl or .parquet with a field text or messages, a pattern of these, or "
+            "hub:org/name[:split[:column]], of which the first 128 count; sentences or passages, which ship with the "
             "package.",
             key="calibration",
             default="passages for greedy, else sentences",

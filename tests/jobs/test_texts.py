@@ -12,7 +12,8 @@ import pytest
 from pyarrow import parquet
 
 from streamcollapse.errors import CalibrationError
-from streamcollapse.run.texts import absolute, documents, matching, short
+from streamcollapse.run.text_names import absolute, matching, short
+from streamcollapse.run.texts import documents
 
 
 class Chat:

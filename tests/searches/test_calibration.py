@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 from transformers import AutoTokenizer
 
 from streamcollapse.errors import CalibrationError, OptionError
@@ -112,3 +115,17 @@ def test_the_digest_names_the_tokens() -> None:
 def test_settings_out_of_range() -> None:
     with pytest.raises(OptionError, match="max tokens is 0"):
         Calibration(max_tokens=0)
+
+
+def test_samples_of_rows_conversations_patterns_and_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "org" / "name"
+    place.mkdir(parents=True)
+    parquet.write_table(pyarrow.table({"text": [f"row {n}" for n in range(200)]}), place / "train.parquet")
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Why?"}]}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    talks = SimpleNamespace(apply_chat_template=lambda messages, tokenize: f"<user>{messages[0]['content']}")
+    assert load_samples(Calibration("*.*"), tokenizer=talks) == ["one", "two", "<user>Why?"]
+    assert len(load_samples(Calibration(place / "train.parquet"))) == 200
+    assert load_samples(Calibration("hub:org/name")) == [f"row {n}" for n in range(128)]
