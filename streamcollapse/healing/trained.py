@@ -34,10 +34,12 @@ class Adapter:
     scale: float
     is_transposed: bool
 
-    def __call__(self, entered: torch.Tensor) -> torch.Tensor:
-        """What it adds for what ``entered`` the module."""
-        within = functional.linear(entered, self.down.to(entered.dtype))
-        return functional.linear(within, self.up.to(entered.dtype)) * self.scale
+    def added(self, output: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:
+        """``output`` of the module with what it adds for what ``entered``; in one product, since the output is large
+        and the rank is small."""
+        within = functional.linear(entered, self.down.to(entered.dtype)).flatten(0, -2)
+        up = self.up.to(entered.dtype)
+        return torch.addmm(output.flatten(0, -2), within, up.T, alpha=self.scale).view_as(output)
 
     def merged(self, matrix: torch.Tensor) -> torch.Tensor:
         """``matrix`` with the change in it, in float32."""
@@ -100,7 +102,7 @@ class Trained:
 
 
 def _adding(adapter: Adapter) -> Any:
-    return lambda module, args, output: output + adapter(args[0])
+    return lambda module, args, output: adapter.added(output, args[0])
 
 
 def adapted(
