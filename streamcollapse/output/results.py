@@ -4,15 +4,17 @@ them says."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import OptionError, PlanError, printable
+from streamcollapse.merge.composing import compose
 from streamcollapse.merge.plan import PLAN_FILE, Plan
 from streamcollapse.output.checkpoint import REPORT_FILE
 from streamcollapse.output.report import Report, load_report
 from streamcollapse.resources.meter import Usage
+from streamcollapse.storage.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -58,24 +60,52 @@ class Comparison:
 
 def load_results(paths: Sequence[str | Path]) -> list[Result]:
     """The results at ``paths``, each a plan or the directory of a pruned model, called by the last part of its path
-    where that tells them apart. Raises PlanError, also where they are not all of one source, and CheckpointError."""
+    where that tells them apart. One that was made of another of them, as a healed model is of a pruned one, is taken as
+    made of that one's source. Raises PlanError, also where they are not all of one source, and CheckpointError."""
     if not paths:
         raise OptionError("no plan is given; give plans, or directories of pruned models")
     given = [Path(path) for path in paths]
     short = [path.name or str(path) for path in given]
     names = short if len(set(short)) == len(short) else [str(path) for path in given]
     found = [_load(path, printable(name)) for path, name in zip(given, names, strict=True)]
+    if len({_source_key(one) for one in found}) > 1:
+        found = _of_the_first_source(found)
     first = found[0]
     for path, other in zip(given[1:], found[1:], strict=True):
-        if (other.plan.fingerprint, other.plan.num_source_layers) != (
-            first.plan.fingerprint,
-            first.plan.num_source_layers,
-        ):
+        if _source_key(other) != _source_key(first):
             raise PlanError(
                 f"{path}: is of another source ({_source(other.plan)}) than {given[0]} ({_source(first.plan)}); give "
                 "plans of one source"
             )
     return found
+
+
+def _source_key(result: Result) -> tuple[str, int]:
+    return result.plan.fingerprint, result.plan.num_source_layers
+
+
+def _of_the_first_source(results: Sequence[Result]) -> list[Result]:
+    """Those whose source is itself one of ``results`` with the plan of that put before theirs, as often as it takes."""
+    made = {Checkpoint(one.directory).fingerprint(): one for one in results if one.directory is not None}
+    found = []
+    for result in results:
+        seen = {result.plan.fingerprint}
+        while (lower := made.get(result.plan.fingerprint)) is not None and lower.plan.fingerprint not in seen:
+            seen.add(lower.plan.fingerprint)
+            result = replace(result, plan=_after(lower.plan, result.plan))
+        found.append(result)
+    return found
+
+
+def _after(lower: Plan, upper: Plan) -> Plan:
+    """What ``upper`` makes of the result of ``lower``, with what both say of how they came about."""
+    return replace(
+        compose(lower, upper),
+        search=lower.search if upper.search is None else None,  # two searches are none of one source
+        repair=upper.repair or lower.repair,
+        heal=upper.heal or lower.heal,
+        origin=upper.origin,
+    )
 
 
 def _load(path: Path, name: str) -> Result:
@@ -93,5 +123,6 @@ def _source(plan: Plan) -> str:
 
 def source_of(results: Sequence[Result], given: str | Path | None = None) -> str | Path | None:
     """The checkpoint that ``results`` are of: what was ``given``, or what a report says and is still there."""
-    recorded = (result.report["source"].get("path") for result in results if result.report is not None)
-    return given or next((path for path in recorded if path and Path(path).is_dir()), None)
+    recorded = (result.report["source"] for result in results if result.report is not None)
+    ours = (one.get("path") for one in recorded if one.get("fingerprint") == results[0].plan.fingerprint)
+    return given or next((path for path in ours if path and Path(path).is_dir()), None)

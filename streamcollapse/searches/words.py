@@ -21,10 +21,13 @@ def method_of(options: SearchOptions) -> str:
 
 
 def said_of(plan: Plan) -> str:
-    """How ``plan`` came about, in one line: its search, or what it does."""
+    """How ``plan`` came about, in one line: its search and what mended the result, or what it does."""
     from streamcollapse.merge.composing import in_words  # which imports torch
 
-    return in_words(plan) if plan.search is None else method_of(plan.search.options)
+    if plan.search is None:
+        return in_words(plan)
+    is_repaired = plan.repair is not None and plan.repair.is_kept
+    return method_of(plan.search.options) + ", repaired" * is_repaired + ", healed" * (plan.heal is not None)
 
 
 def decision_line(decision: Decision, search: SearchRecord) -> str:

@@ -24,6 +24,7 @@ from streamcollapse import (
     RunSettings,
     SearchOptions,
     apply,
+    compare,
     heal,
     perplexity,
     prune,
@@ -315,6 +316,16 @@ def test_the_page_has_the_curve(pruned: Path, healed: Path, tmp_path: Path) -> N
     assert "<h3>Healing</h3>" in page
     assert page.count("after step") == len(told["healing"]["judged"])
     assert "Nothing was trained" not in page
+
+
+def test_it_is_compared_with_what_it_was(pruned: Path, healed: Path, text: Path) -> None:
+    """The plan of the one is of the other; both are shown as made of the source of that."""
+    found = compare([healed, pruned], conditions=Comparing(None, text, 200), settings=QUIET)
+    assert found.models[0].layers == 24, "the source, from the report of the one that is of it"
+    _, ours, before = found.models
+    assert (ours.method, before.method) == ("block-influence, 20 layers, healed", "block-influence, 20 layers")
+    alone = compare([healed], conditions=Comparing(pruned, text, 200), settings=QUIET)
+    assert [one.nll for one in alone.models] == pytest.approx([before.nll, ours.nll])
 
 
 def test_the_verb_says_what_it_did(pruned: Path, text: Path, tmp_path: Path) -> None:
