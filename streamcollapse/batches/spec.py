@@ -309,7 +309,8 @@ def _searched(options: SearchOptions, calibration: Calibration, compute_dtype: s
     parts += [f"{options.merges_per_round}at-once"] if options.merges_per_round > 1 else []
     file = calibration.file
     if file is not None and file != strategy.samples:
-        parts.append(re.sub(r"[^\w.+-]+", "_", Path(file).stem))
+        name = str(file).rpartition("/")[2] if is_of_hub(file) else Path(file).stem
+        parts.append(re.sub(r"[^\w.+-]+", "_", name))
     parts += [f"{calibration.max_tokens}tokens"] if calibration.max_tokens != Calibration().max_tokens else []
     parts += [compute_dtype] if compute_dtype != "auto" else []
     return "-".join(parts)

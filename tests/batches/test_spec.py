@@ -148,6 +148,17 @@ def test_names_tell_metrics_scales_and_rounds_apart(base: Path) -> None:
     assert names[-1] == "a-greedy-N5-first-nll-2at-once"
 
 
+def test_samples_are_files_patterns_and_datasets(base: Path) -> None:
+    names = ["hub:org/wiki-2.0:train", "hub:org/wiki-2.0:test", "*.txt", "samples.txt"]
+    found = jobs_of(base, {"jobs": [{"source": "models/a", "strategy": "laco", "T": 0.5, "calibration": names}]})
+    works = [task.work for task in found.tasks]
+    assert all(isinstance(work, Prune) for work in works)
+    files = [work.calibration.file for work in works if isinstance(work, Prune)]
+    assert files == [*names[:2], str(base / "*.txt"), str(base / "samples.txt")]
+    for task, said in zip(found.tasks, ("-wiki-2.0_train", "-wiki-2.0_test", "-_", "-samples"), strict=True):
+        assert task.name.endswith(said), task.name
+
+
 def test_the_same_job_twice_is_one(base: Path) -> None:
     found = jobs_of(
         base, {"jobs": [{"source": "models/*"}, {"source": "models/a"}, {"source": "./models/../models/a"}]}

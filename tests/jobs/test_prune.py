@@ -373,6 +373,15 @@ def test_a_candidate_that_overflows_is_passed_over(llama: Path) -> None:
     assert {d.reason for d in plan.search.decisions} == {"its similarity by cosine is not finite"}
 
 
+def test_a_report_names_its_source_from_everywhere(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(llama.parent)
+    options = SearchOptions(strategy="block-influence", target_layers=6)
+    report = prune(llama.name, tmp_path / "out", options, settings=RunSettings(compute=FLOAT32)).report
+    assert report["source"]["path"] == str(llama)
+
+
 def test_a_write_that_fails_keeps_the_search(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None:
         raise OutputError("no space")

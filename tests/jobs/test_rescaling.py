@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from streamcollapse import Calibration, Compute, Plan, SearchOptions, Streaming, prune, search
 from streamcollapse.merge.record import Decision
+from streamcollapse.progress import Event, PhaseStarted, RoundStarted
 from streamcollapse.searches.rescale import GAIN, LEAST, MOST, STEP
 from streamcollapse.settings.run import RunSettings
 from tests.in_memory import mean_similarity, mixed_model
@@ -40,6 +41,21 @@ def layers_of(plan: Plan) -> Layers:
 def decisions_of(plan: Plan) -> list[Decision]:
     assert plan.search is not None
     return list(plan.search.decisions)
+
+
+def test_rounds_end_at_the_last_that_is_told(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rounds() -> list[RoundStarted]:
+        seen: list[Event] = []
+        options = SearchOptions(strategy="block-influence", target_layers=6, rescale=True, effort="thorough")
+        search(llama, options, settings=RunSettings(FLOAT32, SENTENCES), listener=seen.append)
+        start = seen.index(PhaseStarted("scales"))
+        return [event for event in seen[start:] if isinstance(event, RoundStarted)]
+
+    free = rounds()
+    assert {one.most for one in free} == {24}
+    assert 1 < len(free) < 24
+    monkeypatch.setattr("streamcollapse.searches.rescale._MOST_ROUNDS", {True: 1, False: 1})
+    assert [(one.number, one.most) for one in rounds()] == [(1, 1)]
 
 
 @pytest.mark.parametrize(
