@@ -8,8 +8,9 @@ Method     A model of real_models.py; every strategy, those that have an effort 
            their own defaults. The rise is in nats over the original's loss, on three kinds of text
            (real_models.held_out), in windows of 512 tokens spread evenly over each. A search is a process of its own.
            A nested one is run once, to the fewest layers: on its way it passes what a search for each other number
-           finds, and its time up to there is that search's. Scales begin with the stack that the search without them
-           found; their time is that search's, and their own with another reference pass.
+           finds, and its time up to there is that search's. A run that goes on to fewer layers begins with the last
+           stack; its first round scores again what those before had left. Scales begin with the stack that the search
+           without them found; their time is that search's, and their own with another reference pass.
            Processor time is that of all cores, bytes what was read of the checkpoint, layers how often one went by.
 
     python benchmarks/bench_real.py (--model NAME --models DIR | --source DIR) --save FILE [--only SETTING...]
@@ -42,7 +43,7 @@ from real_settings import SCALED, SHARES, Group, Setting, groups, sizes
 from real_tables import markdown
 
 from streamcollapse import Plan, RunSettings, Streaming, inspect
-from streamcollapse.merge.plan import PlanLayer
+from streamcollapse.merge.plan import PlanLayer, original_layers
 from streamcollapse.run.held_out import held_out_perplexities, held_out_text
 from streamcollapse.run.opened import Job, open_job
 from streamcollapse.storage.disk import write_whole
@@ -104,16 +105,21 @@ class Searches:
                 before = setting or before
 
     def _walked(self, setting: Setting, missing: list[int], work: Path) -> None:
-        """One search to the fewest layers of ``missing``, which passes the others."""
-        found = searched(self._source, setting.options(min(missing)), work, self._limit)
-        num_layers, passed = self._results.document["layers"], found.decisions
+        """One search to the fewest layers of ``missing``, which passes the others; greedy search goes on from the
+        smallest stack that is known, where they are all smaller."""
+        known = [row for row in self._results.rows if row["setting"] == setting.name and row["status"] == "found"]
+        last = min(known, key=lambda row: row["layers"], default=None) if setting.has_effort else None
+        last = None if last is None or last["layers"] <= max(missing) else last
+        found = searched(self._source, setting.options(min(missing)), work, self._limit, last and last["plan"])
+        layers = original_layers(self._results.document["layers"]) if last is None else stack_of(last["plan"])
+        passed = found.decisions
         for n in missing:
-            count = num_layers - n
+            count = len(layers) - n
             if len(passed) >= count:
-                used = {key: passed[count - 1][key] for key in USED}
-                self._add(setting, n, setting.stack(num_layers, passed[:count]), used)
+                used = {key: passed[count - 1][key] + (last[key] if last else 0) for key in USED}
+                self._add(setting, n, setting.stack(layers, passed[:count]), used)
             else:
-                self._results.add(setting, n, **self._nothing(found, num_layers))
+                self._results.add(setting, n, **self._nothing(found, len(layers)))
 
     def _each(self, setting: Setting, wanted: int, work: Path) -> None:
         """A search for ``wanted`` layers."""

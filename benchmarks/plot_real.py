@@ -2,7 +2,7 @@
 
     python benchmarks/plot_real.py RESULT.json... --out PICTURE.png
 
-A panel for each model, a line for each setting, at the number of layers that it gave.
+A panel for each model (all files of it together), a line for each setting, at the number of layers that it gave.
 Needs matplotlib.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from real_tables import rise, title
+from real_tables import rise, title, together
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    documents = [json.loads(path.read_text(encoding="utf-8")) for path in given.results]
+    documents = together([json.loads(path.read_text(encoding="utf-8")) for path in given.results])
     names = list(dict.fromkeys(row["setting"] for document in documents for row in document["rows"]))
     size = (5.5 * len(documents), 4.5)
     figure, panels = plt.subplots(1, len(documents), figsize=size, layout="constrained", squeeze=False)

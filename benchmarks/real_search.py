@@ -2,10 +2,11 @@
 
     python benchmarks/real_search.py SOURCE WORK_DIR OPTIONS [LAYERS]
 
-OPTIONS: SearchOptions as JSON. With LAYERS, a stack as JSON, only what comes after is searched for: its scales where
-the options have them, else exchanges. Prints a JSON line for each decision that was accepted, as it is made, and one at
-the end with the layers of the plan; each with what was used since the search began: seconds, processor seconds, bytes
-read, layers read. Where the options are refused, the one line says so.
+OPTIONS: SearchOptions as JSON. With LAYERS, a stack as JSON, only what comes after is searched for: where the options
+want as many layers, its scales if they have them, else exchanges; where they want fewer, the rest of the greedy
+search. Prints a JSON line for each decision that was accepted, as it is made, and one at the end with the layers of
+the plan; each with what was used since the search began: seconds, processor seconds, bytes read, layers read. Where
+the options are refused, the one line says so.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -36,6 +38,7 @@ from streamcollapse.searches.evaluator import Evaluator
 from streamcollapse.searches.exchange import exchanged
 from streamcollapse.searches.registry import strategy_of
 from streamcollapse.searches.rescale import rescaled
+from streamcollapse.searches.strategies.greedy import GreedyState
 from streamcollapse.searches.strategy import SearchContext, SearchResult
 
 
@@ -144,9 +147,19 @@ def onward(
         reference = reference_of(run, work, samples, strategy_of(space.options).boundaries(space))
         evaluator = Evaluator(run, reference, work.memory, space.options, settings.streaming.lookahead)
         context = SearchContext(run, space, reference, evaluator, work)
-        after = rescaled if options.rescale else exchanged
-        found = after(context, SearchResult(space.options, layers, []))
+        if len(layers) > space.target.fewest():
+            found = further(context, layers)
+        else:
+            after = rescaled if options.rescale else exchanged
+            found = after(context, SearchResult(space.options, layers, []))
     return Plan(job.name, job.num_layers, job.checkpoint.fingerprint(), found.layers, space.options.merge_norms)
+
+
+def further(context: SearchContext, layers: tuple[PlanLayer, ...]) -> SearchResult:
+    """What the greedy search makes of ``layers``, to which it had come, without what it knew of the merges it left."""
+    state = GreedyState(context.space.options, context.space.target, layers)
+    with patch.object(GreedyState, "start", lambda _: state):
+        return strategy_of(context.space.options).run(context)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from streamcollapse.merge.plan import PlanLayer, original_layers
+from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.merge.record import Decision, SearchRecord
 from streamcollapse.searches.registry import complete, strategies
 from streamcollapse.searches.strategy import Strategy
@@ -31,6 +31,11 @@ class Setting:
         return type(self._strategy).course is not Strategy.course
 
     @property
+    def has_effort(self) -> bool:
+        """Whether it is a search that efforts differ in: greedy search."""
+        return "effort" in self.method
+
+    @property
     def _strategy(self) -> Strategy:
         return strategies()[self.method["strategy"]]
 
@@ -38,11 +43,11 @@ class Setting:
         """The search for ``layers`` layers."""
         return SearchOptions(**self.method, target_layers=layers)
 
-    def stack(self, num_layers: int, decisions: list[dict[str, Any]]) -> tuple[PlanLayer, ...]:
-        """What a nested search had come to after accepted ``decisions``, of a model of ``num_layers``."""
+    def stack(self, layers: tuple[PlanLayer, ...], decisions: list[dict[str, Any]]) -> tuple[PlanLayer, ...]:
+        """What a nested search had made of ``layers`` after accepted ``decisions``."""
         made = tuple(Decision(one["l"], one["merged"], one["similarity"], accepted=True) for one in decisions)
         record = SearchRecord(complete(self.options(1)), "", "", made)
-        return self._strategy.course(record, original_layers(num_layers))[-1]
+        return self._strategy.course(record, layers)[-1]
 
 
 @dataclass(frozen=True)

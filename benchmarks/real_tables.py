@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from real_settings import sizes
+from real_settings import groups, sizes
 
 WITHIN = 1.03  # of the least rise
 AT = (0.10, 0.20, 0.25)
+SETTINGS = [one.name for group in groups() for one in (group.plain, group.exchanged, group.scaled) if one]
 TITLES = {"smollm2": "SmolLM2-135M-Instruct", "gemma3": "Gemma-3-270M", "qwen2.5-coder": "Qwen2.5-Coder-1.5B"}
 
 
@@ -22,9 +23,29 @@ def rise(row: dict[str, Any]) -> float | None:
     return sum(row["rise"].values()) / len(row["rise"]) if "rise" in row else None
 
 
+def together(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One document for each model. A row of a later file takes the place of an earlier one of its setting and size, and
+    has no processor time, which is that of another machine or day."""
+    found: dict[str, dict[str, Any]] = {}
+    for document in documents:
+        if document["model"] not in found:
+            found[document["model"]] = document
+            continue
+        first = found[document["model"]]
+        rows = {(row["setting"], row["wanted"]): row for row in first["rows"]}
+        rows |= {
+            (row["setting"], row["wanted"]): row | {"cpu_seconds": None}
+            for row in document["rows"]
+            if row["plan"] != rows.get((row["setting"], row["wanted"]), {}).get("plan")
+        }
+        first["rows"] = sorted(rows.values(), key=lambda row: SETTINGS.index(row["setting"]))
+    return list(found.values())
+
+
 def markdown(documents: list[dict[str, Any]]) -> str:
     """All of ``documents``."""
-    return "\n\n".join(part for document in documents for part in (_table(document), *_verdicts(document)))
+    models = together(documents)
+    return "\n\n".join(part for document in models for part in (_table(document), *_verdicts(document)))
 
 
 def _table(document: dict[str, Any]) -> str:
@@ -56,7 +77,8 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 
 def _seconds(row: dict[str, Any] | None) -> str:
-    return "" if row is None or row["status"] != "found" else f"{row['cpu_seconds']:.0f} s"
+    known = row is not None and row["status"] == "found" and row["cpu_seconds"] is not None
+    return f"{row['cpu_seconds']:.0f} s" if known and row is not None else ""
 
 
 def _verdicts(document: dict[str, Any]) -> list[str]:

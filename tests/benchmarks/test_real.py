@@ -27,13 +27,15 @@ def rehearse(monkeypatch, tmp_path, source):
     short = {kind: text[:500] for kind, text in bench_real.held_out().items()}
     monkeypatch.setattr(bench_real, "held_out", lambda: short)
 
+    save = tmp_path / "real.json"
+
     def run(*more: str) -> dict[str, Any]:
-        save = tmp_path / "real.json"
         few = ["--tokens", "24", "--shares", "0.1", "0.25", "--scales-at", "0.1", "--threads", "1"]
         monkeypatch.setattr(sys, "argv", ["bench_real.py", "--source", f"{source}", "--save", f"{save}", *few, *more])
         bench_real.main()
         return json.loads(save.read_text(encoding="utf-8"))
 
+    run.save = save  # type: ignore[attr-defined]
     return run
 
 
@@ -51,6 +53,16 @@ def test_rehearsal(rehearse, source):
     assert scaled["seconds"] > plain["seconds"] > 0
     assert rows[PLAIN, 6]["layers_read"] > plain["layers_read"] > 8
     assert rehearse("--only", PLAIN, SCALED) == document, "a second run has nothing to do"
+
+
+def test_a_greedy_search_goes_on_where_it_had_come_to(rehearse):
+    setting = "greedy thorough"
+    whole = rehearse("--only", setting, "--scales-at")["rows"]
+    rehearse.save.unlink()
+    rehearse("--only", setting, "--scales-at", "--shares", "0.1")
+    first, rest = rehearse("--only", setting, "--scales-at")["rows"]
+    assert [row["plan"] for row in (first, rest)] == [row["plan"] for row in whole]
+    assert rest["layers_read"] > first["layers_read"]
 
 
 def test_a_search_that_is_broken_off_says_so(rehearse):
