@@ -20,7 +20,7 @@ Method     Models: the bundled one, one of another family (grow_model.py), or a 
            the rule ``sequential``.
 
     python benchmarks/quality.py [--model bundled|grown|NAME] [--models DIR] [--source DIR] [--tokens 12000]
-                                 [--quick] [--rows FILE] [--save FILE]
+                                 [--quick | --recommended] [--rows FILE] [--save FILE]
 
 Strategies with their rules are tried at all four shares, as is the recommended setting; the rest at 25 % and 50 %.
 
@@ -41,7 +41,7 @@ from typing import Any
 
 from about import report
 from grow_model import HELD_OUT, grow_into
-from quality_settings import AT, DATA, RECOMMENDED, SEED, SHARES, Setting, samples, settings
+from quality_settings import AT, DATA, DEFAULT, RECOMMENDED, SEED, SHARES, Setting, samples, settings
 from real_models import add_options, chosen_model
 
 from streamcollapse import Plan, Streaming, inspect, perplexity, search, similarity
@@ -216,6 +216,9 @@ def main() -> None:
     parser.add_argument("--source", type=Path)
     parser.add_argument("--tokens", type=int, default=12_000, help="of the text that is scored")
     parser.add_argument("--quick", action="store_true", help="a smaller grid of C and I, no ablation of the samples")
+    parser.add_argument(
+        "--recommended", action="store_true", help="what is recommended, and nothing to hold it against"
+    )
     parser.add_argument("--rows", type=Path)
     parser.add_argument("--save", type=Path)
     given = parser.parse_args()
@@ -232,10 +235,11 @@ def main() -> None:
         counts = {share: num_layers - round(share * num_layers) for share in SHARES}
         print(f"{given.model}: {num_layers} layers, loss {dense:.4f}", flush=True)
         trials = Trials(source, scores, list(counts.values()), Path(temporary), given.rows)
-        tries = [(setting, options) for setting in settings(given.quick) for options in setting.tries(counts)]
+        wanted = [DEFAULT] if given.recommended else settings(given.quick)
+        tries = [(setting, options) for setting in wanted for options in setting.tries(counts)]
         found = {f"{options} {setting.samples}": trials.run(options, setting) for setting, options in tries}
         rows = [row for row in found.values() if row]
-        compared = metrics(source)
+        compared = {} if given.recommended else metrics(source)
     show(rows, list(counts.values()))
     targets = judged(rows, num_layers)
     for target in targets:

@@ -64,6 +64,9 @@ class Setting:
         return found + [SearchOptions(**plain, threshold=t) for t in THRESHOLDS if self.thresholds]
 
 
+DEFAULT = Setting(RECOMMENDED, "passages", everywhere=True)
+
+
 def settings(quick: bool) -> Iterator[Setting]:
     """The grid of the paper's procedure, every strategy with each of its rules, and what is varied one by one."""
     for c in (4,) if quick else (2, 3, 4, 6):
@@ -97,4 +100,4 @@ def settings(quick: bool) -> Iterator[Setting]:
                 {"strategy": strategy, "rule": rule, **scaled, **(EVEN if strategy == "laco" else {})}, "passages"
             )
         yield Setting(RECOMMENDED | {"merges_per_round": 3}, "passages")
-    yield Setting(RECOMMENDED, "passages", everywhere=True)
+    yield DEFAULT
