@@ -110,7 +110,7 @@ class Searches:
         known = [row for row in self._results.rows if row["setting"] == setting.name and row["status"] == "found"]
         last = min(known, key=lambda row: row["layers"], default=None) if setting.has_effort else None
         last = None if last is None or last["layers"] <= max(missing) else last
-        found = searched(self._source, setting.options(min(missing)), work, self._limit, last and last["plan"])
+        found = searched(self._source, setting.options(min(missing)), work, self._limit, last["plan"] if last else None)
         layers = original_layers(self._results.document["layers"]) if last is None else stack_of(last["plan"])
         passed = found.decisions
         for n in missing:

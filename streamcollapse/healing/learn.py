@@ -24,12 +24,14 @@ State = dict[str, torch.Tensor]
 @dataclass(frozen=True)
 class Lesson:
     """Text in calls of a layer, and what left the top of the teacher in each; ``steps`` are the numbers of the calls of
-    a step. The calls ``held_out`` judge."""
+    a step. The calls ``held_out`` judge. ``entering``: what enters the lowest layer that is trained in each call; None
+    where nothing is below it."""
 
     batches: Sequence[Batch]
     teacher: Sequence[torch.Tensor] | None
     steps: Sequence[Sequence[int]]
     held_out: Sequence[int]
+    entering: Sequence[torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,8 @@ def _loss(student: Student, judge: Judge, lesson: Lesson, numbers: Sequence[int]
         states = None if lesson.teacher is None else lesson.teacher[numbers[b]]
         return judge.loss_of(batches[b], left, states, tokens, gradient)
 
-    return way(batches, objective)
+    entering = None if lesson.entering is None else [lesson.entering[n] for n in numbers]
+    return way(batches, entering, objective)
 
 
 def _moments(adam: torch.optim.Optimizer, masters: Mapping[str, torch.Tensor]) -> State:

@@ -1,9 +1,10 @@
-"""What healing keeps between two steps, in a work directory: masters, moments, the best so far, and the teacher's
-states."""
+"""What healing keeps between two steps, in a work directory: masters, moments, the best so far; and hidden states that
+are made once."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,14 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from streamcollapse.errors import OutputError
-from streamcollapse.forward.batches import Batch
-from streamcollapse.forward.model import StreamedModel
 from streamcollapse.healing.learn import Progress, State
-from streamcollapse.healing.teacher import teacher_states
 from streamcollapse.run.work_directory import HEALING, WorkDirectory, read_document, write_document
 from streamcollapse.storage.disk import disk_errors, to_disk
+from streamcollapse.storage.scratch import Scratch
 
-_TEACHER = "teacher.json"
 _NUMBERS = ("step", "losses", "judged", "best_step", "stopped")
 
 
@@ -62,22 +60,22 @@ def load_progress(work: WorkDirectory, identity: str) -> tuple[Progress, State]:
     return Progress(**numbers, best=kind("best/"), moments=kind("moment/")), kind("master/")
 
 
-def kept_teacher_states(
-    work: WorkDirectory, identity: str, model: StreamedModel, batches: list[Batch]
+def kept_states(
+    work: WorkDirectory, name: str, identity: str, make: Callable[[tuple[Scratch, str]], list[torch.Tensor]]
 ) -> list[torch.Tensor]:
-    """What leaves the top of the teacher ``model`` for ``batches``, both of ``identity``: of an earlier run, or made
-    now and kept. Raises NonFiniteError, OutputError."""
-    path = work.path / _TEACHER
+    """The hidden states ``name`` of the ``identity``: of an earlier run, or made now and kept. ``make`` is given where:
+    a scratch, and their names there before their numbers. Raises NonFiniteError, OutputError."""
+    path = work.path / f"{name}.json"
     if path.is_file() and (known := read_document(path)).get("of") == identity:
-        return [_found(work, n, entry) for n, entry in enumerate(known["states"])]
-    states = teacher_states(model, batches, work.files)
+        return [_found(work, f"{name}-{n}", entry) for n, entry in enumerate(known["states"])]
+    states = make((work.files, name))
     with disk_errors(work.path):
         for number in range(len(states)):
-            to_disk(work.path / f"teacher-{number}")
+            to_disk(work.path / f"{name}-{number}")
     described = [{"shape": list(s.shape), "dtype": str(s.dtype).removeprefix("torch.")} for s in states]
     write_document(path, {"of": identity, "states": described})
     return states
 
 
-def _found(work: WorkDirectory, number: int, entry: dict[str, Any]) -> torch.Tensor:
-    return work.files.find(f"teacher-{number}", tuple(entry["shape"]), getattr(torch, entry["dtype"]))
+def _found(work: WorkDirectory, file: str, entry: dict[str, Any]) -> torch.Tensor:
+    return work.files.find(file, tuple(entry["shape"]), getattr(torch, entry["dtype"]))

@@ -105,16 +105,25 @@ def _adding(adapter: Adapter) -> Any:
     return lambda module, args, output: adapter.added(output, args[0])
 
 
-def adapted(
-    model: StreamedModel, layers: Sequence[PlanLayer], rank: int, alpha: float, targets: Sequence[str] = ()
-) -> Trained:
-    """Adapters of ``rank`` on every linear module of ``layers``, or on those whose last names are ``targets``; they
-    change nothing yet. Drawn as peft draws them, from a seed of each position and module."""
-    found = Trained()
-    for position, layer in enumerate(layers):
-        modules = linear_modules(model.module(layer.base), model.layout.stored_whole(layer.base), targets)
+@dataclass(frozen=True)
+class Adapting:
+    """Adapters of ``rank``, which count alpha / rank times, on every linear module of layers, or on those whose last
+    names are ``targets``."""
+
+    rank: int
+    alpha: float
+    targets: Sequence[str] = ()
+
+
+def adapted(model: StreamedModel, layers: Sequence[PlanLayer], positions: Sequence[int], how: Adapting) -> Trained:
+    """Adapters on the layers at ``positions`` of ``layers``; they change nothing yet. Drawn as peft draws them, from a
+    seed of each position and module."""
+    found, size = Trained(), (how.rank, how.alpha)
+    for position in positions:
+        base = layers[position].base
+        modules = linear_modules(model.module(base), model.layout.stored_whole(base), how.targets)
         found.adapters[position] = [
-            _fresh(path, shape, (rank, alpha), position, model.placement.device) for path, shape in modules.items()
+            _fresh(path, shape, size, position, model.placement.device) for path, shape in modules.items()
         ]
     return found
 

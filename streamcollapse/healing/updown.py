@@ -25,6 +25,8 @@ from streamcollapse.storage.scratch import Scratch
 # From the number of a call, what leaves the top layer in it [N, T, D], and whether a gradient is wanted, to a loss that
 # is to be added up, and its gradient.
 Objective = Callable[[int, torch.Tensor, bool], tuple[float, torch.Tensor | None]]
+# What enters the lowest layer that is trained in each call [N, T, D]; None: begin with the embedding.
+Entering = Sequence[torch.Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -42,22 +44,29 @@ class Student:
         """The tensors of the stack as it was before healing."""
         return MergedView(self.model.stream.source, self.model.layout, self.layers, self.merge_norms)
 
-    def losses(self, batches: Sequence[Batch], objective: Objective) -> float:
-        """The sum of ``objective`` over ``batches``, from one pass upward."""
-        calls, states = self._entering(batches)
+    @property
+    def lowest(self) -> int:
+        """The position of the lowest layer that is trained."""
+        return self.trained.positions[0]
+
+    def losses(self, batches: Sequence[Batch], entering: Entering, objective: Objective) -> float:
+        """The sum of ``objective`` over ``batches``, from one pass upward from what is ``entering``."""
+        first = 0 if entering is None else self.lowest
+        calls, states = self._entering(batches, entering)
 
         def up(position: int, weights: LayerWeights) -> None:
             for b, hidden in enumerate(states):
                 self._put(states, b, self._run(position, weights, hidden, calls[b]))
 
         with torch.no_grad():
-            visit(self.model, self.layers, self.merge_norms, range(len(self.layers)), up)
+            visit(self.model, self.layers, self.merge_norms, range(first, len(self.layers)), up)
             return sum(objective(b, self._placed(hidden), False)[0] for b, hidden in enumerate(states))
 
-    def gradients(self, batches: Sequence[Batch], objective: Objective) -> float:
+    def gradients(self, batches: Sequence[Batch], entering: Entering, objective: Objective) -> float:
         """The sum of ``objective`` over ``batches``; its gradients are added to those of the masters."""
-        calls, states = self._entering(batches)
-        lowest, top = self.trained.positions[0], len(self.layers) - 1
+        calls, states = self._entering(batches, entering)
+        lowest, top = self.lowest, len(self.layers) - 1
+        first = 0 if entering is None else lowest
         kept = {boundary: self._room(boundary, states) for boundary in range(lowest + 1, top + 1)}
 
         def up(position: int, weights: LayerWeights) -> None:
@@ -66,7 +75,7 @@ class Student:
                 self._put(kept.get(position + 1, states), b, self._run(position, weights, hidden, calls[b]))
 
         with torch.no_grad():
-            visit(self.model, self.layers, self.merge_norms, range(top), up)
+            visit(self.model, self.layers, self.merge_norms, range(first, top), up)
         total, coming_down = 0.0, self._room(len(self.layers), states)
 
         def down(position: int, weights: LayerWeights) -> None:
@@ -88,12 +97,15 @@ class Student:
         visit(self.model, self.layers, self.merge_norms, range(top, lowest - 1, -1), down)
         return total
 
-    def _entering(self, batches: Sequence[Batch]) -> tuple[list[Sequence[LayerCall]], list[torch.Tensor]]:
+    def _entering(
+        self, batches: Sequence[Batch], entering: Entering
+    ) -> tuple[list[Sequence[LayerCall]], list[torch.Tensor]]:
         with torch.no_grad():
             recordings = self.model.record(batches)
-            states = self._room(0, [one.hidden_NTD for one in recordings])
-            for b, recording in enumerate(recordings):
-                self._put(states, b, recording.hidden_NTD)
+            hidden = [one.hidden_NTD for one in recordings] if entering is None else entering
+            states = self._room(0, hidden)
+            for b, one in enumerate(hidden):
+                self._put(states, b, one)
         return [one.calls for one in recordings], states
 
     def _room(self, boundary: int, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from streamcollapse.errors import OptionError, OutputError
 from streamcollapse.forward.batches import Batch
 from streamcollapse.healing.learn import Lesson, Progress, State, Watch, learn
 from streamcollapse.healing.objective import Judge
-from streamcollapse.healing.state import kept_teacher_states, load_progress, save_progress
-from streamcollapse.healing.trained import Trained, adapted, as_masters
+from streamcollapse.healing.state import kept_states, load_progress, save_progress
+from streamcollapse.healing.teacher import Layers, states_above, teacher_states
+from streamcollapse.healing.trained import Adapting, Trained, adapted, as_masters
 from streamcollapse.healing.updown import Student, visit
 from streamcollapse.jobs.lessons import Lessons
 from streamcollapse.merge.healed import HealRecord
@@ -49,7 +51,8 @@ def healed(job: Job, lessons: Lessons, plan: Plan, work: WorkDirectory) -> Heale
     with open_run(job, lessons.memory, work.path) as run:
         patient = _Patient(run, lessons, plan, work)
         trained = patient.to_train()
-        progress = patient.learned(trained, lesson)
+        entering = patient.entering(trained.positions[0], batches)
+        progress = patient.learned(trained, replace(lesson, entering=entering))
         refits = patient.refits(trained)
     layers = tuple(
         PlanLayer(layer.base, layer.mix, {**layer.refits, **refits.get(position, {})})
@@ -67,8 +70,9 @@ def _teacher(job: Job, lessons: Lessons, work: WorkDirectory, batches: list[Batc
     teacher = lessons.teacher
     with job.meter.phase("teacher"), heap_for(lessons.teacher_memory.activations):
         with open_run(teacher, lessons.teacher_memory, work.path) as run:
-            job.listener(PhaseStarted("teacher", teacher.num_layers * lessons.teacher_passes))
-            states = kept_teacher_states(work, lessons.teacher_identity, run.model, batches)
+            job.listener(PhaseStarted("teacher", teacher.num_layers * lessons.passes))
+            made = partial(teacher_states, run.model, batches)
+            states = kept_states(work, "teacher", lessons.teacher_identity, made)
         teacher.checkpoint.check_unchanged()
     return states
 
@@ -89,8 +93,13 @@ class _Patient:
     def to_train(self) -> Trained:
         """The masters, from what the stack has. Raises OptionError for layers that it has not."""
         healing, layers, model = self.lessons.healing, self.plan.layers, self.run.model
-        if healing.train == "lora":
-            return adapted(model, layers, healing.rank, healing.scale_numerator, healing.target_names)
+        positions = self.lessons.positions(layers)
+        if healing.is_lora:
+            how = Adapting(healing.rank, healing.scale_numerator, healing.target_names)
+            trained = adapted(model, layers, positions, how)
+            if not trained.positions:
+                raise OptionError(f"no linear module is called {healing.targets}")
+            return trained
         whole = dict[int, dict[str, torch.Tensor]]()
 
         def keep(position: int, weights: Any) -> None:
@@ -98,14 +107,24 @@ class _Patient:
             floating = [name for name in names if weights.parameters[name].is_floating_point()]
             whole[position] = as_masters(weights.parameters, floating, model.placement.device)
 
-        visit(model, layers, self.plan.merge_norms, healing.positions(len(layers)), keep)
+        visit(model, layers, self.plan.merge_norms, positions, keep)
         return Trained(whole=whole)
+
+    def entering(self, lowest: int, batches: list[Batch]) -> list[torch.Tensor] | None:
+        """What enters the layer at position ``lowest`` in each call, which no step changes; None where that is the
+        embedding."""
+        if lowest == 0:
+            return None
+        job, model = self.run.job, self.run.model
+        below = Layers(self.plan.layers[:lowest], self.plan.merge_norms)
+        with job.meter.phase("heal"), heap_for(self.lessons.memory.activations):
+            job.listener(PhaseStarted("layers that stay", lowest * self.lessons.passes))
+            made = partial(states_above, model, below, batches)
+            return kept_states(self.work, "entering", f"{self._identity} {lowest}", made)
 
     def learned(self, trained: Trained, lesson: Lesson) -> Progress:
         """The whole course, from where an earlier run was; the best of it is in ``trained``."""
         lessons, job, model = self.lessons, self.run.job, self.run.model
-        if not trained.positions:
-            raise OptionError(f"no linear module is called {lessons.healing.targets}")
         progress, masters = load_progress(self.work, self._identity)
         if masters:
             trained.put(masters)
@@ -116,7 +135,7 @@ class _Patient:
             heads = (head, head if job is lessons.teacher else lessons.teacher_tail.head())
             kind, temperature = lessons.healing.loss, lessons.healing.temperature
             judge = Judge(kind, model, lessons.teacher_tail, heads, job.vocabulary, temperature)
-            visits = lessons.visits(len(self.plan.layers), trained.positions[0], progress)
+            visits = lessons.visits(len(self.plan.layers) - student.lowest, progress)
             job.listener(PhaseStarted("heal", visits))
             found = learn(student, judge, lesson, lessons.schedule, progress, Watch(self._telling(), self._saving()))
         self._check(found)
@@ -180,7 +199,7 @@ class _Patient:
 
 def _record(lessons: Lessons, progress: Progress) -> HealRecord:
     healing, text = lessons.healing, lessons.text
-    is_lora = healing.train == "lora"
+    is_lora = healing.is_lora
     return HealRecord(
         train=healing.train,
         rank=healing.rank if is_lora else None,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from torch import nn
 
-from streamcollapse.errors import CalibrationError, ModelError, OptionError
+from streamcollapse.errors import CalibrationError, ModelError, OptionError, PlanError
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.healing.learn import Progress, Schedule
 from streamcollapse.healing.teacher import MOST_TOKENS
 from streamcollapse.healing.trained import linear_modules
+from streamcollapse.merge.plan import PLAN_FILE, Plan, PlanLayer
+from streamcollapse.repair.climb import plan_climb
 from streamcollapse.run.heal_plan import Course, plan_healing
 from streamcollapse.run.heal_text import HealText, heal_text
 from streamcollapse.run.needs import MemoryPlan
@@ -31,7 +34,8 @@ _ELSEWHERE = ("teacher", "file", "adapter")  # settings that are paths, or make 
 
 @dataclass(frozen=True)
 class Lessons:
-    """``healing`` by ``teacher`` on ``text``; ``course``: its size; ``memory`` of it and of the teacher's pass."""
+    """``healing`` by ``teacher`` on ``text``; ``course``: its size; ``memory`` of it and of the teacher's pass.
+    ``parted``: up to where the stack is the teacher's own, None where its plan says it."""
 
     teacher: Job
     healing: Healing
@@ -39,6 +43,7 @@ class Lessons:
     course: Course
     teacher_memory: MemoryPlan
     memory: MemoryPlan
+    parted: int | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -50,9 +55,14 @@ class Lessons:
         return Schedule(steps, healing.largest_rate, warm_up, healing.clip, every, healing.patience)
 
     @property
-    def teacher_passes(self) -> int:
-        """Passes over the teacher's weights, at the most."""
+    def passes(self) -> int:
+        """Passes over weights for all the text, at the most."""
         return -(-sum(self.text.tokens) // MOST_TOKENS)
+
+    def positions(self, layers: Sequence[PlanLayer]) -> list[int]:
+        """Where the stack ``layers`` is trained. Raises OptionError."""
+        parted = plan_climb(layers, self.teacher.num_layers).start if self.parted is None else self.parted
+        return self.healing.positions(len(layers), parted)
 
     @property
     def teacher_identity(self) -> str:
@@ -63,22 +73,24 @@ class Lessons:
     def identity(self, plan_digest: str) -> str:
         """What the course of healing depends on, of the stack that has this plan."""
         settings = {name: str(value) for name, value in asdict(self.healing).items() if name not in _ELSEWHERE}
-        return _digest([self.teacher_identity, plan_digest, settings])
+        return _digest([self.teacher_identity, plan_digest, settings, self.parted])
 
-    def visits(self, num_layers: int, lowest: int, progress: Progress) -> int:
-        """Layers of a stack of ``num_layers``, of which the ``lowest`` is trained, that are still to be visited."""
+    def visits(self, trained: int, progress: Progress) -> int:
+        """Layers that are still to be visited, where from the lowest that is trained up there are ``trained``."""
         schedule = self.schedule
         left = schedule.steps - progress.step
         judged = left // schedule.every + 1 + (progress.step == 0)
-        return left * (2 * num_layers - 1 - lowest) + judged * num_layers
+        return left * (2 * trained - 1) + judged * trained
 
-    def expected(self, layer: float, word: float, num_layers: int) -> dict[str, list[tuple[float, float]]]:
-        """Seconds of each phase, as TimeExpected has them, of a stack of ``num_layers``, where a token takes ``layer``
-        in a layer and ``word`` in the head: up, up again and twice as much down; and judgements."""
-        schedule = self.schedule
+    def expected(self, layer: float, word: float, num_layers: int, lowest: int) -> dict[str, list[tuple[float, float]]]:
+        """Seconds of each phase, as TimeExpected has them, of a stack of ``num_layers`` that is trained from the
+        ``lowest`` up, where a token takes ``layer`` in a layer and ``word`` in the head: up, up again and twice as much
+        down; judgements; and once up to the lowest."""
+        schedule, trained = self.schedule, num_layers - lowest
         learned = schedule.steps * self.course.tokens
         judged = (schedule.steps // schedule.every + 1) * self.course.held_out
-        seconds = learned * (4 * num_layers * layer + 4 * word) + judged * (num_layers * layer + 2 * word)
+        seconds = learned * (4 * trained * layer + 4 * word) + judged * (trained * layer + 2 * word)
+        seconds += sum(self.text.tokens) * lowest * layer
         found = {"heal": [(seconds, 0.0)]}
         if self.healing.loss == "nll":
             return found
@@ -93,9 +105,10 @@ class Lessons:
 
     @property
     def disk(self) -> int:
-        """Bytes of the work directory: the teacher's states, hidden states that do not fit, and what is saved."""
+        """Bytes of the work directory: the teacher's states and those that enter the lowest layer that is trained,
+        hidden states that do not fit, and what is saved."""
         item = self.teacher.placement.dtype.itemsize
-        states = sum(self.text.tokens) * self.teacher.hidden_size * item
+        states = 2 * sum(self.text.tokens) * self.teacher.hidden_size * item
         between = (self.teacher.num_layers + 2) * self.course.tokens * self.teacher.hidden_size * item
         return states + (between if self.memory.spill else 0) + 2 * 16 * self.course.trained
 
@@ -107,12 +120,27 @@ def _digest(what: Any) -> str:
 def lessons_of(job: Job, teacher: Job, healing: Healing, streaming: Streaming) -> Lessons:
     """How the stack of ``job``, or a smaller one of its layers, is healed towards ``teacher``, checked. Raises
     StreamCollapseError."""
+    parted = None
     if job is not teacher:
         _check_pair(job, teacher, healing)
+        parted = _parted(job, teacher)
     text = heal_text(job, healing)
-    course = _course(job, healing, text)
+    course = _course(job, healing, text, parted or 0)
     teacher_memory, memory = plan_healing(job, teacher, course, streaming)
-    return Lessons(teacher, healing, text, course, teacher_memory, memory)
+    return Lessons(teacher, healing, text, course, teacher_memory, memory, parted)
+
+
+def _parted(job: Job, teacher: Job) -> int:
+    """Up to where the checkpoint of ``job`` has the teacher's own layers: what its plan says, if that is one of the
+    teacher."""
+    path = job.checkpoint.directory / PLAN_FILE
+    try:
+        plan = Plan.load(path) if path.is_file() else None
+    except PlanError:
+        return 0
+    if plan is None or plan.fingerprint != teacher.checkpoint.fingerprint():
+        return 0
+    return plan_climb(plan.layers, teacher.num_layers).start
 
 
 def wanted_lessons(job: Job, settings: RunSettings) -> Lessons | None:
@@ -162,12 +190,12 @@ def _check_pair(job: Job, teacher: Job, healing: Healing) -> None:
         )
 
 
-def _course(job: Job, healing: Healing, text: HealText) -> Course:
+def _course(job: Job, healing: Healing, text: HealText, parted: int) -> Course:
     layers, layout = job.architecture.skeleton.layers, job.architecture.layout
     trained = whole = 0
-    for position in healing.positions(job.num_layers):
+    for position in healing.positions(job.num_layers, parted):
         writable = layout.stored_whole(position)
-        if healing.train == "lora":
+        if healing.is_lora:
             trained += _adapter_numbers(layers[position], writable, healing)
         else:
             parameters = dict(layers[position].named_parameters())

@@ -162,7 +162,8 @@ class Prepared:
         phases["reference"] = [(seconds + begin, 0.0)]
         if self.lessons is not None:
             layers, each = len(fewest_layers(strategy_of(options), space)), rates.run / samples.num_tokens
-            phases |= self.lessons.expected(each, rates.word, layers)
+            lowest = self.lessons.healing.positions(layers, layers // 2)[0]  # a search has not begun: cut in the middle
+            phases |= self.lessons.expected(each, rates.word, layers, lowest)
         if self.disk_free is not None:
             phases["write"] = [(self.smallest_output * rates.written + _CHECKED_SECONDS, 0.0)]
         if text is not None:

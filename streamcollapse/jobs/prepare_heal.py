@@ -51,7 +51,8 @@ class PreparedHealing:
         batches, steps, _ = lessons.text.calls()
         samples = Samples([batches[n] for n in steps[0]], "")
         rates = probe(job, samples, lessons.memory, ("kl", EFFORTS["quick"]), self.request.out.parent, True)
-        phases = lessons.expected(rates.run / samples.num_tokens, rates.word, job.num_layers)
+        lowest = lessons.healing.positions(job.num_layers, lessons.parted or 0)[0]
+        phases = lessons.expected(rates.run / samples.num_tokens, rates.word, job.num_layers, lowest)
         phases["write"] = [(self.disk / 2 * rates.written, 0.0)]
         return replace(self, expected=TimeExpected(tuple((name, tuple(found)) for name, found in phases.items())))
 

@@ -44,8 +44,8 @@ class AlsoHeal:
 
 
 def _trained(text: str) -> str:
-    if not re.fullmatch(r"lora|last:[1-9]\d*|layers:\d+(,\d+)*", text):
-        raise ValueError("choose lora, last:N or layers:N,N,...")
+    if not re.fullmatch(r"lora(:all)?|last:[1-9]\d*|layers:\d+(,\d+)*", text):
+        raise ValueError("choose lora, lora:all, last:N or layers:N,N,...")
     return text
 
 
@@ -61,9 +61,10 @@ class Healing:
         str,
         AfterValidator(_trained),
         Setting(
-            "What is trained: lora, low-rank adapters on the matrices of all layers; last:N, the N top layers whole; "
-            "layers:N,N,..., these of PRUNED whole (counted from 0).",
-            metavar="lora|last:N|layers:N,...",
+            "What is trained: lora, low-rank adapters on the matrices of the layers from the one below the lowest cut "
+            "up; lora:all, of all layers; last:N, the N top layers whole; layers:N,N,..., these of PRUNED whole "
+            "(counted from 0).",
+            metavar="lora|lora:all|last:N|layers:N,...",
         ),
     ] = "lora"
     rank: Annotated[Whole, Field(ge=1), Setting("Rank of the adapters.")] = 16
@@ -126,13 +127,18 @@ class Healing:
     adapter: Annotated[bool, Setting("Also write the adapters as peft has them, into DIR/adapter.")] = False
 
     def __post_init__(self) -> None:
-        if self.adapter and self.train != "lora":
+        if self.adapter and not self.is_lora:
             raise OptionError(f"adapters are asked for, but {self.train} is trained whole; pass `train=lora`")
 
     @property
     def largest_rate(self) -> float:
         """The learning rate that the steps rise to."""
-        return self.rate or RATES["lora" if self.train == "lora" else "whole"]
+        return self.rate or RATES["lora" if self.is_lora else "whole"]
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether adapters are trained."""
+        return self.train.startswith("lora")
 
     @property
     def target_names(self) -> tuple[str, ...]:
@@ -144,11 +150,12 @@ class Healing:
         """alpha."""
         return self.alpha or 2.0 * self.rank
 
-    def positions(self, num_layers: int) -> list[int]:
-        """0-based positions of a stack of ``num_layers`` where something is trained. Raises OptionError."""
+    def positions(self, num_layers: int, parted: int = 0) -> list[int]:
+        """0-based positions of a stack of ``num_layers`` where something is trained, if it is the teacher's own up to
+        ``parted``. Raises OptionError."""
         kind, _, which = self.train.partition(":")
         if kind == "lora":
-            return list(range(num_layers))
+            return list(range(0 if which == "all" else parted, num_layers))
         found = sorted({int(n) for n in which.split(",")})
         if kind == "last":
             found = list(range(num_layers - found[0], num_layers))

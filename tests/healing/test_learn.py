@@ -15,7 +15,7 @@ from streamcollapse.forward.batches import make_batches
 from streamcollapse.healing.learn import Lesson, Progress, Schedule, State, Watch, learn, order
 from streamcollapse.healing.objective import Judge
 from streamcollapse.healing.teacher import teacher_states
-from streamcollapse.healing.trained import Trained, adapted
+from streamcollapse.healing.trained import Adapting, Trained, adapted
 from streamcollapse.healing.updown import Student
 from streamcollapse.storage.scratch import Scratch
 from tests.checkpoints import save_model
@@ -38,9 +38,9 @@ def parts(directory: Path) -> tuple[Student, Judge, Lesson]:
     """Adapters on a pruned model; the last two texts are held out."""
     job, model = opened(directory)
     batches = make_batches(texts(), A_STEP * LENGTH)
-    states = teacher_states(model, batches, Scratch())
+    states = teacher_states(model, batches, (Scratch(), "teacher"))
     head = model.head()
-    trained = adapted(model, LAYERS, RANK, ALPHA)
+    trained = adapted(model, LAYERS, range(len(LAYERS)), Adapting(RANK, ALPHA))
     lesson = Lesson(batches, states, [[n] for n in range(len(batches) - 1)], [len(batches) - 1])
     return Student(model, LAYERS, False, trained), Judge("kl", model, model, (head, head), job.vocabulary), lesson
 
@@ -101,7 +101,7 @@ def test_ten_steps_are_those_of_peft(family: str, tmp_path: Path) -> None:
     assert [*progress.judged] == [0, 4, 8, 10]
     best = min(progress.judged.values())
     assert progress.best_loss == best
-    assert student.losses([lesson.batches[-1]], _alone(judge, lesson)) == pytest.approx(best, rel=1e-6)
+    assert student.losses([lesson.batches[-1]], None, _alone(judge, lesson)) == pytest.approx(best, rel=1e-6)
 
 
 def _alone(judge: Judge, lesson: Lesson) -> Callable[[int, torch.Tensor, bool], tuple[float, torch.Tensor | None]]:

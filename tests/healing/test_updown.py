@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from streamcollapse.forward.batches import Batch, make_batches
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.healing.objective import Judge
-from streamcollapse.healing.teacher import teacher_states
-from streamcollapse.healing.trained import Trained, adapted, as_masters
-from streamcollapse.healing.updown import Student
+from streamcollapse.healing.teacher import Layers, states_above, teacher_states
+from streamcollapse.healing.trained import Adapting, Trained, adapted, as_masters
+from streamcollapse.healing.updown import Objective, Student
 from streamcollapse.merge.plan import original_layers
 from streamcollapse.run.opened import Job, open_job
 from streamcollapse.settings.run import Compute, RunSettings
@@ -81,16 +81,34 @@ def loss_in_memory(loss: str, pruned: PreTrainedModel, original: PreTrainedModel
 def streamed(job: Job, model: StreamedModel, trained: Trained, judge: Judge, scratch: Scratch | None = None) -> float:
     """The loss, with gradients in the masters."""
     batches = make_batches(texts(), 64)
-    states = teacher_states(judge.teacher, batches, scratch or Scratch())
+    scratch = scratch or Scratch()
+    states = teacher_states(judge.teacher, batches, (scratch, "teacher"))
     tokens = judge.tokens(batches)
-    student = Student(model, LAYERS, False, trained, scratch or Scratch())
+    student = Student(model, LAYERS, False, trained, scratch)
 
     def objective(b: int, left: torch.Tensor, gradient: bool) -> tuple[float, torch.Tensor | None]:
         return judge.loss_of(batches[b], left, states[b], tokens, gradient)
 
-    found = student.gradients(batches, objective)
-    assert student.losses(batches, objective) == pytest.approx(found, rel=1e-3)
+    found = student.gradients(batches, None, objective)
+    assert student.losses(batches, None, objective) == pytest.approx(found, rel=1e-3)
+    if student.lowest:
+        check_frozen_layers(student, batches, objective, found)
     return found
+
+
+def check_frozen_layers(student: Student, batches: list[Batch], objective: Objective, loss: float) -> None:
+    """What the layers below the lowest that is trained make of the text can be kept: no bit is another."""
+    masters = student.trained.tensors
+    gradients = {name: master.grad for name, master in masters.items()}
+    for master in masters.values():
+        master.grad = None
+    below = Layers(LAYERS[: student.lowest])
+    entering = states_above(student.model, below, batches, (student.scratch, "entering"), 64)
+    assert student.gradients(batches, entering, objective) == loss
+    for name, master in masters.items():
+        assert master.grad is not None
+        assert torch.equal(master.grad, gradients[name]), name
+    assert student.losses(batches, entering, objective) == student.losses(batches, None, objective)
 
 
 def judge_of(job: Job, model: StreamedModel, loss: str = "kl", temperature: float = 1.0) -> Judge:
@@ -132,7 +150,7 @@ def test_gradients_of_whole_layers_are_those_of_autograd(family: str, tmp_path: 
 def test_gradients_of_adapters_are_those_of_their_product(family: str, tmp_path: Path) -> None:
     directory = save_model(FAMILIES[family](), tmp_path / "m", gain=GAIN)
     job, model = opened(directory)
-    trained = adapted(model, LAYERS, rank=3, alpha=6.0)
+    trained = adapted(model, LAYERS, range(len(LAYERS)), Adapting(rank=3, alpha=6.0))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, master in trained.tensors.items():
@@ -195,7 +213,7 @@ def test_states_on_the_disk_change_no_bit(tmp_path: Path) -> None:
     found = []
     for scratch in (Scratch(), DiskScratch(tmp_path / "scratch")):
         job, model = opened(directory)
-        trained = adapted(model, LAYERS, rank=2, alpha=2.0)
+        trained = adapted(model, LAYERS, range(len(LAYERS)), Adapting(rank=2, alpha=2.0))
         streamed(job, model, trained, judge_of(job, model), scratch)
         found.append({name: master.grad for name, master in trained.tensors.items()})
     assert any((tmp_path / "scratch").iterdir())

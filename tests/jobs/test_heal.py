@@ -91,7 +91,8 @@ def test_what_it_changes_is_what_its_plan_says(pruned: Path, healed: Path) -> No
     assert before.keys() == after.keys()
     said = {f"model.layers.{n}.{suffix}" for n, layer in enumerate(plan.layers) for suffix in layer.refits}
     assert {name for name in before if not torch.equal(before[name], after[name])} == said
-    assert len(said) == 7 * 20
+    assert [bool(layer.refits) for layer in plan.layers] == [False] + 19 * [True], "from the one below the cut up"
+    assert len(said) == 7 * 19
     assert all(before[name].dtype == after[name].dtype for name in before)
     AutoModelForCausalLM.from_pretrained(healed)
 
@@ -156,7 +157,7 @@ def test_verify_perplexity_and_plans_know_it(pruned: Path, healed: Path, text: P
 def test_one_plan_says_pruning_and_healing_together(pruned: Path, healed: Path, tmp_path: Path) -> None:
     plan = compose_plans(pruned / PLAN_FILE, healed / PLAN_FILE)
     assert plan.num_source_layers == 24
-    assert all(layer.refits for layer in plan.layers)
+    assert all(layer.refits for layer in plan.layers[1:])
     assert same(apply(BUNDLED, plan, tmp_path / "again", settings=QUIET).out, healed)
     asked = ["plan", "compose", str(pruned / PLAN_FILE), str(healed / PLAN_FILE), "--plan"]
     elsewhere = CliRunner().invoke(app, [*asked, str(tmp_path / "whole.json")])
@@ -241,6 +242,15 @@ def test_layers_can_be_trained_whole(train: str, pruned: Path, healing: Healing,
     assert all(len(plan.layers[n].refits) == 9 for n in changed), "norms as well"
 
 
+def test_adapters_are_on_all_layers_where_that_is_said_or_no_cut_is_known(
+    pruned: Path, healed: Path, healing: Healing, tmp_path: Path
+) -> None:
+    few = replace(healing, targets="o_proj")
+    for name, source, how in (("all", pruned, replace(few, train="lora:all")), ("again", healed, few)):
+        plan = heal(source, tmp_path / name, how, settings=QUIET).plan
+        assert all(layer.refits.keys() == {"self_attn.o_proj.weight"} for layer in plan.layers)
+
+
 @pytest.mark.parametrize("loss", ["nll", "mse"])
 def test_by_the_other_losses(loss: str, pruned: Path, healing: Healing, tmp_path: Path) -> None:
     record = heal(pruned, tmp_path / "out", replace(healing, loss=loss), settings=QUIET).plan.heal
@@ -284,7 +294,7 @@ def test_bad_input(pruned: Path, healing: Healing, text: Path, tmp_path: Path) -
             heal(*given, settings=QUIET)
         assert not out.exists()
         assert not work_of(out).exists()
-    with pytest.raises(OptionError, match="choose lora, last:N"):
+    with pytest.raises(OptionError, match="choose lora, lora:all, last:N"):
         Healing(BUNDLED, train="everything")
     with pytest.raises(OptionError, match="trained whole"):
         Healing(BUNDLED, train="last:2", adapter=True)
