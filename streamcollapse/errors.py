@@ -60,6 +60,10 @@ class OutputError(StreamCollapseError):
     """The output cannot be written where it was asked for."""
 
 
+class NothingLearnedError(OutputError):
+    """Healing has made nothing better, so that there is nothing to write."""
+
+
 def is_of_device(error: BaseException) -> bool:
     """Whether ``error`` is torch's word for a device that failed or has no memory left, rather than for a wrong call.
 

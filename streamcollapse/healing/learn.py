@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from streamcollapse.forward.batches import Batch
 from streamcollapse.healing.objective import Judge
+from streamcollapse.healing.trained import Trained
 from streamcollapse.healing.updown import Student
 
 _BETAS = (0.9, 0.95)
@@ -86,7 +88,8 @@ def learn(
 ) -> Progress:
     """Train what the student has to train, from ``progress`` on, and leave the best of it in the masters."""
     masters = student.trained.tensors
-    adam = torch.optim.AdamW(list(masters.values()), lr=schedule.rate, betas=_BETAS, weight_decay=0.0)
+    groups = _groups(student.trained)
+    adam = torch.optim.AdamW(groups, lr=schedule.rate, betas=_BETAS, weight_decay=0.0)
     _put_moments(adam, masters, progress.moments, progress.step)
     if not progress.judged:
         _judge(student, judge, lesson, progress)
@@ -109,6 +112,14 @@ def learn(
     return progress
 
 
+def _groups(trained: Trained) -> list[dict[str, Any]]:
+    """The masters by what their learning rate is in units of."""
+    found: dict[float, list[torch.Tensor]] = {}
+    for name, master in trained.tensors.items():
+        found.setdefault(trained.units.get(name, 1.0), []).append(master)
+    return [{"params": masters, "unit": unit} for unit, masters in found.items()]
+
+
 def order(step: int, count: int) -> int:
     """Whose calls of ``count`` steps' step ``step`` takes: each once in a round, in an order that is the round's."""
     generator = torch.Generator().manual_seed(_SEED + step // count)
@@ -120,7 +131,7 @@ def _step(
 ) -> float:
     numbers = lesson.steps[order(step, len(lesson.steps))]
     for group in adam.param_groups:
-        group["lr"] = schedule.rate_at(step)
+        group["lr"] = group["unit"] * schedule.rate_at(step)
     adam.zero_grad(set_to_none=True)
     loss = _loss(student, judge, lesson, numbers, student.gradients)
     parameters = [p for group in adam.param_groups for p in group["params"]]

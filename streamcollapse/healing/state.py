@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 
 from streamcollapse.errors import OutputError
 from streamcollapse.healing.learn import Progress, State
-from streamcollapse.run.work_directory import HEALING, WorkDirectory, read_document, write_document
+from streamcollapse.run.work_directory import HEALING, TemporaryWork, read_document, write_document
 from streamcollapse.storage.disk import disk_errors, to_disk
 from streamcollapse.storage.scratch import Scratch
 
 _NUMBERS = ("step", "losses", "judged", "best_step", "stopped")
 
 
-def save_progress(work: WorkDirectory, identity: str, progress: Progress, masters: State) -> None:
+def save_progress(work: TemporaryWork, identity: str, progress: Progress, masters: State) -> None:
     """Keep the state after a step of the healing ``identity``, whole or as it was before. Raises OutputError."""
     tensors = {f"master/{name}": tensor for name, tensor in masters.items()}
     tensors |= {f"best/{name}": tensor for name, tensor in progress.best.items()}
@@ -38,7 +38,7 @@ def save_progress(work: WorkDirectory, identity: str, progress: Progress, master
         partial.replace(path)
 
 
-def load_progress(work: WorkDirectory, identity: str) -> tuple[Progress, State]:
+def load_progress(work: TemporaryWork, identity: str) -> tuple[Progress, State]:
     """The state that was kept of the healing ``identity``, and the masters; of one that is new, the beginning and
     nothing. Raises OutputError."""
     path = work.path / HEALING
@@ -61,7 +61,7 @@ def load_progress(work: WorkDirectory, identity: str) -> tuple[Progress, State]:
 
 
 def kept_states(
-    work: WorkDirectory, name: str, identity: str, make: Callable[[tuple[Scratch, str]], list[torch.Tensor]]
+    work: TemporaryWork, name: str, identity: str, make: Callable[[tuple[Scratch, str]], list[torch.Tensor]]
 ) -> list[torch.Tensor]:
     """The hidden states ``name`` of the ``identity``: of an earlier run, or made now and kept. ``make`` is given where:
     a scratch, and their names there before their numbers. Raises NonFiniteError, OutputError."""
@@ -77,5 +77,5 @@ def kept_states(
     return states
 
 
-def _found(work: WorkDirectory, file: str, entry: dict[str, Any]) -> torch.Tensor:
+def _found(work: TemporaryWork, file: str, entry: dict[str, Any]) -> torch.Tensor:
     return work.files.find(file, tuple(entry["shape"]), getattr(torch, entry["dtype"]))

@@ -21,6 +21,7 @@ from streamcollapse.forward.model import LayerWeights, StreamedModel, Weights
 from streamcollapse.merge.plan import PlanLayer
 
 _SEED = 30
+_LEAST_UNIT = 1e-4  # of a parameter that is all zeros
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,19 @@ class Adapter:
 @dataclass
 class Trained:
     """The masters by 0-based position in the pruned stack: ``adapters`` of linear modules, and ``whole`` parameters of
-    the layer by name."""
+    the layer by name. ``units``: what a learning rate is in units of, by the names of ``tensors``; of a whole parameter
+    its root mean square as it was, so that one rate serves small and large ones."""
 
     adapters: dict[int, list[Adapter]] = field(default_factory=dict)
     whole: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+    units: dict[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.units = {
+            f"{position}.{name}": max(float(master.detach().square().mean().sqrt()), _LEAST_UNIT)
+            for position, masters in self.whole.items()
+            for name, master in masters.items()
+        }
 
     @property
     def positions(self) -> list[int]:

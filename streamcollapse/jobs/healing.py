@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from streamcollapse.errors import OptionError, OutputError
+from streamcollapse.errors import NothingLearnedError, OptionError
 from streamcollapse.forward.batches import Batch
 from streamcollapse.healing.learn import Lesson, Progress, State, Watch, learn
 from streamcollapse.healing.objective import Judge
@@ -26,9 +26,10 @@ from streamcollapse.progress import PhaseStarted, StepLearned, WarningRaised
 from streamcollapse.resources.device import heap_for
 from streamcollapse.run.opened import Job, Run, open_run
 from streamcollapse.run.refits import store_refits
-from streamcollapse.run.work_directory import WorkDirectory
+from streamcollapse.run.work_directory import TemporaryWork, WorkDirectory
 from streamcollapse.storage.scratch import Scratch
 
+BELOW_CUTS = "end to end"  # the phase of a repair
 _REFITS = "refits"  # in a work directory: healed tensors
 _SAVE_SECONDS = 20.0  # the most that a kill loses, beside the step under way
 
@@ -45,14 +46,28 @@ class HealedStack:
 def healed(job: Job, lessons: Lessons, plan: Plan, work: WorkDirectory) -> HealedStack:
     """``plan`` of the source of ``job`` with what ``lessons`` make of its tensors. Raises OutputError where nothing was
     learned, NonFiniteError."""
+    states = _teacher(job, lessons, work)
+    with open_run(job, lessons.memory, work.path) as run, job.meter.phase("heal"):
+        return _healed(_Patient(run, lessons, plan, work), states)
+
+
+def trained_below_cuts(run: Run, lessons: Lessons, plan: Plan, work: TemporaryWork) -> Plan:
+    """``plan`` of the model of ``run`` with what ``lessons`` make of it, in whose memory nothing else stays. Raises
+    OutputError where nothing was learned, NonFiniteError."""
+    run.stream.keep_none()
+    with run.job.meter.phase(BELOW_CUTS):
+        states = _states(lessons, run, work)
+        return _healed(_Patient(run, lessons, plan, work, BELOW_CUTS), states).plan
+
+
+def _healed(patient: _Patient, states: list[torch.Tensor] | None) -> HealedStack:
+    """What becomes of the ``patient``, by the ``states`` of the teacher."""
+    lessons, plan = patient.lessons, patient.plan
     batches, steps, held_out = lessons.text.calls()
-    states = _teacher(job, lessons, work, batches)
-    lesson = Lesson(batches, states, steps, held_out)
-    with open_run(job, lessons.memory, work.path) as run:
-        patient = _Patient(run, lessons, plan, work)
+    with heap_for(lessons.memory.activations):
         trained = patient.to_train()
         entering = patient.entering(trained.positions[0], batches)
-        progress = patient.learned(trained, replace(lesson, entering=entering))
+        progress = patient.learned(trained, Lesson(batches, states, steps, held_out, entering))
         refits = patient.refits(trained)
     layers = tuple(
         PlanLayer(layer.base, layer.mix, {**layer.refits, **refits.get(position, {})})
@@ -63,18 +78,23 @@ def healed(job: Job, lessons: Lessons, plan: Plan, work: WorkDirectory) -> Heale
     return HealedStack(replace(plan, layers=layers, heal=_record(lessons, progress)), trained, course)
 
 
-def _teacher(job: Job, lessons: Lessons, work: WorkDirectory, batches: list[Batch]) -> list[torch.Tensor] | None:
+def _teacher(job: Job, lessons: Lessons, work: WorkDirectory) -> list[torch.Tensor] | None:
     """What leaves the teacher's top for each call; None where the loss needs none."""
     if lessons.healing.loss == "nll":
         return None
     teacher = lessons.teacher
-    with job.meter.phase("teacher"), heap_for(lessons.teacher_memory.activations):
-        with open_run(teacher, lessons.teacher_memory, work.path) as run:
-            job.listener(PhaseStarted("teacher", teacher.num_layers * lessons.passes))
-            made = partial(teacher_states, run.model, batches)
-            states = kept_states(work, "teacher", lessons.teacher_identity, made)
+    with job.meter.phase("teacher"), open_run(teacher, lessons.teacher_memory, work.path) as run:
+        states = _states(lessons, run, work)
         teacher.checkpoint.check_unchanged()
     return states
+
+
+def _states(lessons: Lessons, run: Run, work: TemporaryWork) -> list[torch.Tensor]:
+    """What leaves the top of the teacher, whose ``run`` it is, for each call."""
+    batches, _, _ = lessons.text.calls()
+    with heap_for(lessons.teacher_memory.activations):
+        run.job.listener(PhaseStarted("teacher", run.job.num_layers * lessons.passes))
+        return kept_states(work, "teacher", lessons.teacher_identity, partial(teacher_states, run.model, batches))
 
 
 @dataclass(frozen=True)
@@ -84,7 +104,8 @@ class _Patient:
     run: Run
     lessons: Lessons
     plan: Plan
-    work: WorkDirectory
+    work: TemporaryWork
+    phase: str = "heal"
 
     @property
     def _identity(self) -> str:
@@ -115,12 +136,10 @@ class _Patient:
         embedding."""
         if lowest == 0:
             return None
-        job, model = self.run.job, self.run.model
         below = Layers(self.plan.layers[:lowest], self.plan.merge_norms)
-        with job.meter.phase("heal"), heap_for(self.lessons.memory.activations):
-            job.listener(PhaseStarted("layers that stay", lowest * self.lessons.passes))
-            made = partial(states_above, model, below, batches)
-            return kept_states(self.work, "entering", f"{self._identity} {lowest}", made)
+        self.run.job.listener(PhaseStarted("layers below", lowest * self.lessons.passes))
+        made = partial(states_above, self.run.model, below, batches)
+        return kept_states(self.work, "entering", f"{self._identity} {lowest}", made)
 
     def learned(self, trained: Trained, lesson: Lesson) -> Progress:
         """The whole course, from where an earlier run was; the best of it is in ``trained``."""
@@ -130,26 +149,24 @@ class _Patient:
             trained.put(masters)
         scratch = self.work.files if lessons.memory.spill else Scratch()
         student = Student(model, self.plan.layers, self.plan.merge_norms, trained, scratch)
-        with job.meter.phase("heal"), heap_for(lessons.memory.activations):
-            head = model.head()
-            heads = (head, head if job is lessons.teacher else lessons.teacher_tail.head())
-            kind, temperature = lessons.healing.loss, lessons.healing.temperature
-            judge = Judge(kind, model, lessons.teacher_tail, heads, job.vocabulary, temperature)
-            visits = lessons.visits(len(self.plan.layers) - student.lowest, progress)
-            job.listener(PhaseStarted("heal", visits))
-            found = learn(student, judge, lesson, lessons.schedule, progress, Watch(self._telling(), self._saving()))
+        head = model.head()
+        heads = (head, head if job is lessons.teacher else lessons.teacher_tail.head())
+        kind, temperature = lessons.healing.loss, lessons.healing.temperature
+        judge = Judge(kind, model, lessons.teacher_tail, heads, job.vocabulary, temperature)
+        job.listener(PhaseStarted(self.phase, lessons.visits(len(self.plan.layers) - student.lowest, progress)))
+        found = learn(student, judge, lesson, lessons.schedule, progress, Watch(self._telling(), self._saving()))
         self._check(found)
         return found
 
     def _check(self, found: Progress) -> None:
         if found.best_step == 0:
             why = found.stopped or f"{found.step} steps"
-            raise OutputError(
+            raise NothingLearnedError(
                 f"nothing was learned ({why}): the loss on held-out text never fell below {found.best_loss:.4f}; give "
                 "more text, or a lower `rate`; nothing was written"
             )
         if found.stopped is not None:
-            text = f"healing ended after step {found.step}: {found.stopped}; that of {found.best_step} is kept"
+            text = f"training ended after step {found.step}: {found.stopped}; that of {found.best_step} is kept"
             self.run.listener(WarningRaised(text))
 
     def _telling(self) -> Callable[[Progress], None]:

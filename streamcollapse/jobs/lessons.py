@@ -17,7 +17,8 @@ from streamcollapse.healing.learn import Progress, Schedule
 from streamcollapse.healing.teacher import MOST_TOKENS
 from streamcollapse.healing.trained import linear_modules
 from streamcollapse.merge.plan import PLAN_FILE, Plan, PlanLayer
-from streamcollapse.repair.climb import plan_climb
+from streamcollapse.repair.climb import Climb, plan_climb
+from streamcollapse.run.fit_text import FitText
 from streamcollapse.run.heal_plan import Course, plan_healing
 from streamcollapse.run.heal_text import HealText, heal_text
 from streamcollapse.run.needs import MemoryPlan
@@ -29,13 +30,15 @@ from streamcollapse.storage.source import ObservedSource
 from streamcollapse.stream.loaders import PlainLoader
 from streamcollapse.stream.weights import Limits, WeightStream
 
+CUT_RATES = (0.01, 0.003)  # of a repair; the second where the first is too large to learn by
+_CUT_ROUNDS = 2
 _ELSEWHERE = ("teacher", "file", "adapter")  # settings that are paths, or make no difference to the course
 
 
 @dataclass(frozen=True)
 class Lessons:
     """``healing`` by ``teacher`` on ``text``; ``course``: its size; ``memory`` of it and of the teacher's pass.
-    ``parted``: up to where the stack is the teacher's own, None where its plan says it."""
+    ``climb``: where the stack differs from the teacher, None where its plan says it."""
 
     teacher: Job
     healing: Healing
@@ -43,7 +46,7 @@ class Lessons:
     course: Course
     teacher_memory: MemoryPlan
     memory: MemoryPlan
-    parted: int | None = None
+    climb: Climb | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -61,8 +64,8 @@ class Lessons:
 
     def positions(self, layers: Sequence[PlanLayer]) -> list[int]:
         """Where the stack ``layers`` is trained. Raises OptionError."""
-        parted = plan_climb(layers, self.teacher.num_layers).start if self.parted is None else self.parted
-        return self.healing.positions(len(layers), parted)
+        climb = self.climb or plan_climb(layers, self.teacher.num_layers)
+        return self.healing.positions(len(layers), climb.start, climb.mended)
 
     @property
     def teacher_identity(self) -> str:
@@ -73,7 +76,7 @@ class Lessons:
     def identity(self, plan_digest: str) -> str:
         """What the course of healing depends on, of the stack that has this plan."""
         settings = {name: str(value) for name, value in asdict(self.healing).items() if name not in _ELSEWHERE}
-        return _digest([self.teacher_identity, plan_digest, settings, self.parted])
+        return _digest([self.teacher_identity, plan_digest, settings, *(self.climb.mended if self.climb else ())])
 
     def visits(self, trained: int, progress: Progress) -> int:
         """Layers that are still to be visited, where from the lowest that is trained up there are ``trained``."""
@@ -120,27 +123,56 @@ def _digest(what: Any) -> str:
 def lessons_of(job: Job, teacher: Job, healing: Healing, streaming: Streaming) -> Lessons:
     """How the stack of ``job``, or a smaller one of its layers, is healed towards ``teacher``, checked. Raises
     StreamCollapseError."""
-    parted = None
+    climb = None
     if job is not teacher:
         _check_pair(job, teacher, healing)
-        parted = _parted(job, teacher)
+        climb = _climb(job, teacher)
     text = heal_text(job, healing)
-    course = _course(job, healing, text, parted or 0)
+    trained: Sequence[int] = range(job.num_layers)  # of a search's result, at the most
+    if climb is not None:
+        trained = healing.positions(job.num_layers, climb.start, climb.mended)
+    elif healing.train != "cuts":
+        trained = healing.positions(job.num_layers)
+    return _planned(job, teacher, healing, text, trained, climb, streaming)
+
+
+def lessons_of_cuts(
+    job: Job, text: FitText, layers: Sequence[PlanLayer], streaming: Streaming, rate: float = CUT_RATES[0]
+) -> Lessons:
+    """How the layers below cuts of the stack ``layers`` are trained end to end on ``text``. Raises BudgetError."""
+    everything = 10 * _CUT_ROUNDS  # more judgements than there are: a large rate is worse at first
+    healing = Healing(job.checkpoint.directory, train="cuts", rounds=_CUT_ROUNDS, rate=rate, patience=everything)
+    a_step = max(healing.batch_tokens // len(text.fit[0]), 1)
+    lessons = HealText(text.name, text.fit, text.held_out, a_step, text.call_tokens)
+    climb = plan_climb(layers, job.num_layers)
+    return _planned(job, job, healing, lessons, [layers[n].base for n in climb.mended], climb, streaming)
+
+
+def _planned(
+    job: Job,
+    teacher: Job,
+    healing: Healing,
+    text: HealText,
+    trained: Sequence[int],
+    climb: Climb | None,
+    streaming: Streaming,
+) -> Lessons:
+    course = _course(job, healing, text, trained)
     teacher_memory, memory = plan_healing(job, teacher, course, streaming)
-    return Lessons(teacher, healing, text, course, teacher_memory, memory, parted)
+    return Lessons(teacher, healing, text, course, teacher_memory, memory, climb)
 
 
-def _parted(job: Job, teacher: Job) -> int:
-    """Up to where the checkpoint of ``job`` has the teacher's own layers: what its plan says, if that is one of the
-    teacher."""
+def _climb(job: Job, teacher: Job) -> Climb:
+    """Where the checkpoint of ``job`` differs from the ``teacher``: what its plan says, if that is one of the teacher;
+    else everywhere, and no cut is known."""
     path = job.checkpoint.directory / PLAN_FILE
     try:
         plan = Plan.load(path) if path.is_file() else None
     except PlanError:
-        return 0
+        plan = None
     if plan is None or plan.fingerprint != teacher.checkpoint.fingerprint():
-        return 0
-    return plan_climb(plan.layers, teacher.num_layers).start
+        return Climb(0, ())
+    return plan_climb(plan.layers, teacher.num_layers)
 
 
 def wanted_lessons(job: Job, settings: RunSettings) -> Lessons | None:
@@ -190,10 +222,10 @@ def _check_pair(job: Job, teacher: Job, healing: Healing) -> None:
         )
 
 
-def _course(job: Job, healing: Healing, text: HealText, parted: int) -> Course:
+def _course(job: Job, healing: Healing, text: HealText, positions: Sequence[int]) -> Course:
     layers, layout = job.architecture.skeleton.layers, job.architecture.layout
     trained = whole = 0
-    for position in healing.positions(job.num_layers, parted):
+    for position in positions:
         writable = layout.stored_whole(position)
         if healing.is_lora:
             trained += _adapter_numbers(layers[position], writable, healing)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.jobs.lessons import Lessons, lessons_of, sharing_meter
+from streamcollapse.merge.plan import original_layers
 from streamcollapse.output.report import sizes
 from streamcollapse.progress import Listener, TimeExpected, silent
 from streamcollapse.run.first_checks import check_out, check_source
@@ -51,7 +52,7 @@ class PreparedHealing:
         batches, steps, _ = lessons.text.calls()
         samples = Samples([batches[n] for n in steps[0]], "")
         rates = probe(job, samples, lessons.memory, ("kl", EFFORTS["quick"]), self.request.out.parent, True)
-        lowest = lessons.healing.positions(job.num_layers, lessons.parted or 0)[0]
+        lowest = lessons.positions(original_layers(job.num_layers))[0]
         phases = lessons.expected(rates.run / samples.num_tokens, rates.word, job.num_layers, lowest)
         phases["write"] = [(self.disk / 2 * rates.written, 0.0)]
         return replace(self, expected=TimeExpected(tuple((name, tuple(found)) for name, found in phases.items())))

@@ -6,11 +6,13 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from streamcollapse.errors import OutputError, PlanError
+from streamcollapse.errors import BudgetError, NothingLearnedError, OutputError, PlanError
 from streamcollapse.forward.perplexity import streamed_perplexities
 from streamcollapse.forward.walk import Stack, schedule
+from streamcollapse.jobs.healing import trained_below_cuts
+from streamcollapse.jobs.lessons import CUT_RATES, lessons_of_cuts
 from streamcollapse.jobs.prepare import Prepared
-from streamcollapse.merge.plan import Plan
+from streamcollapse.merge.plan import Plan, PlanLayer
 from streamcollapse.merge.repaired import RepairedLayer, RepairRecord
 from streamcollapse.progress import PhaseStarted, WarningRaised
 from streamcollapse.repair.climb import plan_climb
@@ -46,6 +48,9 @@ def repaired(prepared: Prepared, plan: Plan, run: Run, work: TemporaryWork) -> P
         scratch = work.scratch if run.memory.spill else Scratch()
         layers, done = run.stream.sparing(lambda: mend(run.model, plan.layers, text.batches, how, scratch))
         found = tuple(RepairedLayer(one.position, one.how, one.before, one.after) for one in done)
+    if found and prepared.settings.repair.method == "auto":
+        layers, found = _end_to_end(prepared, run, text, replace(plan, layers=layers), found, work)
+    with job.meter.phase("repair check"), heap_for(run.memory.activations):
         losses = _losses(run, plan, layers, text) if layers != plan.layers else (None, None)
     is_kept = losses[0] is not None and losses[1] is not None and losses[1] < losses[0]
     tokens, held_out = text.tokens
@@ -56,6 +61,25 @@ def repaired(prepared: Prepared, plan: Plan, run: Run, work: TemporaryWork) -> P
     result = replace(plan, layers=layers if is_kept else plan.layers, repair=record)
     _save(work, result, key)
     return result
+
+
+def _end_to_end(
+    prepared: Prepared, run: Run, text: FitText, plan: Plan, found: tuple[RepairedLayer, ...], work: TemporaryWork
+) -> tuple[tuple[PlanLayer, ...], tuple[RepairedLayer, ...]]:
+    """The layers of ``plan``, those below cuts trained on the divergence of next-token distributions, and what was done
+    with each, where that lowers it and there is memory for it; else as they are."""
+    for rate in CUT_RATES:
+        try:
+            lessons = lessons_of_cuts(run.job, text, plan.layers, prepared.settings.streaming, rate)
+            layers = trained_below_cuts(run, lessons, plan, work).layers
+        except BudgetError as error:
+            run.job.listener(WarningRaised(f"layers below cuts were not trained end to end: {error}"))
+            break
+        except NothingLearnedError:
+            continue
+        said = [f"{one.how}; end to end" if one.how else "end to end" for one in found]
+        return layers, tuple(replace(one, how=how) for one, how in zip(found, said, strict=True))
+    return plan.layers, found
 
 
 def _losses(run: Run, plan: Plan, layers: Any, text: FitText) -> tuple[float | None, float | None]:

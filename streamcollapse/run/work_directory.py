@@ -42,10 +42,11 @@ _TEMPORARY = ".streamcollapse-"  # what the names of temporary directories in it
 
 class TemporaryWork:
     """Progress that goes with the run: ``memory`` of candidates, ``scratch`` for hidden states, and the directory
-    ``path`` for other temporary files."""
+    ``path`` for other temporary files; ``files``: room there."""
 
     def __init__(self, path: Path, scratch: Scratch, memory: Memory | None = None) -> None:
         self.path, self.scratch, self.memory = path, scratch, memory or Memory()
+        self.files = DiskScratch(path)
 
     def decided(self, number: int, decision: Decision) -> None:
         """Decision ``number`` of the search has been taken."""
@@ -69,9 +70,8 @@ class WorkDirectory(TemporaryWork):
             shutil.rmtree(left, ignore_errors=True)
         if not (path / RUN).exists():
             write_document(path / RUN, key)
-        self.files = DiskScratch(path)
         self._journal = Journal(path / JOURNAL)
-        super().__init__(path, self.files, JournalMemory(self._journal))
+        super().__init__(path, DiskScratch(path), JournalMemory(self._journal))
 
     def close(self) -> None:
         """Let others work here."""
@@ -145,12 +145,9 @@ class WorkDirectory(TemporaryWork):
 @contextmanager
 def temporary_work(spill: bool) -> Iterator[TemporaryWork]:
     """Progress that goes with the run: hidden states in memory, or with ``spill`` in temporary files."""
-    parent = Path(tempfile.gettempdir())
-    if not spill:
-        yield TemporaryWork(parent, Scratch())
-        return
-    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=parent) as directory:
-        yield TemporaryWork(parent, DiskScratch(Path(directory)))
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY) as directory:
+        path = Path(directory)
+        yield TemporaryWork(path, DiskScratch(path) if spill else Scratch())
 
 
 @contextmanager

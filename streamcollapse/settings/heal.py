@@ -1,6 +1,7 @@
 """What a user may set about healing: what is trained, on which text, by which loss, and in what steps."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from streamcollapse.errors import OptionError
 from streamcollapse.settings.declared import OneOf, Setting, Whole, settings
 
 LOSSES = ("kl", "nll", "mse")
-RATES = {"lora": 1e-3, "whole": 2e-5}  # neither was compared with others on a real model
+RATES = {"lora": 1e-3, "whole": 0.005}  # of a tensor that is trained whole: of its root mean square
 
 
 @settings("The method")
@@ -44,8 +45,8 @@ class AlsoHeal:
 
 
 def _trained(text: str) -> str:
-    if not re.fullmatch(r"lora(:all)?|last:[1-9]\d*|layers:\d+(,\d+)*", text):
-        raise ValueError("choose lora, lora:all, last:N or layers:N,N,...")
+    if not re.fullmatch(r"lora(:all)?|cuts|last:[1-9]\d*|layers:\d+(,\d+)*", text):
+        raise ValueError("choose lora, lora:all, cuts, last:N or layers:N,N,...")
     return text
 
 
@@ -62,9 +63,9 @@ class Healing:
         AfterValidator(_trained),
         Setting(
             "What is trained: lora, low-rank adapters on the matrices of the layers from the one below the lowest cut "
-            "up; lora:all, of all layers; last:N, the N top layers whole; layers:N,N,..., these of PRUNED whole "
-            "(counted from 0).",
-            metavar="lora|lora:all|last:N|layers:N,...",
+            "up; lora:all, of all layers; cuts, the layers below cuts whole; last:N, the N top layers whole; "
+            "layers:N,N,..., these of PRUNED whole (counted from 0).",
+            metavar="lora|lora:all|cuts|last:N|layers:N,...",
         ),
     ] = "lora"
     rank: Annotated[Whole, Field(ge=1), Setting("Rank of the adapters.")] = 16
@@ -112,7 +113,9 @@ class Healing:
     rate: Annotated[
         Annotated[float, Field(gt=0)] | None,
         Setting(
-            "Largest learning rate, of AdamW.", default=f"{RATES['lora']:g} for lora, {RATES['whole']:g} for layers"
+            "Largest learning rate, of AdamW; for layers that are trained whole in units of each tensor's root mean "
+            "square.",
+            default=f"{RATES['lora']:g} for lora, {RATES['whole']:g} for layers",
         ),
     ] = None
     warm_up: Annotated[
@@ -150,12 +153,18 @@ class Healing:
         """alpha."""
         return self.alpha or 2.0 * self.rank
 
-    def positions(self, num_layers: int, parted: int = 0) -> list[int]:
+    def positions(self, num_layers: int, parted: int = 0, cuts: Sequence[int] = ()) -> list[int]:
         """0-based positions of a stack of ``num_layers`` where something is trained, if it is the teacher's own up to
-        ``parted``. Raises OptionError."""
+        ``parted`` and the layers at ``cuts`` are those below one. Raises OptionError."""
         kind, _, which = self.train.partition(":")
         if kind == "lora":
             return list(range(0 if which == "all" else parted, num_layers))
+        if kind == "cuts":
+            if not cuts:
+                raise OptionError(
+                    "train is cuts, but nothing says where layers were cut out; pass `train=layers:N,...`"
+                )
+            return list(cuts)
         found = sorted({int(n) for n in which.split(",")})
         if kind == "last":
             found = list(range(num_layers - found[0], num_layers))

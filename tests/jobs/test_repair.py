@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from streamcollapse import Plan, RunSettings, SearchOptions, apply, perplexity, prune, search, verify
 from streamcollapse.cli.main import app
-from streamcollapse.errors import CalibrationError, OptionError, PlanError
+from streamcollapse.errors import BudgetError, CalibrationError, OptionError, PlanError
 from streamcollapse.jobs.planning import compose_plans, export_plan, make_plan
 from streamcollapse.merge.plan import PLAN_FILE, PlanLayer
 from streamcollapse.progress import Event, PhaseStarted, WarningRaised
@@ -130,6 +130,48 @@ def test_memory_that_is_short_changes_no_bit_of_a_fit_by_adam(trained: Path, tex
         outs.append(prune(trained, tmp_path / f"{budget}", DROP, settings=run).out)
     one, other = (load_file(out / "model.safetensors") for out in outs)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_auto_ends_with_the_divergence_of_the_whole(trained: Path, text: Path, tmp_path: Path) -> None:
+    """The layers below cuts alone change, and the loss falls further than by the fits of single layers."""
+    how = SearchOptions(strategy="block-influence", target_layers=12)
+    said: list[Event] = []
+    found = prune(trained, tmp_path / "auto", how, settings=settings(text, "auto"), listener=said.append).plan
+    local = prune(trained, tmp_path / "local", how, settings=settings(text, "local")).plan
+    assert found.repair is not None
+    assert local.repair is not None
+    assert all(layer.how is not None and layer.how.endswith("end to end") for layer in found.repair.layers)
+    changed = [n for n, layer in enumerate(found.layers) if layer.refits]
+    assert changed == [layer.position for layer in found.repair.layers] == plan_climb(found.layers, 24).mended
+    assert found.repair.loss_after is not None
+    assert local.repair.loss_after is not None
+    assert found.repair.loss_after < local.repair.loss_after
+    assert "end to end" in [event.name for event in said if isinstance(event, PhaseStarted)]
+    assert verify(tmp_path / "auto", trained).recomputed > 0
+
+
+def test_what_there_is_no_memory_for_is_left_out(
+    trained: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*given: Any) -> None:
+        raise BudgetError("heal needs 9 GiB of RAM, and the budget is 1 GiB")
+
+    monkeypatch.setattr("streamcollapse.jobs.repair.lessons_of_cuts", short)
+    said: list[Event] = []
+    found = prune(trained, tmp_path / "out", DROP, settings=settings(text, "auto"), listener=said.append).plan
+    warned = [event.text for event in said if isinstance(event, WarningRaised)]
+    assert any("not trained end to end: heal needs 9 GiB of RAM" in line for line in warned)
+    assert found.repair is not None
+    assert found.repair.is_kept
+    assert not any("end to end" in (layer.how or "") for layer in found.repair.layers)
+
+
+def test_a_search_leaves_no_temporary_file(
+    trained: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", f"{tmp_path}")
+    assert search(trained, DROP, settings=settings(text, "auto")).repair is not None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_no_plan_can_say_is_refused(trained: Path, repaired: Path, text: Path, tmp_path: Path) -> None:
