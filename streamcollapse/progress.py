@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A phase (``reference``, ``search``, ``exchanges``, ``scales``, ``write``, ``perplexity``, ``held out``,
-    ``samples``, ``speed``, ``teacher``, ``heal``, ``convert``, ``verify``, ``recompute`` or ``fetch``) begins;
-    ``total_steps`` are layers, tensors or models where known."""
+    """A phase (``reference``, ``search``, ``exchanges``, ``scales``, ``repair``, ``end to end``, ``repair check``,
+    ``write``, ``perplexity``, ``held out``, ``samples``, ``speed``, ``teacher``, ``layers below``, ``heal``,
+    ``convert``, ``verify``, ``recompute`` or ``fetch``) begins; ``total_steps`` are layers, tensors or models where
+    known."""
 
     name: str
     total_steps: int | None = None

@@ -13,11 +13,10 @@ from streamcollapse.merge.composing import refuse_identity
 from streamcollapse.merge.plan import Plan
 from streamcollapse.output.report import sizes
 from streamcollapse.progress import Listener, NoteMade, TimeExpected, WarningRaised, silent
-from streamcollapse.resources.budget import free_ram
 from streamcollapse.run.first_checks import check_out, check_plan_path, check_source
 from streamcollapse.run.fit_text import FitText, fit_text
 from streamcollapse.run.held_out import HeldOut, held_out_text
-from streamcollapse.run.memory_plan import plan_memory, plan_one_layer
+from streamcollapse.run.memory_plan import plan_memory, plan_one_layer, plan_repair
 from streamcollapse.run.needs import MemoryPlan
 from streamcollapse.run.opened import Job, open_job
 from streamcollapse.run.refits import use_plan
@@ -296,10 +295,11 @@ def prepare_apply(
     size = sizes(job.view(plan.layers, plan.merge_norms), plan.num_layers).bytes
     lessons = wanted_lessons(job, settings)
     free = check_disk(Path(out), size + healing_disk(lessons, size) - staged_bytes(Path(out)))
-    memory = plan_one_layer(job, settings.streaming)
-    if text is not None:
-        states = 2 * sum(text.tokens) * job.hidden_size * job.placement.dtype.itemsize
-        memory = replace(memory, spill=states > free_ram() // 4)
+    if text is None:
+        memory = plan_one_layer(job, settings.streaming)
+    else:
+        repair = settings.repair.method, sum(text.tokens), text.call_tokens
+        memory = plan_repair(job, settings.streaming, repair)
     held_out = _held_out(job, settings)
     key = work_key(job, None, plan.merge_norms, plan.digest)
     found = Prepared(

@@ -47,6 +47,13 @@ def plan_memory(job: Job, samples: Samples | None, streaming: Streaming, demand:
     return replace(plan, io=choose_io(job, streaming.io, plan), activations=activations)
 
 
+def plan_repair(job: Job, streaming: Streaming, repair: tuple[str, int, int]) -> MemoryPlan:
+    """How a repair (Demand) that no search precedes spends the memory it may use. Raises BudgetError before any weight
+    is read."""
+    plan = plan_memory(job, None, streaming, Demand(boundaries=1, repair=repair))
+    return replace(plan, needs=tuple(need for need in plan.needs if need.phase not in ("reference", "search")))
+
+
 def plan_one_layer(job: Job, streaming: Streaming, call_tokens: int = MAX_CALL_TOKENS) -> MemoryPlan:
     """For passes that hold one layer and the activations of a call of ``call_tokens``: nothing stays."""
     shapes = [job.source.info(name).shape for name in job.architecture.layout.layer_names(0)]

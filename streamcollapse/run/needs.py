@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -141,7 +142,9 @@ def workload_of(
 ) -> Workload:
     """What a search of ``demand`` has to hold with ``samples``, or with as many tokens as those that it takes."""
     tokens = ASSUMED_TOKENS[demand.samples] if samples is None else samples.num_tokens
-    call = (1, MAX_CALL_TOKENS) if samples is None else samples.largest_call
+    calls = [(1, MAX_CALL_TOKENS) if samples is None else samples.largest_call]
+    calls += [] if demand.repair is None else [(1, demand.repair[2])]
+    call = max(calls, key=math.prod)
     layers = [[source.info(name) for name in names] for names in model.layers]
     infos = [info for layer in layers for info in layer]
     head = 0

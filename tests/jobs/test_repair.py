@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 from streamcollapse import Plan, RunSettings, SearchOptions, apply, perplexity, prune, search, verify
 from streamcollapse.cli.main import app
 from streamcollapse.errors import BudgetError, CalibrationError, OptionError, PlanError
+from streamcollapse.jobs.apply import run_apply
 from streamcollapse.jobs.planning import compose_plans, export_plan, make_plan
+from streamcollapse.jobs.prepare import prepare_apply
 from streamcollapse.merge.plan import PLAN_FILE, PlanLayer
 from streamcollapse.progress import Event, PhaseStarted, WarningRaised
 from streamcollapse.repair.climb import plan_climb
@@ -164,6 +166,21 @@ def test_what_there_is_no_memory_for_is_left_out(
     assert found.repair is not None
     assert found.repair.is_kept
     assert not any("end to end" in (layer.how or "") for layer in found.repair.layers)
+
+
+def test_apply_plans_the_memory_of_a_repair(trained: Path, text: Path, tmp_path: Path) -> None:
+    plan = search(trained, DROP)
+    outs = []
+    for budget in (None, "160MiB"):
+        run = replace(settings(text, "local"), streaming=Streaming(ram_budget=budget))
+        prepared = prepare_apply(trained, plan, tmp_path / f"{budget}", run)
+        assert {need.phase for need in prepared.memory.needs} == {"repair", "write"}
+        outs.append(run_apply(prepared).out)
+    one, other = (load_file(out / "model.safetensors") for out in outs)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    run = replace(settings(text, "local"), streaming=Streaming(ram_budget="40MiB"))
+    with pytest.raises(BudgetError, match="repair needs"):
+        prepare_apply(trained, plan, tmp_path / "no", run)
 
 
 def test_a_search_leaves_no_temporary_file(

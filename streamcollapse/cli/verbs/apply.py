@@ -13,6 +13,8 @@ from streamcollapse.settings.run import Judging, Output, Repair, RunSettings
 
 _SETTINGS = (
     "device",
+    "ram_budget",
+    "vram_budget",
     *declared(Output),
     *declared(Judging),
     *declared(Repair),
@@ -37,6 +39,7 @@ def apply(
     ] = None,
     max_loss: o.MaxLoss = None,
     dry_run: o.DryRun = False,
+    verbose: o.Verbose = False,
     as_json: o.Json = False,
 ) -> None:
     """Write the pruned checkpoint that PLAN makes of SOURCE into the new directory DIR."""
@@ -48,13 +51,13 @@ def apply(
     from streamcollapse.merge.plan import Plan
     from streamcollapse.searches.course import sized_plan
 
-    with live_progress(quiet=as_json or dry_run) as listener:
+    with live_progress(as_json or dry_run, verbose) as listener:
         whole = Plan.load(plan)
         chosen = whole if layers is None else sized_plan(whole, layers)
         prepared = prepare_apply(source, chosen, out, settings, listener)
         pruned = None if dry_run else run_apply(prepared)
     if pruned is None:
-        print_json(prepared.to_json()) if as_json else tables.show_prepared(prepared)
+        print_json(prepared.to_json()) if as_json else tables.show_prepared(prepared, verbose)
     else:
         print_json({"out": str(pruned.out), **pruned.report}) if as_json else tables.show_pruned(pruned)
         o.end_by_loss(pruned, max_loss)
