@@ -20,6 +20,7 @@ from streamcollapse.run.memory_plan import plan_memory, plan_one_layer, plan_rep
 from streamcollapse.run.needs import MemoryPlan
 from streamcollapse.run.opened import Job, open_job
 from streamcollapse.run.refits import use_plan
+from streamcollapse.run.repair_needs import RepairText, repair_seconds
 from streamcollapse.run.request import Request
 from streamcollapse.run.samples import Samples, calibration_samples
 from streamcollapse.run.saved_reference import work_key
@@ -148,7 +149,7 @@ class Prepared:
         options, out = space.options, self.out
         place = Path.cwd() if out is None else out.parent
         judged, text = (options.metric, EFFORTS[options.effort]), self.held_out if self.disk_free is not None else None
-        needs_words = text is not None or self.lessons is not None
+        needs_words = not (text is None and self.lessons is None and self.fit_text is None)
         rates = probe(job, samples, self.memory, judged, place, needs_words)
         phases = {
             name: [(one.seconds(rates), one.candidates + one.scouted) for one in rounds]
@@ -159,24 +160,29 @@ class Prepared:
         seconds = max(seconds, rates.first) + saved * job.placement.dtype.itemsize * rates.written
         begin = rates.begin if any(count for rounds in phases.values() for _, count in rounds) else 0.0
         phases["reference"] = [(seconds + begin, 0.0)]
+        layers, each = len(fewest_layers(strategy_of(options), space)), rates.run / samples.num_tokens
+        if self.fit_text is not None:
+            fitted = RepairText(*self.fit_text.tokens)
+            method = self.settings.repair.method
+            phases |= repair_seconds(method, fitted, (job.num_layers, layers), (each, rates.word))
         if self.lessons is not None:
-            layers, each = len(fewest_layers(strategy_of(options), space)), rates.run / samples.num_tokens
             lowest = self.lessons.healing.positions(layers, layers // 2)[0]  # a search has not begun: cut in the middle
             phases |= self.lessons.expected(each, rates.word, layers, lowest)
         if self.disk_free is not None:
             phases["write"] = [(self.smallest_output * rates.written + _CHECKED_SECONDS, 0.0)]
         if text is not None:
-            layers = job.num_layers + len(fewest_layers(strategy_of(options), space))
-            running = layers * rates.run * text.tokens / samples.num_tokens
+            running = (job.num_layers + layers) * rates.run * text.tokens / samples.num_tokens
             phases["verdict"] = [(running + 2.0 * text.tokens * rates.word, 0.0)]
         return replace(self, expected=TimeExpected(tuple((name, tuple(found)) for name, found in phases.items())))
 
     def _is_long(self) -> bool:
         """Whether it takes longer than a probe does, by operations alone."""
         assert self.samples is not None
-        runs = sum(one.runs for rounds in self.work.values() for one in rounds)
-        numbers = self.job.checkpoint.num_parameters / self.job.num_layers
-        return 2.0 * runs * numbers * self.samples.num_tokens > _SHORT
+        runs = self.samples.num_tokens * sum(one.runs for rounds in self.work.values() for one in rounds)
+        also = [] if self.fit_text is None else [self.fit_text.tokens]
+        also += [] if self.lessons is None else [self.lessons.text.tokens]
+        runs += self.job.num_layers * sum(map(sum, also))
+        return 2.0 * runs * self.job.checkpoint.num_parameters / self.job.num_layers > _SHORT
 
     def to_json(self) -> dict[str, Any]:
         """What the job would do, as JSON types."""

@@ -1,4 +1,5 @@
-"""What a repair needs in memory, and how many input channels it can solve for at a time within a budget."""
+"""What a repair needs in memory, how many input channels it can solve for at a time within a budget, and how long it
+takes."""
 
 from __future__ import annotations
 
@@ -15,6 +16,10 @@ _FLOAT64, _FLOAT32 = 8, 4
 _MOMENTS = 4  # numbers in float32 for each that is trained: itself, its gradient, two moments
 _KEPT = 4  # times the activations of a call that its gradients need
 LEAST_BLOCK = 256  # input channels
+_CUTS = 2  # where layers are dropped by a search: one to three on the models at hand
+_SOLVING = 4  # runs of a layer over the text: for the sums, and by each penalty over what is held out
+_TRAINING = 8 * 3  # rounds of a fit by Adam: up, and twice as much down
+_ROUNDS, _JUDGED = 2, 20  # end to end
 
 
 @dataclass(frozen=True)
@@ -61,3 +66,28 @@ def repair_needs(work: Workload, plan: MemoryPlan) -> Iterator[tuple[str, int]]:
         yield "sums of least squares", block_bytes(mending, plan.gram_block or mending.inputs)
     if mending.trained:
         yield "a layer in training", mending.numbers * _FLOAT32 * _MOMENTS + _KEPT * work.activations
+
+
+@dataclass(frozen=True)
+class RepairText:
+    """Tokens that are fitted to, and ``held_out``."""
+
+    fit: int
+    held_out: int
+
+
+def repair_seconds(
+    method: str, text: RepairText, stack: tuple[int, int], each: tuple[float, float]
+) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of each phase, as TimeExpected has them, of a repair by ``method`` on ``text``. ``stack``: layers of the
+    source and of what stays; ``each``: seconds of a token in a layer and in the head."""
+    (source, kept), (layer, word) = stack, each
+    whole, above = text.fit + text.held_out, kept - kept // 2  # cut in the middle
+    fits = (_SOLVING if method != "local" else 0) + (_TRAINING if method != "linear" else 0)
+    found = {"repair": whole * (source + above) * layer + _CUTS * fits * text.fit * layer}
+    if method == "auto":
+        learned = _ROUNDS * text.fit * (4 * above * layer + 4 * word)
+        judged = _JUDGED * text.held_out * (above * layer + 2 * word)
+        found["end to end"] = whole * (source + kept - above) * layer + learned + judged
+    found["repair check"] = text.held_out * 2 * (kept * layer + word)
+    return {phase: [(seconds, 0.0)] for phase, seconds in found.items()}

@@ -11,12 +11,13 @@ import pytest
 
 from streamcollapse import Calibration, Compute, SearchOptions, Streaming
 from streamcollapse.jobs.prepare import Prepared, prepare_prune, prepare_search
+from streamcollapse.jobs.prune import run_prune
 from streamcollapse.jobs.search import run_search
 from streamcollapse.progress import CandidatesDone, Event, LayerDone, PhaseStarted, RoundStarted
 from streamcollapse.run.timing import Rates
 from streamcollapse.searches.work import Round
 from streamcollapse.settings.heal import AlsoHeal
-from streamcollapse.settings.run import RunSettings
+from streamcollapse.settings.run import Repair, RunSettings
 
 GREEDY: dict[str, Any] = {"strategy": "greedy", "effort": "thorough", "rescale": False, "metric": "cosine"}
 
@@ -142,6 +143,20 @@ def test_healing_at_once_is_in_the_times_and_needs(llama: Path, tmp_path: Path) 
     timed = prepared.timed()
     assert timed.expected is not None
     assert timed.expected.seconds["heal"] > timed.expected.seconds["teacher"] > 0
+
+
+@pytest.mark.parametrize("method", ["linear", "local", "auto"])
+def test_a_repair_is_in_the_times_by_its_phases(method: str, llama: Path, tmp_path: Path) -> None:
+    """Those that it runs through, and no other."""
+    settings = RunSettings(Compute("cpu", "float32"), Calibration("sentences"), repair=Repair(method, tokens=2048))
+    prepared = prepare_prune(llama, tmp_path / "out", SearchOptions(target_layers=6), settings)
+    timed = prepared.timed(even_if_short=True)
+    assert timed.expected is not None
+    run_prune(prepared)
+    seconds, phases = timed.expected.seconds, [phase.name for phase in prepared.job.meter.phases]
+    ours = [name for name in seconds if name in ("repair", "end to end", "repair check")]
+    assert ours == list(dict.fromkeys(name for name in phases if name in ("repair", "end to end", "repair check")))
+    assert all(seconds[name] > 0 for name in ours)
 
 
 def test_a_job_that_is_timed_says_how_long_each_phase_takes(llama: Path, tmp_path: Path) -> None:
