@@ -31,7 +31,7 @@ from streamcollapse.stream.loaders import PlainLoader
 from streamcollapse.stream.weights import Limits, WeightStream
 
 CUT_RATES = (0.01, 0.003)  # of a repair; the second where the first is too large to learn by
-_CUT_ROUNDS = 2
+_CUT_ROUNDS, _CUT_JUDGEMENTS = 2, 4
 _ELSEWHERE = ("teacher", "file", "adapter")  # settings that are paths, or make no difference to the course
 
 
@@ -140,9 +140,10 @@ def lessons_of_cuts(
     job: Job, text: FitText, layers: Sequence[PlanLayer], streaming: Streaming, rate: float = CUT_RATES[0]
 ) -> Lessons:
     """How the layers below cuts of the stack ``layers`` are trained end to end on ``text``. Raises BudgetError."""
-    everything = 10 * _CUT_ROUNDS  # more judgements than there are: a large rate is worse at first
-    healing = Healing(job.checkpoint.directory, train="cuts", rounds=_CUT_ROUNDS, rate=rate, patience=everything)
+    healing = Healing(job.checkpoint.directory, train="cuts", rounds=_CUT_ROUNDS, rate=rate)
     a_step = max(healing.batch_tokens // len(text.fit[0]), 1)
+    every = max(-(-len(text.fit) // a_step) * _CUT_ROUNDS // _CUT_JUDGEMENTS, 1)  # which cost a third as much as steps
+    healing = replace(healing, judge_every=every, patience=10 * _CUT_JUDGEMENTS)  # a large rate is worse at first
     lessons = HealText(text.name, text.fit, text.held_out, a_step, text.call_tokens)
     climb = plan_climb(layers, job.num_layers)
     return _planned(job, job, healing, lessons, [layers[n].base for n in climb.mended], climb, streaming)

@@ -19,7 +19,7 @@ LEAST_BLOCK = 256  # input channels
 _CUTS = 2  # where layers are dropped by a search: one to three on the models at hand
 _SOLVING = 4  # runs of a layer over the text: for the sums, and by each penalty over what is held out
 _TRAINING = 8 * 3  # rounds of a fit by Adam: up, and twice as much down
-_ROUNDS, _JUDGED = 2, 20  # end to end
+_ROUNDS, _JUDGED = 2, 5  # end to end
 
 
 @dataclass(frozen=True)
