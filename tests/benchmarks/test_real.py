@@ -92,3 +92,21 @@ def test_the_table_and_the_verdict():
     assert "| `greedy quick` | 0.100 | broken off at 9 |" in text
     assert "9 layers: `greedy standard` 0.102, the least 0.100 (`greedy quick`): within 3 %." in text
     assert "8 layers: `greedy standard` 0.210, the least 0.200 (`laco`): 5% more: missed." in text
+
+
+def test_files_of_one_model_are_one_table():
+    from real_tables import markdown
+
+    first = {"model": "smollm2", "layers": 10, "dense": {"code": 1.0, "encyclopedia": 2.0}}
+    standard = {"effort": "standard", "rescale": False}
+    stack, other = [[0, {"0": 1.0}]], [[1, {"1": 1.0}]]
+    rows = [row("laco", 7, 0.2, plan=stack), row("greedy standard", 7, 0.21, plan=stack, **standard)]
+    later = [
+        row("greedy standard", 7, 0.22, plan=stack, **standard),  # the same stack, scored on another machine
+        row("greedy standard, exchanges", 7, 0.19, plan=other, **standard),
+    ]
+    text = markdown([first | {"rows": rows}, first | {"rows": later}])
+    assert text.count("**SmolLM2") == 1
+    assert "| `greedy standard` | 0.210 | 9 s |" in text
+    assert "| `greedy standard, exchanges` | 0.190 |  |" in text, "its time is of another day"
+    assert "7 layers: `greedy standard, exchanges` 0.190, the least 0.190" in text
