@@ -13,18 +13,19 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from streamcollapse import Plan, RunSettings, SearchOptions, apply, perplexity, prune, search, verify
+from streamcollapse import Plan, RunSettings, SearchOptions, apply, perplexity, prune, resume, search, verify
 from streamcollapse.cli.main import app
 from streamcollapse.errors import BudgetError, CalibrationError, OptionError, PlanError
 from streamcollapse.jobs.apply import run_apply
 from streamcollapse.jobs.planning import compose_plans, export_plan, make_plan
 from streamcollapse.jobs.prepare import prepare_apply
 from streamcollapse.merge.plan import PLAN_FILE, PlanLayer
-from streamcollapse.progress import Event, PhaseStarted, WarningRaised
+from streamcollapse.progress import Event, PhaseStarted, StepLearned, WarningRaised
 from streamcollapse.repair.climb import plan_climb
 from streamcollapse.run.held_out import unjudged_text
 from streamcollapse.run.refits import refits_file
 from streamcollapse.settings.run import Compute, EvaluationText, Judging, Repair, Streaming
+from streamcollapse.storage.staging import work_of
 from tests.checkpoints import BUNDLED
 
 DROP = SearchOptions(strategy="block-influence", target_layers=20)
@@ -150,6 +151,29 @@ def test_auto_ends_with_the_divergence_of_the_whole(trained: Path, text: Path, t
     assert found.repair.loss_after < local.repair.loss_after
     assert "end to end" in [event.name for event in said if isinstance(event, PhaseStarted)]
     assert verify(tmp_path / "auto", trained).recomputed > 0
+
+
+def test_auto_ends_in_the_same_bytes_after_a_break(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamcollapse.jobs.healing._SAVE_SECONDS", 0.0)
+    shipped = Repair("auto", tokens=4096)
+    how = RunSettings(Compute("cpu", "float32"), judging=Judging(verdict=False), repair=shipped)
+    drop = replace(DROP, target_layers=12)
+    whole = prune(trained, tmp_path / "whole", drop, settings=how).out
+    out = tmp_path / "broken"
+
+    def breaking(event: Event) -> None:
+        if isinstance(event, StepLearned) and event.number == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="resume with"):
+        prune(trained, out, drop, settings=how, listener=breaking)
+    seen: list[int] = []
+    resume(work_of(out), listener=lambda e: seen.append(e.number) if isinstance(e, StepLearned) else None)
+    assert seen[0] == 3, "the step that was broken off"
+    one, other = (load_file(path / "model.safetensors") for path in (whole, out))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_what_there_is_no_memory_for_is_left_out(
