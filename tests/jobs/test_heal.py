@@ -294,7 +294,7 @@ def test_bad_input(pruned: Path, healing: Healing, text: Path, tmp_path: Path) -
             heal(*given, settings=QUIET)
         assert not out.exists()
         assert not work_of(out).exists()
-    with pytest.raises(OptionError, match="choose lora, lora:all, last:N"):
+    with pytest.raises(OptionError, match="choose lora, lora:all, cuts, last:N"):
         Healing(BUNDLED, train="everything")
     with pytest.raises(OptionError, match="trained whole"):
         Healing(BUNDLED, train="last:2", adapter=True)
