@@ -20,7 +20,7 @@ from streamcollapse.healing.updown import Student
 from streamcollapse.storage.scratch import Scratch
 from tests.checkpoints import save_model
 from tests.families import FAMILIES
-from tests.healing.test_updown import GAIN, LAYERS, WORDS, cut, opened
+from tests.healing.test_updown import GAIN, LAYERS, WORDS, cut, opened, whole
 
 RANK, ALPHA = 3, 6.0
 SCHEDULE = Schedule(steps=10, rate=3e-3, warm_up=3, clip=0.01, every=4)
@@ -154,3 +154,18 @@ def test_it_stops_with_the_best_where_a_loss_is_not_finite(tmp_path: Path) -> No
     assert (progress.step, progress.stopped) == (2, "the loss of step 3 is not finite")
     assert progress.best_step == 0
     assert all(bool(torch.isfinite(master).all()) for master in student.trained.tensors.values())
+
+
+def test_whole_tensors_step_in_units_of_their_size(tmp_path: Path) -> None:
+    """Adam's first step moves each number by the learning rate: here a hundredth of its tensor's root mean square."""
+    student, judge, lesson = parts(save_model(FAMILIES["llama"](), tmp_path / "m", gain=GAIN))
+    trained = Trained(whole={1: whole(student.model, 1)})
+    before = {name: master.detach().clone() for name, master in trained.tensors.items()}
+    after: State = {}
+    once = Schedule(steps=1, rate=0.01, warm_up=1, clip=1e9, every=1)
+    keep = watch(lambda progress, masters: after.update({name: m.clone() for name, m in masters.items()}))
+    learn(replace(student, trained=trained), judge, lesson, once, Progress(), keep)
+    assert before.keys() == after.keys()
+    for name, was in before.items():
+        moved = (after[name] - was).abs().max()
+        assert float(moved) == pytest.approx(0.01 * float(was.square().mean().sqrt()), rel=0.02), name
