@@ -33,11 +33,10 @@ def together(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         first = found[document["model"]]
         rows = {(row["setting"], row["wanted"]): row for row in first["rows"]}
-        rows |= {
-            (row["setting"], row["wanted"]): row | {"cpu_seconds": None}
-            for row in document["rows"]
-            if row["plan"] != rows.get((row["setting"], row["wanted"]), {}).get("plan")
-        }
+        for row in document["rows"]:
+            key = (row["setting"], row["wanted"])
+            if key not in rows or row.get("plan") not in (None, rows[key].get("plan")):
+                rows[key] = row | {"cpu_seconds": None}
         first["rows"] = sorted(rows.values(), key=lambda row: SETTINGS.index(row["setting"]))
     return list(found.values())
 

@@ -23,6 +23,7 @@ from streamcollapse.run.heal_plan import Course, plan_healing
 from streamcollapse.run.heal_text import HealText, heal_text
 from streamcollapse.run.needs import MemoryPlan
 from streamcollapse.run.opened import Job
+from streamcollapse.run.repair_needs import CUT_JUDGEMENTS, CUT_ROUNDS
 from streamcollapse.run.samples import load_tokenizer
 from streamcollapse.settings.heal import Healing
 from streamcollapse.settings.run import RunSettings, Streaming
@@ -31,7 +32,6 @@ from streamcollapse.stream.loaders import PlainLoader
 from streamcollapse.stream.weights import Limits, WeightStream
 
 CUT_RATES = (0.01, 0.003)  # of a repair; the second where the first is too large to learn by
-_CUT_ROUNDS, _CUT_JUDGEMENTS = 2, 4
 _ELSEWHERE = ("teacher", "file", "adapter")  # settings that are paths, or make no difference to the course
 
 
@@ -128,11 +128,8 @@ def lessons_of(job: Job, teacher: Job, healing: Healing, streaming: Streaming) -
         _check_pair(job, teacher, healing)
         climb = _climb(job, teacher)
     text = heal_text(job, healing)
-    trained: Sequence[int] = range(job.num_layers)  # of a search's result, at the most
-    if climb is not None:
-        trained = healing.positions(job.num_layers, climb.start, climb.mended)
-    elif healing.train != "cuts":
-        trained = healing.positions(job.num_layers)
+    at_most = climb or Climb(0, ())  # where a search has yet to say what is cut out
+    trained = healing.positions(job.num_layers, at_most.start, at_most.mended)
     return _planned(job, teacher, healing, text, trained, climb, streaming)
 
 
@@ -140,10 +137,10 @@ def lessons_of_cuts(
     job: Job, text: FitText, layers: Sequence[PlanLayer], streaming: Streaming, rate: float = CUT_RATES[0]
 ) -> Lessons:
     """How the layers below cuts of the stack ``layers`` are trained end to end on ``text``. Raises BudgetError."""
-    healing = Healing(job.checkpoint.directory, train="cuts", rounds=_CUT_ROUNDS, rate=rate)
+    healing = Healing(job.checkpoint.directory, train="cuts", rounds=CUT_ROUNDS, rate=rate)
     a_step = max(healing.batch_tokens // len(text.fit[0]), 1)
-    every = max(-(-len(text.fit) // a_step) * _CUT_ROUNDS // _CUT_JUDGEMENTS, 1)  # which cost a third as much as steps
-    healing = replace(healing, judge_every=every, patience=10 * _CUT_JUDGEMENTS)  # a large rate is worse at first
+    every = max(-(-len(text.fit) // a_step) * CUT_ROUNDS // CUT_JUDGEMENTS, 1)  # which cost a third as much as steps
+    healing = replace(healing, judge_every=every, patience=10 * CUT_JUDGEMENTS)  # a large rate is worse at first
     lessons = HealText(text.name, text.fit, text.held_out, a_step, text.call_tokens)
     climb = plan_climb(layers, job.num_layers)
     return _planned(job, job, healing, lessons, [layers[n].base for n in climb.mended], climb, streaming)

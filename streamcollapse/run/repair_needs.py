@@ -19,7 +19,7 @@ LEAST_BLOCK = 256  # input channels
 _CUTS = 2  # where layers are dropped by a search: one to three on the models at hand
 _SOLVING = 4  # runs of a layer over the text: for the sums, and by each penalty over what is held out
 _TRAINING = 8 * 3  # rounds of a fit by Adam: up, and twice as much down
-_ROUNDS, _JUDGED = 2, 5  # end to end
+CUT_ROUNDS, CUT_JUDGEMENTS = 2, 4  # end to end, over the text; beside the one before the first step
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def repair_seconds(
     fits = (_SOLVING if method != "local" else 0) + (_TRAINING if method != "linear" else 0)
     found = {"repair": whole * (source + above) * layer + _CUTS * fits * text.fit * layer}
     if method == "auto":
-        learned = _ROUNDS * text.fit * (4 * above * layer + 4 * word)
-        judged = _JUDGED * text.held_out * (above * layer + 2 * word)
+        learned = CUT_ROUNDS * text.fit * (4 * above * layer + 4 * word)
+        judged = (CUT_JUDGEMENTS + 1) * text.held_out * (above * layer + 2 * word)
         found["end to end"] = whole * (source + kept - above) * layer + learned + judged
     found["repair check"] = text.held_out * 2 * (kept * layer + word)
     return {phase: [(seconds, 0.0)] for phase, seconds in found.items()}

@@ -104,9 +104,11 @@ def test_files_of_one_model_are_one_table():
     later = [
         row("greedy standard", 7, 0.22, plan=stack, **standard),  # the same stack, scored on another machine
         row("greedy standard, exchanges", 7, 0.19, plan=other, **standard),
+        {"setting": "rule-based", "wanted": 7, "status": "refused: too little", "layers": None, "reached": 10},
     ]
     text = markdown([first | {"rows": rows}, first | {"rows": later}])
     assert text.count("**SmolLM2") == 1
     assert "| `greedy standard` | 0.210 | 9 s |" in text
+    assert "| `rule-based` | refused |  |" in text
     assert "| `greedy standard, exchanges` | 0.190 |  |" in text, "its time is of another day"
     assert "7 layers: `greedy standard, exchanges` 0.190, the least 0.190" in text

@@ -41,6 +41,7 @@ from streamcollapse.jobs.planning import compose_plans, export_plan
 from streamcollapse.jobs.prepare_heal import prepare_heal
 from streamcollapse.merge.plan import PLAN_FILE
 from streamcollapse.progress import Event, StepLearned
+from streamcollapse.repair.climb import plan_climb
 from streamcollapse.resources.processes import fresh_processes
 from streamcollapse.run.held_out import unjudged_text
 from streamcollapse.settings.heal import AlsoHeal
@@ -233,12 +234,13 @@ def test_memory_that_is_short_changes_no_bit(pruned: Path, healing: Healing, tmp
         heal(pruned, tmp_path / "no", healing, settings=replace(QUIET, streaming=Streaming(ram_budget="60MiB")))
 
 
-@pytest.mark.parametrize("train", ["last:2", "layers:4,12"])
+@pytest.mark.parametrize("train", ["last:2", "layers:4,12", "cuts"])
 def test_layers_can_be_trained_whole(train: str, pruned: Path, healing: Healing, tmp_path: Path) -> None:
     how = replace(healing, train=train, rate=1e-3)
     plan = heal(pruned, tmp_path / "out", how, settings=QUIET).plan
     changed = [n for n, layer in enumerate(plan.layers) if layer.refits]
-    assert changed == ([18, 19] if train == "last:2" else [4, 12])
+    below_cuts = plan_climb(Plan.load(pruned).layers, 24).mended
+    assert changed == {"last:2": [18, 19], "layers:4,12": [4, 12], "cuts": below_cuts}[train]
     assert all(len(plan.layers[n].refits) == 9 for n in changed), "norms as well"
 
 
@@ -275,7 +277,7 @@ def test_prune_can_heal_at_once(text: Path, tmp_path: Path) -> None:
     assert same(apply(BUNDLED, Plan.load(plain.out), tmp_path / "applied", settings=also).out, found.out)
 
 
-def test_bad_input(pruned: Path, healing: Healing, text: Path, tmp_path: Path) -> None:
+def test_bad_input(pruned: Path, healed: Path, healing: Healing, text: Path, tmp_path: Path) -> None:
     out, short = tmp_path / "out", tmp_path / "short.txt"
     short.write_text("A few words.")
     other = save_model(llama_config(vocab_size=4100), tmp_path / "other")
@@ -286,6 +288,7 @@ def test_bad_input(pruned: Path, healing: Healing, text: Path, tmp_path: Path) -
         ((pruned, out, replace(healing, file=tmp_path / "*.no")), CalibrationError, "no file matches"),
         ((pruned, out, replace(healing, train="layers:20")), OptionError, "has 20 layers, counted from 0"),
         ((pruned, out, replace(healing, train="last:21")), OptionError, "has 20 layers"),
+        ((healed, out, replace(healing, train="cuts")), OptionError, "nothing says where layers were cut out"),
         ((pruned, out, replace(healing, targets="nothing")), OptionError, "no linear module is called nothing"),
         ((pruned, out, replace(healing, rate=30.0)), OutputError, "nothing was learned"),
         ((pruned, pruned, healing), OutputError, "lies inside the source"),

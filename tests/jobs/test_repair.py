@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from streamcollapse import Plan, RunSettings, SearchOptions, apply, perplexity, prune, resume, search, verify
 from streamcollapse.cli.main import app
-from streamcollapse.errors import BudgetError, CalibrationError, OptionError, PlanError
+from streamcollapse.errors import BudgetError, CalibrationError, NothingLearnedError, OptionError, PlanError
+from streamcollapse.jobs import repair
 from streamcollapse.jobs.apply import run_apply
 from streamcollapse.jobs.planning import compose_plans, export_plan, make_plan
 from streamcollapse.jobs.prepare import prepare_apply
@@ -174,6 +175,26 @@ def test_auto_ends_in_the_same_bytes_after_a_break(
     assert seen[0] == 3, "the step that was broken off"
     one, other = (load_file(path / "model.safetensors") for path in (whole, out))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_rate_that_learns_nothing_is_followed_by_a_smaller_one(
+    trained: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[float] = []
+    train = repair.trained_below_cuts
+
+    def first_in_vain(run: Any, lessons: Any, *more: Any) -> Plan:
+        tried.append(lessons.healing.largest_rate)
+        if len(tried) == 1:
+            raise NothingLearnedError("nothing was learned")
+        return train(run, lessons, *more)
+
+    monkeypatch.setattr(repair, "trained_below_cuts", first_in_vain)
+    drop = replace(DROP, target_layers=12)
+    found = prune(trained, tmp_path / "out", drop, settings=settings(text, "auto")).plan
+    assert tried == [0.01, 0.003]
+    assert found.repair is not None
+    assert all(layer.how is not None and layer.how.endswith("end to end") for layer in found.repair.layers)
 
 
 def test_what_there_is_no_memory_for_is_left_out(
