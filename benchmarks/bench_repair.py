@@ -5,15 +5,15 @@ Question   By how much does the loss on text rise that neither search nor repair
 Ceiling    No rise.
 Wanted     At 25 % of the layers at least 45 % of the rise taken back, on each kind of text, within 3 minutes on two
            cores at 135M and 270M parameters and 15 at 1.5B.
-Method     A model of real_models.py, cut as ``greedy standard`` of a result file of bench_real.py cut it (``--cuts``),
-           or by block influence. Each repair is a run of ``streamcollapse apply`` of its own, on the text that ships;
-           its time is that of its phases, its memory the peak of the process. The rise is in nats over the
-           original's loss, on three kinds of text (real_models.held_out), in windows of 512 tokens spread evenly over
-           each; no text that fits judges.
+Method     A model of real_models.py, cut as ``greedy standard``, or another ``--setting``, of a result file of
+           bench_real.py cut it (``--cuts``), or by block influence. Each repair is a run of ``streamcollapse apply`` of
+           its own, on the text that ships; its time is that of its phases, its memory the peak of the process. The rise
+           is in nats over the original's loss, on three kinds of text (real_models.held_out), in windows of 512 tokens
+           spread evenly over each; no text that fits judges.
 
     python benchmarks/bench_repair.py (--model NAME --models DIR | --model bundled) --save FILE [--cuts FILE]
-                                      [--shares 0.1 0.25 ...] [--methods linear auto ...] [--tokens 4096]
-                                      [--repair-tokens 40000] [--threads N] [--note TEXT]
+                                      [--setting NAME] [--shares 0.1 0.25 ...] [--methods linear auto ...]
+                                      [--tokens 4096] [--repair-tokens 40000] [--threads N] [--note TEXT]
     python benchmarks/bench_repair.py --table FILE...
 
 The rows of a size are in FILE as soon as they are known, and a run with a FILE that is there goes on. The last line of
@@ -50,12 +50,12 @@ PHASES = ("repair", "end to end", "repair check")
 CUTS = "greedy standard"  # the rows of a result file of bench_real.py
 
 
-def cut(job: Job, source: Path, layers: int, cuts: Path | None) -> Plan:
-    """The plan of ``layers`` layers, without a repair."""
+def cut(job: Job, source: Path, layers: int, cuts: Path | None, setting: str = CUTS) -> Plan:
+    """The plan of ``layers`` layers, without a repair: the row of ``setting`` in ``cuts``."""
     if cuts is None:
         return search(source, SearchOptions(strategy="block-influence", target_layers=layers))
     rows = json.loads(cuts.read_text(encoding="utf-8"))["rows"]
-    row = next(row for row in rows if (row["setting"], row["layers"]) == (CUTS, layers))
+    row = next(row for row in rows if (row["setting"], row["layers"]) == (setting, layers))
     return Plan(job.name, job.num_layers, job.checkpoint.fingerprint(), stack_of(row["plan"]))
 
 
@@ -104,7 +104,7 @@ def measure(job: Job, source: Path, layers: int, given: argparse.Namespace, docu
     lacking = [m for m in given.methods if not any((r["layers"], r["method"]) == (layers, m) for r in rows)]
     if not lacking:
         return
-    plan = cut(job, source, layers, given.cuts)
+    plan = cut(job, source, layers, given.cuts, given.setting)
     with tempfile.TemporaryDirectory() as folder:
         plans, costs = [plan], list[dict[str, Any]]()
         for method in lacking:
@@ -154,6 +154,7 @@ def options() -> argparse.Namespace:
     add_options(parser, "bundled")
     parser.add_argument("--save", type=Path)
     parser.add_argument("--cuts", type=Path, help="results of bench_real.py of the same model")
+    parser.add_argument("--setting", default=CUTS, help="whose rows of --cuts")
     parser.add_argument("--shares", nargs="+", type=float, default=[0.25])
     methods = [name for name in REPAIRS if name != "none"]
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods, metavar="METHOD")
@@ -180,6 +181,7 @@ def main() -> None:
     head: dict[str, Any] = {"benchmark": "repair", "date": datetime.now(UTC).date().isoformat()}
     head |= {"environment": environment(given.threads), "note": given.note, "model": given.model}
     head |= {"num_layers": job.num_layers, "tokens": given.tokens, "repair_tokens": given.repair_tokens}
+    head["cut"] = given.setting if given.cuts else "block-influence"
     document = head | {"dense": {}, "rows": []}
     if given.save.exists():
         document |= json.loads(given.save.read_text(encoding="utf-8"))

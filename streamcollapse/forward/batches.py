@@ -11,7 +11,7 @@ MOST_CALL_TOKENS = 2048  # where layers are narrow: the cost of a call is then m
 CALL_COST = 64  # padded tokens that cost as much as one more call, by benchmarks/bench_calls.py
 LOGITS_BYTES = 1 << 24  # logits made at once, in float32, but those of LOGITS_TOKENS at the least:
 LOGITS_TOKENS = 64  # of fewer tokens the time goes into reading the head
-KEPT_BYTES = 1 << 29  # of the original's distributions; where they are more they are made anew for every candidate
+KEPT_BYTES = 1 << 29  # of the original's logits; where they are more they are made anew for every candidate
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,16 @@ def make_batches(samples: Sequence[Sequence[int]], max_tokens: int = MAX_CALL_TO
     return batches
 
 
+def step_batches(samples: Sequence[Sequence[int]], a_step: int, max_tokens: int) -> tuple[list[Batch], list[list[int]]]:
+    """Samples as calls of ``max_tokens``, those of ``a_step`` together, and the numbers of the calls of each step."""
+    batches, steps = list[Batch](), list[list[int]]()
+    for first in range(0, len(samples), a_step):
+        new = make_batches(samples[first : first + a_step], max_tokens)
+        steps.append(list(range(len(batches), len(batches) + len(new))))
+        batches += new
+    return batches, steps
+
+
 def one_in(lengths: Sequence[Sequence[int]], tokens: int | None) -> int:
     """One in how many tokens of samples of ``lengths``, batch by batch, comes to about ``tokens`` (None: all), and to
     one of each sample at the least."""
@@ -64,9 +74,9 @@ def one_in(lengths: Sequence[Sequence[int]], tokens: int | None) -> int:
     return max(min(math.ceil(sum(map(sum, lengths)) / tokens), min(map(min, lengths))), 1)
 
 
-def distributions_bytes(lengths: Sequence[Sequence[int]], vocabulary: int, every: int = 1) -> int:
-    """Bytes of the next-token distributions of one in ``every`` token of samples of ``lengths``, batch by batch."""
-    return 4 * vocabulary * sum(len(range(every // 2, length, every)) for batch in lengths for length in batch)
+def distributions_bytes(lengths: Sequence[Sequence[int]], vocabulary: int, every: int, itemsize: int) -> int:
+    """Bytes of the logits of one in ``every`` token of samples of ``lengths``, batch by batch, of ``itemsize`` each."""
+    return itemsize * vocabulary * sum(len(range(every // 2, length, every)) for batch in lengths for length in batch)
 
 
 def logits_tokens(vocabulary: int) -> int:

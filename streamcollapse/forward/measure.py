@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from torch.nn import functional
 
 from streamcollapse.errors import CalibrationError
 from streamcollapse.forward import metrics
-from streamcollapse.forward.batches import KEPT_BYTES, Batch, distributions_bytes, logits_tokens, one_in
+from streamcollapse.forward.batches import KEPT_BYTES, Batch, distributions_bytes, one_in
+from streamcollapse.forward.head import Head, inner, log_sum
 from streamcollapse.forward.model import StreamedModel, Weights
 from streamcollapse.forward.reference import Reference
 from streamcollapse.forward.stored import StoredLayers
@@ -92,22 +94,21 @@ class _OfHiddenStates:
 
 
 class _OfLogits:
-    """Metrics of the next-token distributions of about ``tokens``. The head is held; logits are made a block at a
-    time."""
+    """Metrics of the next-token distributions of about ``tokens``. The head is held; logits are made a block of tokens
+    and a part of the vocabulary at a time."""
 
     def __init__(
         self, model: StreamedModel, reference: Reference, vocabulary: int, tokens: int | None, head: Weights
     ) -> None:
-        self._model, self._reference = model, reference
+        self._reference = reference
         lengths = [batch.lengths for batch in reference.batches]
         self._every = one_in(lengths, tokens)
-        self._head = head
         for name, weight in head.items():
             check_finite(name, weight)
-        self._most = logits_tokens(vocabulary)
-        self._loss = self._mean_loss(reference.top)
-        keep = distributions_bytes(lengths, vocabulary, self._every) <= KEPT_BYTES
-        self._kept: dict[tuple[int, int, int], tuple[torch.Tensor, float]] | None = {} if keep else None
+        self._head = Head(model, head, vocabulary, reference.top[0][0, :1])
+        size = distributions_bytes(lengths, vocabulary, self._every, model.placement.dtype.itemsize)
+        self._is_kept = size <= KEPT_BYTES
+        self._kept: dict[tuple[int, int, int], _Original] = {}
 
     def likelihood(self, hidden: Sequence[torch.Tensor]) -> float | None:
         """exp(loss of the original - loss), the loss being the mean over predicted tokens in nats: the perplexity of
@@ -119,42 +120,60 @@ class _OfLogits:
         nats."""
         total, tokens = 0.0, 0
         for number, (h, batch) in enumerate(zip(hidden, self._reference.batches, strict=True)):
-            for block, real in _blocks(batch, self._most, 0, self._every):
-                theirs, negentropy = self._of_original(number, block, real)
-                ours = self._log_probabilities(h[block][real])
-                # sum p log p - sum p log q: one product of what is there, where kl_div makes three matrices more
-                total += negentropy - _inner(theirs, ours)
-                tokens += len(ours)
+            for block, real in _blocks(batch, self._head.tokens, 0, self._every):
+                key = number, block[0].start, block[1].start
+                total += self._divergence(key, h[block][real], self._reference.top[number][block][real])
+                tokens += int(real.sum())
         return _finite(_exp(-total / tokens))
+
+    def _divergence(self, key: tuple[int, int, int], ours_TD: torch.Tensor, theirs_TD: torch.Tensor) -> float:
+        """The sum over tokens of sum p (log p - log q), with log p = t - log_sum t of the original's logits t."""
+        original = self._of_original(key, theirs_TD)
+        total, sum_T = 0.0, None
+        for number, words in enumerate(self._head.parts(len(ours_TD))):
+            ours = self._head.logits(ours_TD, words).float()
+            theirs = original.logits[number] if original.logits else self._head.logits(theirs_TD, words)
+            theirs = theirs.float()
+            probabilities = (theirs - original.sum_T.float().unsqueeze(-1)).exp_()
+            sum_T = log_sum(sum_T, ours)
+            total += inner(probabilities, theirs - ours)
+        assert sum_T is not None
+        return total + float((sum_T - original.sum_T).sum())
+
+    def _of_original(self, key: tuple[int, int, int], hidden_TD: torch.Tensor) -> _Original:
+        """What is kept of the original for the block ``key``, where ``hidden_TD`` left its top layer."""
+        if key not in self._kept:
+            sum_T, made = None, list[torch.Tensor]()
+            for words in self._head.parts(len(hidden_TD)):
+                logits = self._head.logits(hidden_TD, words)
+                sum_T = log_sum(sum_T, logits)
+                made += [logits] if self._is_kept else []
+            assert sum_T is not None
+            self._kept[key] = _Original(made, sum_T)
+        return self._kept[key]
+
+    @cached_property
+    def _loss(self) -> float:
+        return self._mean_loss(self._reference.top)
 
     def _mean_loss(self, hidden: Sequence[torch.Tensor]) -> float:
         total, tokens = 0.0, 0
         for h, batch in zip(hidden, self._reference.batches, strict=True):
             following_NT = batch.input_ids_NT.roll(-1, dims=1)
-            for block, real in _blocks(batch, self._most, 1, self._every):
-                targets = following_NT[block][real].to(h.device)
-                log_probabilities = self._log_probabilities(h[block][real])
-                total += float(functional.nll_loss(log_probabilities, targets, reduction="sum"))
-                tokens += len(targets)
+            for block, real in _blocks(batch, self._head.tokens, 1, self._every):
+                targets_T = following_NT[block][real].to(h.device)
+                total += self._head.nll(h[block][real], targets_T)
+                tokens += len(targets_T)
         return total / tokens if tokens else math.nan
 
-    def _of_original(self, number: int, block: _Block, real: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Probabilities p of the real tokens in ``block`` of batch ``number``, and the sum of p log p: kept, where
-        there is room for all."""
-        key = number, block[0].start, block[1].start
-        if self._kept is None or key not in self._kept:
-            log_probabilities = self._log_probabilities(self._reference.top[number][block][real])
-            probabilities = log_probabilities.exp()
-            made = probabilities, _inner(probabilities, log_probabilities)
-            if self._kept is None:
-                return made
-            self._kept[key] = made
-        return self._kept[key]
 
-    def _log_probabilities(self, hidden_TD: torch.Tensor) -> torch.Tensor:
-        # as samples of one token: learned positions end, and masks would grow with the square
-        logits_TV = self._model.logits(self._head, hidden_TD.unsqueeze(1))[:, 0]
-        return functional.log_softmax(logits_TV.float(), dim=-1)
+@dataclass(frozen=True)
+class _Original:
+    """Of a block of tokens: the original's ``logits`` by parts of the vocabulary, none where there is no room, and the
+    log of the sum of their exp, [T] in float64."""
+
+    logits: list[torch.Tensor]
+    sum_T: torch.Tensor
 
 
 _Block = tuple[slice, slice]  # rows and tokens of a batch
@@ -172,12 +191,6 @@ def _blocks(batch: Batch, most: int, short: int, every: int) -> Iterator[tuple[_
             block = slice(row, row + down), slice(token, token + along, every)
             if real_NT[block].any():
                 yield block, real_NT[block]
-
-
-def _inner(a_TV: torch.Tensor, b_TV: torch.Tensor) -> float:
-    """The sum of ``a_TV * b_TV``. Not torch.dot: over 49k words, 80 tokens, it was seen to be wrong by 2e-4 of it, and
-    the difference of two such sums is what is looked for."""
-    return float(torch.linalg.vecdot(a_TV, b_TV).sum(dtype=torch.float64))
 
 
 def _exp(value: float) -> float:

@@ -125,6 +125,14 @@ class StreamedModel:
             weights[name] = self.placement.place(self._source.read(self.layout.stored[name], self.placement.device))
         return weights
 
+    def head_rows(self, head: Weights) -> tuple[str, ...]:
+        """The names in ``head`` of what has a row for each word; empty where the head is no linear module."""
+        output = self._skeleton.model.get_output_embeddings()
+        if not isinstance(output, nn.Linear):
+            return ()
+        named = self._skeleton.model.named_parameters(remove_duplicate=False)
+        return tuple(name for name, one in named if name in head and (one is output.weight or one is output.bias))
+
     def logits(self, head: Weights, hidden_NTD: torch.Tensor) -> torch.Tensor:
         """Next-token logits of what leaves the top layer. [N, T, vocabulary]"""
         return self._stack.logits(head, hidden_NTD)

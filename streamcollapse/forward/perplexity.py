@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch.nn import functional
 
 from streamcollapse.errors import CalibrationError, NonFiniteError
-from streamcollapse.forward.batches import MOST_CALL_TOKENS, Batch, logits_tokens, make_batches
-from streamcollapse.forward.model import StreamedModel, Weights, overflow
+from streamcollapse.forward.batches import MOST_CALL_TOKENS, Batch, make_batches
+from streamcollapse.forward.head import Head
+from streamcollapse.forward.model import StreamedModel, overflow
 from streamcollapse.forward.walk import Passed, Stack, walk
 from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.storage.source import check_finite, is_finite
@@ -108,15 +108,17 @@ def streamed_perplexities(
     tokens = sum(window.predicted for window in windows)
     if tokens == 0:
         raise CalibrationError("the text has no token to predict; give a longer text")
-    head = model.head()
-    for name, weight in head.items():
+    weights, totals = model.head(), [0.0] * len(stacks)
+    for name, weight in weights.items():
         check_finite(name, weight)
-    totals, chunk = [0.0] * len(stacks), logits_tokens(vocabulary)
+    head: Head | None = None
     bytes_per_token = model.hidden_size * model.placement.dtype.itemsize * len(stacks)
 
     def score(group: Sequence[_Piece], numbers: Sequence[int], finished: Sequence[int], hidden: _States) -> None:
+        nonlocal head
+        head = head or Head(model, weights, vocabulary, hidden[0][0, :1])
         for hidden_NTD, (batch, predicted) in zip(hidden, group, strict=True):
-            for nll in _row_nlls(model, head, hidden_NTD, batch, predicted, chunk):
+            for nll in _row_nlls(head, hidden_NTD, batch, predicted):
                 for one in finished:
                     totals[numbers[one]] += nll
 
@@ -165,25 +167,16 @@ def _climb(
     walk(model, stacks, enter, calls, watch, merge_norms)
 
 
-def _row_nlls(
-    model: StreamedModel, head: Weights, hidden_NTD: torch.Tensor, batch: Batch, predicted: Sequence[int], chunk: int
-) -> Iterator[float]:
+def _row_nlls(head: Head, hidden_NTD: torch.Tensor, batch: Batch, predicted: Sequence[int]) -> Iterator[float]:
     """The negative log likelihood, in nats, of the last ``predicted`` tokens of each row."""
     for row, (length, count) in enumerate(zip(batch.lengths, predicted, strict=True)):
-        ids = batch.input_ids_NT[row, :length].to(hidden_NTD.device)
-        yield _row_nll(
-            model, head, hidden_NTD[row : row + 1, length - 1 - count : length - 1], ids[length - count :], chunk
-        )
+        ids = batch.input_ids_NT[row, length - count : length].to(hidden_NTD.device)
+        left = hidden_NTD[row, length - 1 - count : length - 1]
+        yield sum(head.nll(left[at], ids[at]) for at in _slices(count, head.tokens))
 
 
-def _row_nll(
-    model: StreamedModel, head: Weights, hidden_1TD: torch.Tensor, targets_T: torch.Tensor, chunk: int
-) -> float:
-    total = 0.0
-    for start in range(0, len(targets_T), chunk):
-        logits = model.logits(head, hidden_1TD[:, start : start + chunk])[0].float()
-        total += float(functional.cross_entropy(logits, targets_T[start : start + chunk], reduction="sum"))
-    return total
+def _slices(count: int, most: int) -> Iterator[slice]:
+    return (slice(first, first + most) for first in range(0, count, most))
 
 
 def _groups(pieces: Sequence[_Piece], bytes_per_token: int) -> Iterator[list[_Piece]]:

@@ -133,7 +133,7 @@ def _step(
     for group in adam.param_groups:
         group["lr"] = group["unit"] * schedule.rate_at(step)
     adam.zero_grad(set_to_none=True)
-    loss = _loss(student, judge, lesson, numbers, student.gradients)
+    loss = _loss((student.gradients, judge), lesson, numbers, step)
     parameters = [p for group in adam.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, schedule.clip)
     if not math.isfinite(float(norm)):
@@ -143,20 +143,23 @@ def _step(
 
 
 def _judge(student: Student, judge: Judge, lesson: Lesson, progress: Progress) -> None:
-    loss = _loss(student, judge, lesson, lesson.held_out, student.losses)
+    loss = _loss((student.losses, judge), lesson, lesson.held_out, judge.every // 2)
     progress.judged[progress.step] = loss
     if progress.step == 0 or loss < progress.best_loss:
         progress.best_step = progress.step
         progress.best = {name: master.detach().clone() for name, master in student.trained.tensors.items()}
 
 
-def _loss(student: Student, judge: Judge, lesson: Lesson, numbers: Sequence[int], way: Callable[..., float]) -> float:
+def _loss(how: tuple[Callable[..., float], Judge], lesson: Lesson, numbers: Sequence[int], turn: int) -> float:
+    """The loss over the calls with these ``numbers``. ``how``: one of a student's ways, and what judges."""
+    way, judge = how
     batches = [lesson.batches[n] for n in numbers]
-    tokens = judge.tokens(batches)
+    places = [judge.places(batch, turn) for batch in batches]
+    tokens = sum(len(row) for rows in places for row in rows)
 
     def objective(b: int, left: torch.Tensor, gradient: bool) -> tuple[float, torch.Tensor | None]:
         states = None if lesson.teacher is None else lesson.teacher[numbers[b]]
-        return judge.loss_of(batches[b], left, states, tokens, gradient)
+        return judge.loss_of(batches[b], places[b], left, states, tokens, gradient)
 
     entering = None if lesson.entering is None else [lesson.entering[n] for n in numbers]
     return way(batches, entering, objective)

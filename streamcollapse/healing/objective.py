@@ -5,8 +5,8 @@
     nll   negative log likelihood of the text
     mse   |student - teacher|^2 / |teacher|^2 of the last hidden states, after the final norm
 
-Each is a mean over the tokens of a step, in nats for the first two. Logits are made of so many tokens at a time as a
-search makes of them, so that no block of tokens times vocabulary is ever held.
+Each is a mean over the tokens of a step, or over one in so many of them, in nats for the first two. Logits are made of
+a few tokens at a time, and what is computed of them of a part of the vocabulary.
 """
 
 from __future__ import annotations
@@ -15,66 +15,119 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 from streamcollapse.forward.batches import Batch, logits_tokens
-from streamcollapse.forward.model import StreamedModel, Weights
+from streamcollapse.forward.head import Head, inner, log_sum
+from streamcollapse.forward.model import StreamedModel
+
+_Found = tuple[float, torch.Tensor | None]  # a loss, and its gradient
 
 
 @dataclass(frozen=True)
 class Judge:
     """``loss`` by name, of what leaves the top layer of ``student``; by ``teacher`` with what left the top of its own.
-    ``heads``: the weights of both, the student's first; of ``vocabulary`` rows."""
+    ``heads`` of both over the same ``vocabulary``, the student's first. ``every``: one in so many tokens of a row
+    counts, since with a large vocabulary the head takes longer than all layers."""
 
     loss: str
     student: StreamedModel
     teacher: StreamedModel
-    heads: tuple[Weights, Weights]
+    heads: tuple[Head, Head]
     vocabulary: int
     temperature: float = 1.0
+    every: int = 1
 
-    def tokens(self, batches: Sequence[Batch]) -> int:
-        """How many tokens of ``batches`` count: the last of a row has no next one to be likely."""
+    def places(self, batch: Batch, turn: int) -> list[range]:
+        """The tokens of each row of ``batch`` that count: from another first one in each ``turn``. The last of a row
+        has no next one to be likely."""
         less = 1 if self.loss == "nll" else 0
-        return sum(length - less for batch in batches for length in batch.lengths)
+        return [range(turn % self.every, length - less, self.every) for length in batch.lengths]
 
     def loss_of(
-        self, batch: Batch, left_NTD: torch.Tensor, teacher_NTD: torch.Tensor | None, tokens: int, gradient: bool
-    ) -> tuple[float, torch.Tensor | None]:
-        """What ``batch`` adds to the mean loss over ``tokens``, and with ``gradient`` that by ``left_NTD``, [N, T, D].
-        ``teacher_NTD`` left the teacher's top layer; ``nll`` needs none."""
-        counted = [(row, length - (self.loss == "nll")) for row, length in enumerate(batch.lengths)]
-        if self.loss == "nll":
-            rows = [batch.input_ids_NT[row, 1 : count + 1] for row, count in counted]
-        else:
-            assert teacher_NTD is not None
-            rows = [teacher_NTD[row, :count] for row, count in counted]
+        self,
+        batch: Batch,
+        places: Sequence[range],
+        left_NTD: torch.Tensor,
+        teacher_NTD: torch.Tensor | None,
+        tokens: int,
+        gradient: bool,
+    ) -> _Found:
+        """What ``batch`` adds to the mean loss over ``tokens``, of which those at ``places`` are, and with ``gradient``
+        that by ``left_NTD``, [N, T, D]. ``teacher_NTD`` left the teacher's top layer; ``nll`` needs none."""
         total, found = 0.0, torch.zeros_like(left_NTD) if gradient else None
-        size = logits_tokens(self.vocabulary)
-        for (row, count), wanted in zip(counted, rows, strict=True):
-            for first in range(0, count, size):
-                chunk = slice(first, min(first + size, count))
-                part = left_NTD[row : row + 1, chunk].detach().requires_grad_(gradient)
-                with torch.set_grad_enabled(gradient):
-                    loss = self._chunk(part, wanted[chunk].to(part.device)) / tokens
+        # the logits of both are held: as many as two blocks of a search in float32
+        size = min(2 * logits_tokens(self.vocabulary), *(head.tokens for head in self.heads))
+        for row, counted in enumerate(places):
+            for first in range(0, len(counted), size):
+                some = counted[first : first + size]
+                chunk = slice(some.start, some.stop, some.step)
+                if self.loss == "nll":
+                    wanted = batch.input_ids_NT[row, 1:][chunk]
+                else:
+                    assert teacher_NTD is not None
+                    wanted = teacher_NTD[row, chunk]
+                part = left_NTD[row, chunk].detach().requires_grad_(gradient)
+                way = self._by_states if self.loss == "mse" else self._by_words
+                loss, by_part = way(part, wanted.to(part.device), tokens)
                 if found is not None:
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    found[row, chunk] = part.grad[0]  # type: ignore[index]
-                total += float(loss.detach())
+                    assert by_part is not None
+                    found[row, chunk] = by_part.to(found.dtype)
+                total += loss
         return total, found
 
-    def _chunk(self, left_1TD: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        if self.loss == "mse":
-            ours = self.student.last_hidden(left_1TD)[0].float()
-            with torch.no_grad():
-                theirs = self.teacher.last_hidden(wanted[None])[0].float()
-            return ((ours - theirs).square().sum(-1) / theirs.square().sum(-1).clamp_min(1e-30)).sum()
-        logits = self.student.logits(self.heads[0], left_1TD)[0].float()
-        if self.loss == "nll":
-            return functional.cross_entropy(logits, wanted, reduction="sum")
+    def _by_states(self, left_TD: torch.Tensor, wanted_TD: torch.Tensor, tokens: int) -> _Found:
         with torch.no_grad():
-            theirs = self.teacher.logits(self.heads[1], wanted[None])[0].float() / self.temperature
-            log_teacher = functional.log_softmax(theirs, dim=-1)
-        log_student = functional.log_softmax(logits / self.temperature, dim=-1)
-        kl = functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
-        return kl * self.temperature**2
+            theirs = self.teacher.last_hidden(wanted_TD[None])[0].float()
+        with torch.set_grad_enabled(left_TD.requires_grad):
+            ours = self.student.last_hidden(left_TD[None])[0].float()
+            loss = ((ours - theirs).square().sum(-1) / theirs.square().sum(-1).clamp_min(1e-30)).sum() / tokens
+        found = torch.autograd.grad(loss, left_TD)[0] if left_TD.requires_grad else None
+        return float(loss.detach()), found
+
+    def _by_words(self, left_TD: torch.Tensor, wanted: torch.Tensor, tokens: int) -> _Found:
+        """sum p (log p - log q) / tokens, without log p where p is the next token itself; its gradient by a student's
+        logit is (q - p) / tokens. At a temperature times that, as the divergence is times its square."""
+        is_text, heat = self.loss == "nll", 1.0 if self.loss == "nll" else self.temperature
+        parts = list(self.heads[0].parts(len(left_TD)))
+        ours, theirs = list[torch.Tensor](), list[torch.Tensor]()
+        our_sum = their_sum = None
+        for words in parts:
+            with torch.set_grad_enabled(left_TD.requires_grad):
+                ours.append(self.heads[0].logits(left_TD, words))
+            our_sum = log_sum(our_sum, _at(ours[-1].detach(), heat))
+            if not is_text:
+                with torch.no_grad():
+                    theirs.append(self.heads[1].logits(wanted, words))
+                their_sum = log_sum(their_sum, _at(theirs[-1], heat))
+        assert our_sum is not None
+        total, found = 0.0, torch.zeros(left_TD.shape, device=left_TD.device) if left_TD.requires_grad else None
+        for number, words in enumerate(parts):
+            log_q = _logs(ours[number].detach(), our_sum, heat)
+            if their_sum is None:
+                p = _is_next(wanted, words, log_q)
+                total -= inner(p, log_q)
+            else:
+                log_p = _logs(theirs[number], their_sum, heat)
+                p = log_p.exp()
+                total += inner(p, log_p.sub_(log_q))
+            if found is not None:
+                by_logits = log_q.exp_().sub_(p).mul_(heat / tokens)
+                found += torch.autograd.grad(ours[number], left_TD, by_logits.to(ours[number].dtype))[0].float()
+        return total * heat**2 / tokens, found
+
+
+def _at(logits: torch.Tensor, heat: float) -> torch.Tensor:
+    return logits.float() if heat == 1.0 else logits.float() / heat
+
+
+def _logs(logits_TW: torch.Tensor, sum_T: torch.Tensor, heat: float) -> torch.Tensor:
+    """The logarithms of probabilities, a tensor of its own."""
+    return _at(logits_TW, heat) - sum_T.float().unsqueeze(-1)
+
+
+def _is_next(wanted_T: torch.Tensor, words: slice, like_TW: torch.Tensor) -> torch.Tensor:
+    """1 where the next token is that of ``words``, else 0. [T, words]"""
+    found = torch.zeros_like(like_TW)
+    (here,) = torch.where((wanted_T >= words.start) & (wanted_T < words.stop))
+    found[here, wanted_T[here] - words.start] = 1.0
+    return found

@@ -12,6 +12,7 @@ import torch
 
 from streamcollapse.errors import NothingLearnedError, OptionError
 from streamcollapse.forward.batches import Batch
+from streamcollapse.forward.head import Head
 from streamcollapse.healing.learn import Lesson, Progress, State, Watch, learn
 from streamcollapse.healing.objective import Judge
 from streamcollapse.healing.state import kept_states, load_progress, save_progress
@@ -51,22 +52,28 @@ def healed(job: Job, lessons: Lessons, plan: Plan, work: WorkDirectory) -> Heale
         return _healed(_Patient(run, lessons, plan, work), states)
 
 
-def trained_below_cuts(run: Run, lessons: Lessons, plan: Plan, work: TemporaryWork) -> Plan:
-    """``plan`` of the model of ``run`` with what ``lessons`` make of it, in whose memory nothing else stays. Raises
-    OutputError where nothing was learned, NonFiniteError."""
+def trained_below_cuts(
+    run: Run, lessons: Lessons, plan: Plan, work: TemporaryWork, states: tuple[list[torch.Tensor], list[torch.Tensor]]
+) -> Plan:
+    """``plan`` of the model of ``run`` with what ``lessons`` make of it, in whose memory nothing else stays.
+    ``states``: what left the top of the source for each call, and what enters the lowest layer below a cut. Raises
+    NothingLearnedError, NonFiniteError."""
     run.stream.keep_none()
     with run.job.meter.phase(BELOW_CUTS):
-        states = _states(lessons, run, work)
-        return _healed(_Patient(run, lessons, plan, work, BELOW_CUTS), states).plan
+        return _healed(_Patient(run, lessons, plan, work, BELOW_CUTS), *states).plan
 
 
-def _healed(patient: _Patient, states: list[torch.Tensor] | None) -> HealedStack:
-    """What becomes of the ``patient``, by the ``states`` of the teacher."""
+def _healed(
+    patient: _Patient, states: list[torch.Tensor] | None, entering: list[torch.Tensor] | None = None
+) -> HealedStack:
+    """What becomes of the ``patient``, by the ``states`` of the teacher. ``entering``: what enters the lowest layer
+    that is trained, None where that is not known yet."""
     lessons, plan = patient.lessons, patient.plan
     batches, steps, held_out = lessons.text.calls()
     with heap_for(lessons.memory.activations):
         trained = patient.to_train()
-        entering = patient.entering(trained.positions[0], batches)
+        if entering is None:
+            entering = patient.entering(trained.positions[0], batches)
         progress = patient.learned(trained, Lesson(batches, states, steps, held_out, entering))
         refits = patient.refits(trained)
     layers = tuple(
@@ -149,14 +156,21 @@ class _Patient:
             trained.put(masters)
         scratch = self.work.files if lessons.memory.spill else Scratch()
         student = Student(model, self.plan.layers, self.plan.merge_norms, trained, scratch)
-        head = model.head()
-        heads = (head, head if job is lessons.teacher else lessons.teacher_tail.head())
-        kind, temperature = lessons.healing.loss, lessons.healing.temperature
-        judge = Judge(kind, model, lessons.teacher_tail, heads, job.vocabulary, temperature)
+        judge = self._judge(lesson)
         job.listener(PhaseStarted(self.phase, lessons.visits(len(self.plan.layers) - student.lowest, progress)))
         found = learn(student, judge, lesson, lessons.schedule, progress, Watch(self._telling(), self._saving()))
         self._check(found)
         return found
+
+    def _judge(self, lesson: Lesson) -> Judge:
+        lessons, job, model, tail = self.lessons, self.run.job, self.run.model, self.lessons.teacher_tail
+        entering = lesson.entering or [model.record(lesson.batches[:1])[0].hidden_NTD]
+        ours = Head(model, model.head(), job.vocabulary, entering[0][0, :1].to(model.placement.device))
+        theirs = ours
+        if job is not lessons.teacher and lesson.teacher is not None:
+            theirs = Head(tail, tail.head(), job.vocabulary, lesson.teacher[0][0, :1].to(model.placement.device))
+        kind, temperature = lessons.healing.loss, lessons.healing.temperature
+        return Judge(kind, model, tail, (ours, theirs), job.vocabulary, temperature, lessons.every)
 
     def _check(self, found: Progress) -> None:
         if found.best_step == 0:

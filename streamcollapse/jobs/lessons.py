@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from streamcollapse.errors import CalibrationError, ModelError, OptionError, PlanError
+from streamcollapse.forward.batches import one_in
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.healing.learn import Progress, Schedule
 from streamcollapse.healing.teacher import MOST_TOKENS
@@ -25,6 +26,7 @@ from streamcollapse.run.needs import MemoryPlan
 from streamcollapse.run.opened import Job
 from streamcollapse.run.repair_needs import CUT_JUDGEMENTS, CUT_ROUNDS
 from streamcollapse.run.samples import load_tokenizer
+from streamcollapse.settings.catalogue import EFFORTS
 from streamcollapse.settings.heal import Healing
 from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.storage.source import ObservedSource
@@ -56,6 +58,11 @@ class Lessons:
         every = healing.judge_every or max(steps // 10, 1)
         warm_up = max(round(healing.warm_up * steps), 1)
         return Schedule(steps, healing.largest_rate, warm_up, healing.clip, every, healing.patience)
+
+    @property
+    def every(self) -> int:
+        """One in how many tokens the loss is taken of."""
+        return one_in([[len(ids) - 1 for ids in self.text.learn[: self.text.a_step]]], self.healing.loss_tokens)
 
     @property
     def passes(self) -> int:
@@ -92,7 +99,8 @@ class Lessons:
         schedule, trained = self.schedule, num_layers - lowest
         learned = schedule.steps * self.course.tokens
         judged = (schedule.steps // schedule.every + 1) * self.course.held_out
-        seconds = learned * (4 * trained * layer + 4 * word) + judged * (trained * layer + 2 * word)
+        head = word / self.every
+        seconds = learned * (4 * trained * layer + 4 * head) + judged * (trained * layer + 2 * head)
         seconds += sum(self.text.tokens) * lowest * layer
         found = {"heal": [(seconds, 0.0)]}
         if self.healing.loss == "nll":
@@ -137,11 +145,13 @@ def lessons_of_cuts(
     job: Job, text: FitText, layers: Sequence[PlanLayer], streaming: Streaming, rate: float = CUT_RATES[0]
 ) -> Lessons:
     """How the layers below cuts of the stack ``layers`` are trained end to end on ``text``. Raises BudgetError."""
-    healing = Healing(job.checkpoint.directory, train="cuts", rounds=CUT_ROUNDS, rate=rate)
-    a_step = max(healing.batch_tokens // len(text.fit[0]), 1)
-    every = max(-(-len(text.fit) // a_step) * CUT_ROUNDS // CUT_JUDGEMENTS, 1)  # which cost a third as much as steps
+    compared = EFFORTS["standard"].head_tokens(job.vocabulary)
+    healing = Healing(job.checkpoint.directory, train="cuts", rounds=CUT_ROUNDS, rate=rate, loss_tokens=compared)
+    every = max(
+        -(-len(text.fit) // text.a_step) * CUT_ROUNDS // CUT_JUDGEMENTS, 1
+    )  # which cost a third as much as steps
     healing = replace(healing, judge_every=every, patience=10 * CUT_JUDGEMENTS)  # a large rate is worse at first
-    lessons = HealText(text.name, text.fit, text.held_out, a_step, text.call_tokens)
+    lessons = HealText(text.name, text.fit, text.held_out, text.a_step, text.call_tokens)
     climb = plan_climb(layers, job.num_layers)
     return _planned(job, job, healing, lessons, [layers[n].base for n in climb.mended], climb, streaming)
 

@@ -162,7 +162,7 @@ class Prepared:
         phases["reference"] = [(seconds + begin, 0.0)]
         layers, each = len(fewest_layers(strategy_of(options), space)), rates.run / samples.num_tokens
         if self.fit_text is not None:
-            fitted = RepairText(*self.fit_text.tokens)
+            fitted = RepairText(*self.fit_text.tokens, self.fit_text.every(job.vocabulary))
             method = self.settings.repair.method
             phases |= repair_seconds(method, fitted, (job.num_layers, layers), (each, rates.word))
         if self.lessons is not None:

@@ -17,7 +17,7 @@ from streamcollapse.merge.repaired import RepairedLayer, RepairRecord
 from streamcollapse.progress import PhaseStarted, WarningRaised
 from streamcollapse.repair.climb import plan_climb
 from streamcollapse.repair.fits import fit_by
-from streamcollapse.repair.mend import How, mend
+from streamcollapse.repair.mend import How, Climbed, mend
 from streamcollapse.resources.device import heap_for
 from streamcollapse.run.fit_text import FitText
 from streamcollapse.run.opened import Run
@@ -32,29 +32,30 @@ _REFITS = "refits"  # the directory of its tensors
 def repaired(prepared: Prepared, plan: Plan, run: Run, work: TemporaryWork) -> Plan:
     """``plan`` with the layers before cuts fitted anew, as the settings say; where that does not lower the loss on text
     that was not fitted to, only a record of it. Raises OutputError, NonFiniteError."""
-    text, job = prepared.fit_text, run.job
+    text, job, method = prepared.fit_text, run.job, prepared.settings.repair.method
     if text is None:
         return plan
-    key = {"plan": plan.digest, "repair": prepared.settings.repair.method, "text": text.digest}
+    key = {"plan": plan.digest, "repair": method, "text": text.digest}
     if (known := _known(run, work, plan, key)) is not None:
         return known
     with job.meter.phase("repair"), heap_for(run.memory.activations):
         job.listener(PhaseStarted("repair", len(plan_climb(plan.layers, job.num_layers).steps)))
         how = How(
-            fit_by(prepared.settings.repair.method, run.memory.gram_block),
+            fit_by(method, run.memory.gram_block),
             lambda tensors: store_refits(job, work.path / _REFITS, tensors),
             plan.merge_norms,
+            to_top=method == "auto",
         )
         scratch = work.scratch if run.memory.spill else Scratch()
-        layers, done = run.stream.sparing(lambda: mend(run.model, plan.layers, text.batches, how, scratch))
-        found = tuple(RepairedLayer(one.position, one.how, one.before, one.after) for one in done)
-    if found and prepared.settings.repair.method == "auto":
-        layers, found = _end_to_end(prepared, run, text, replace(plan, layers=layers), found, work)
+        outcome = run.stream.sparing(lambda: mend(run.model, plan.layers, text.batches, how, scratch))
+        found = tuple(RepairedLayer(one.position, one.how, one.before, one.after) for one in outcome.done)
+    layers = outcome.layers
+    if found and method == "auto":
+        layers, found = _end_to_end(prepared, run, plan, outcome, found, work)
     with job.meter.phase("repair check"), heap_for(run.memory.activations):
         losses = _losses(run, plan, layers, text) if layers != plan.layers else (None, None)
     is_kept = losses[0] is not None and losses[1] is not None and losses[1] < losses[0]
     tokens, held_out = text.tokens
-    method = prepared.settings.repair.method
     record = RepairRecord(method, text.name, text.digest, tokens, held_out, *losses, is_kept, found)
     if not is_kept:
         job.listener(WarningRaised(f"not repaired: {_why_not(record)}"))
@@ -64,14 +65,16 @@ def repaired(prepared: Prepared, plan: Plan, run: Run, work: TemporaryWork) -> P
 
 
 def _end_to_end(
-    prepared: Prepared, run: Run, text: FitText, plan: Plan, found: tuple[RepairedLayer, ...], work: TemporaryWork
+    prepared: Prepared, run: Run, plan: Plan, outcome: Climbed, found: tuple[RepairedLayer, ...], work: TemporaryWork
 ) -> tuple[tuple[PlanLayer, ...], tuple[RepairedLayer, ...]]:
-    """The layers of ``plan``, those below cuts trained on the divergence of next-token distributions, and what was done
-    with each, where that lowers it and there is memory for it; else as they are."""
+    """The layers of ``outcome``, those below cuts trained on the divergence of next-token distributions, and what was
+    done with each, where that lowers it and there is memory for it; else as they are."""
+    text, fitted = prepared.fit_text, replace(plan, layers=outcome.layers)
+    assert text is not None
     for rate in CUT_RATES:
         try:
-            lessons = lessons_of_cuts(run.job, text, plan.layers, prepared.settings.streaming, rate)
-            layers = trained_below_cuts(run, lessons, plan, work).layers
+            lessons = lessons_of_cuts(run.job, text, fitted.layers, prepared.settings.streaming, rate)
+            layers = trained_below_cuts(run, lessons, fitted, work, (outcome.top, outcome.entering)).layers
         except BudgetError as error:
             run.job.listener(WarningRaised(f"layers below cuts were not trained end to end: {error}"))
             break
@@ -79,7 +82,7 @@ def _end_to_end(
             continue
         said = [f"{one.how}; end to end" if one.how else "end to end" for one in found]
         return layers, tuple(replace(one, how=how) for one, how in zip(found, said, strict=True))
-    return plan.layers, found
+    return outcome.layers, found
 
 
 def _losses(run: Run, plan: Plan, layers: Any, text: FitText) -> tuple[float | None, float | None]:

@@ -39,9 +39,10 @@ def ends(layers: Sequence[PlanLayer], num_layers: int) -> list[int]:
     return [layer.base for layer in layers[1:]] + [num_layers]
 
 
-def plan_climb(layers: Sequence[PlanLayer], num_layers: int) -> Climb:
+def plan_climb(layers: Sequence[PlanLayer], num_layers: int, to_top: bool = False) -> Climb:
     """How to repair the stack ``layers``: each that stands for several source layers is fitted to the source's hidden
-    states above them. Where the lowest source layers are gone, the first that stays stands for them too."""
+    states above them. Where the lowest source layers are gone, the first that stays stands for them too. ``to_top``:
+    the source goes on to its top."""
     targets = ends(layers, num_layers)
     firsts = [0, *targets[:-1]]
     mended = [end - first > 1 for first, end in zip(firsts, targets, strict=True)]
@@ -57,4 +58,6 @@ def plan_climb(layers: Sequence[PlanLayer], num_layers: int) -> Climb:
         while position <= highest and targets[position] == number + 1:
             steps.append(Step(layers[position], position, mended[position]))
             position += 1
+    if to_top:
+        steps += [Step(PlanLayer(number, {number: 1.0})) for number in range(targets[highest], num_layers)]
     return Climb(start, tuple(steps))

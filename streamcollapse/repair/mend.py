@@ -39,11 +39,24 @@ Fit = Callable[[FittedLayer, float], tuple[FittedLayer, str, float] | None]
 
 @dataclass(frozen=True)
 class How:
-    """``fit`` is what is done with a layer; ``store`` keeps tensors by suffix and gives their digests."""
+    """``fit`` is what is done with a layer; ``store`` keeps tensors by suffix and gives their digests. ``to_top``: the
+    source goes on to its top, for what comes after the fits."""
 
     fit: Fit
     store: Callable[[Matrices], dict[str, str]]
     merge_norms: bool = False
+    to_top: bool = False
+
+
+@dataclass(frozen=True)
+class Climbed:
+    """``layers`` after the fits, and what was ``done``. Where the source went to its top, hidden states of each of the
+    batches: ``entering`` the lowest layer that was fitted, and those that left the ``top`` of the source."""
+
+    layers: tuple[PlanLayer, ...]
+    done: list[Mended]
+    entering: list[torch.Tensor]
+    top: list[torch.Tensor]
 
 
 class _States:
@@ -68,12 +81,12 @@ def mend(
     batches: tuple[Sequence[Batch], Sequence[Batch]],
     how: How,
     scratch: Scratch = Scratch(),  # noqa: B008 - holds nothing
-) -> tuple[tuple[PlanLayer, ...], list[Mended]]:
-    """``layers`` with those before cuts fitted on the first of ``batches``, judged on the second; and what was done.
-    Each weight is read once. Raises OutputError, NonFiniteError."""
-    climb = plan_climb(layers, model.num_layers)
+) -> Climbed:
+    """``layers`` with those before cuts fitted on the first of ``batches``, judged on the second. Each weight is read
+    once. Raises OutputError, NonFiniteError."""
+    climb = plan_climb(layers, model.num_layers, how.to_top)
     if not climb.steps:
-        return layers, []
+        return Climbed(layers, [], [], [])
     going = _Going(model, batches, how, scratch)
     reads = MergedView(model.stream.source, model.layout, [step.layer for step in climb.steps], how.merge_norms)
     with model.stream.run([reads.source_names(n) for n in range(len(climb.steps))]) as weights_pass:
@@ -88,7 +101,7 @@ def mend(
             num_bytes = model.meter.bytes_read - before
             model.listener(LayerDone(step.layer.base, model.num_layers, num_bytes, seconds, still))
     repaired = [replace(x, refits=going.refits.get(position, x.refits)) for position, x in enumerate(layers)]
-    return tuple(repaired), going.done
+    return Climbed(tuple(repaired), going.done, going.entering, going.top)
 
 
 class _Going:
@@ -106,6 +119,12 @@ class _Going:
         self._pruned: _States | None = None
         self.refits: dict[int, dict[str, str]] = {}
         self.done: list[Mended] = []
+        self.entering: list[torch.Tensor] = []
+
+    @property
+    def top(self) -> list[torch.Tensor]:
+        """What left the top of the source, if it went there."""
+        return self._source.tensors if self._how.to_top else []
 
     def part(self) -> None:
         """Here the pruned stack parts from the source."""
@@ -118,6 +137,8 @@ class _Going:
         base = step.layer.base
         if step.is_mended:
             assert step.position is not None
+            if self._how.to_top and not self.entering:
+                self.entering = _States(self._scratch, "entering", states.tensors).tensors
             fit, held_out = (self._tokens(base, states, part) for part in self._parts)
             layer = FittedLayer(self._model, base, weights, dtypes, fit, held_out)
             before = layer.error()

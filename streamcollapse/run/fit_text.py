@@ -8,28 +8,32 @@ from dataclasses import dataclass
 from importlib import resources
 
 from streamcollapse.errors import CalibrationError, printable
-from streamcollapse.forward.batches import Batch, call_tokens, make_batches
+from streamcollapse.forward.batches import Batch, call_tokens, make_batches, one_in, step_batches
 from streamcollapse.forward.perplexity import Window, make_windows
 from streamcollapse.run.held_out import unjudged_text
 from streamcollapse.run.opened import Job
 from streamcollapse.run.samples import check_vocabulary, load_tokenizer, longest_context, opening_tokens, samples_digest
 from streamcollapse.run.text_names import short
 from streamcollapse.run.texts import documents
+from streamcollapse.settings.catalogue import EFFORTS
 from streamcollapse.settings.run import Repair
 
 SHIPPED = "encyclopedia, code and documentation, shipped"
 _LONGEST_WINDOW = 512
+_STEP_TOKENS = 2048  # of what is trained end to end
 _HELD_OUT = 6  # one window in so many
 _MOST_CHARACTERS = 1 << 24  # that are tokenised
 
 
 @dataclass(frozen=True)
 class FitText:
-    """``name``: as records say it. Windows of token ids: those to ``fit`` on, and those ``held_out`` from it."""
+    """``name``: as records say it. Windows of token ids: those to ``fit`` on, as many a step as ``a_step`` says, and
+    those ``held_out`` from it."""
 
     name: str
     fit: list[list[int]]
     held_out: list[list[int]]
+    a_step: int
     call_tokens: int
 
     @property
@@ -42,10 +46,15 @@ class FitText:
         """How many tokens are fitted to, and held out."""
         return sum(map(len, self.fit)), sum(map(len, self.held_out))
 
+    def every(self, vocabulary: int) -> int:
+        """One in how many tokens of a step next-token distributions of ``vocabulary`` are compared at: as few as the
+        default search compares."""
+        return one_in([[len(ids) - 1 for ids in self.fit[: self.a_step]]], EFFORTS["standard"].head_tokens(vocabulary))
+
     @property
     def batches(self) -> tuple[list[Batch], list[Batch]]:
         """Both parts as calls of a layer take them."""
-        return make_batches(self.fit, self.call_tokens), make_batches(self.held_out, self.call_tokens)
+        return step_batches(self.fit, self.a_step, self.call_tokens)[0], make_batches(self.held_out, self.call_tokens)
 
     @property
     def windows(self) -> list[Window]:
@@ -72,7 +81,7 @@ def fit_text(job: Job, settings: Repair) -> FitText:
     chosen = [whole[n * len(whole) // count] for n in range(count)]
     held_out = chosen[_HELD_OUT // 2 :: _HELD_OUT] or chosen[-1:]
     fit = [ids for n, ids in enumerate(chosen) if not any(ids is one for one in held_out)]
-    return FitText(name, fit, held_out, call_tokens(job.width))
+    return FitText(name, fit, held_out, max(_STEP_TOKENS // longest, 1), call_tokens(job.width))
 
 
 def shipped_documents() -> Sequence[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from streamcollapse.errors import CalibrationError, printable
-from streamcollapse.forward.batches import Batch, call_tokens, make_batches
+from streamcollapse.forward.batches import Batch, call_tokens, make_batches, step_batches
 from streamcollapse.forward.perplexity import make_windows
 from streamcollapse.run.fit_text import SHIPPED, shipped_documents
 from streamcollapse.run.opened import Job
@@ -46,11 +46,7 @@ class HealText:
 
     def calls(self) -> tuple[list[Batch], list[list[int]], list[int]]:
         """All text as calls of a layer take it, the numbers of the calls of each step, and of those held out."""
-        batches, steps = list[Batch](), list[list[int]]()
-        for first in range(0, len(self.learn), self.a_step):
-            new = make_batches(self.learn[first : first + self.a_step], self.call_tokens)
-            steps.append(list(range(len(batches), len(batches) + len(new))))
-            batches += new
+        batches, steps = step_batches(self.learn, self.a_step, self.call_tokens)
         held = make_batches(self.held_out, self.call_tokens)
         return [*batches, *held], steps, list(range(len(batches), len(batches) + len(held)))
 

@@ -152,10 +152,11 @@ def workload_of(
         lengths = [(tokens,)] if samples is None else [batch.lengths for batch in samples.batches]
         head_tokens = demand.effort.head_tokens(model.vocabulary)
         every = one_in(lengths, head_tokens)
-        kept = distributions_bytes(lengths, model.vocabulary, every) if demand.metric == "kl" else 0
-        kept += 4 * model.vocabulary * (head_tokens or 0) // 2 if kept else 0  # the scout's
+        item = dtype.itemsize
+        kept = distributions_bytes(lengths, model.vocabulary, every, item) if demand.metric == "kl" else 0
+        kept += item * model.vocabulary * (head_tokens or 0) // 2 if kept else 0  # the scout's
         finer = one_in(lengths, demand.effort.exchange_tokens(model.vocabulary)) if demand.effort.exchanges else 0
-        more = distributions_bytes(lengths, model.vocabulary, finer) if kept and finer else 0
+        more = distributions_bytes(lengths, model.vocabulary, finer, item) if kept and finer else 0
         held = sum(one for one in (kept, more) if one <= KEPT_BYTES)
         head = model.head * dtype.itemsize + 4 * logits_bytes(model.vocabulary) + held
     judging = 0

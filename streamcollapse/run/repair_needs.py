@@ -19,7 +19,7 @@ LEAST_BLOCK = 256  # input channels
 _CUTS = 2  # where layers are dropped by a search: one to three on the models at hand
 _SOLVING = 4  # runs of a layer over the text: for the sums, and by each penalty over what is held out
 _TRAINING = 8 * 3  # rounds of a fit by Adam: up, and twice as much down
-CUT_ROUNDS, CUT_JUDGEMENTS = 2, 4  # end to end, over the text; beside the one before the first step
+CUT_ROUNDS, CUT_JUDGEMENTS = 2, 2  # end to end, over the text; beside the one before the first step
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,10 @@ def repair_needs(work: Workload, plan: MemoryPlan) -> Iterator[tuple[str, int]]:
         return
     per_token = mending.hidden * mending.item
     yield "hidden states as embedded", mending.tokens * per_token
+    states = 3 if mending.solved and mending.trained else 2  # what enters the lowest fit is kept for the last step
     yield (
         "hidden states of two stacks" + (", a call at a time (the others on the disk)" if plan.spill else ""),
-        2 * per_token * (mending.call if plan.spill else mending.tokens),
+        states * per_token * (mending.call if plan.spill else mending.tokens),
     )
     if mending.solved:
         yield "sums of least squares", block_bytes(mending, plan.gram_block or mending.inputs)
@@ -70,10 +71,11 @@ def repair_needs(work: Workload, plan: MemoryPlan) -> Iterator[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class RepairText:
-    """Tokens that are fitted to, and ``held_out``."""
+    """Tokens that are fitted to, and ``held_out``; end to end, one in ``every`` of them has a loss."""
 
     fit: int
     held_out: int
+    every: int
 
 
 def repair_seconds(
@@ -86,8 +88,8 @@ def repair_seconds(
     fits = (_SOLVING if method != "local" else 0) + (_TRAINING if method != "linear" else 0)
     found = {"repair": whole * (source + above) * layer + _CUTS * fits * text.fit * layer}
     if method == "auto":
-        learned = CUT_ROUNDS * text.fit * (4 * above * layer + 4 * word)
-        judged = (CUT_JUDGEMENTS + 1) * text.held_out * (above * layer + 2 * word)
-        found["end to end"] = whole * (source + kept - above) * layer + learned + judged
+        head = word / text.every
+        learned = CUT_ROUNDS * text.fit * (4 * above * layer + 4 * head)
+        found["end to end"] = learned + (CUT_JUDGEMENTS + 1) * text.held_out * (above * layer + 2 * head)
     found["repair check"] = text.held_out * 2 * (kept * layer + word)
     return {phase: [(seconds, 0.0)] for phase, seconds in found.items()}

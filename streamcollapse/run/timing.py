@@ -141,7 +141,8 @@ class _Computing:
         measure([hidden])
         judge = _each(lambda: measure([hidden]), model.placement.device) / share
         lengths = [b.lengths for b in batches]
-        kept = distributions_bytes(lengths, self.vocabulary, one_in(lengths, tokens)) <= KEPT_BYTES
+        item = model.placement.dtype.itemsize
+        kept = distributions_bytes(lengths, self.vocabulary, one_in(lengths, tokens), item) <= KEPT_BYTES
         again = 1.0 if kept or self.metric != "kl" else 2.0  # the original's distributions are made anew
         return run_seconds, again * judge, begin + 2.0 * judge
 

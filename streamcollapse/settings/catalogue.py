@@ -44,6 +44,7 @@ METRICS = {
 
 
 LEAST_HEAD_TOKENS = 512
+MOST_EXCHANGE_LOGITS = 15 << 24  # so that in 16 bits there is room for the original's (forward/batches.py)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Effort:
     LEAST_HEAD_TOKENS at the least. None of these: all. ``lazy``: a round of greedy search scores only merges that may
     be its best, one of scales goes further than a step. ``least_gain``: of the loss; a round of scales that takes less
     off is the last. ``exchanges``: of how many times as many tokens the end of a search that drops layers is
-    compared with its neighbours; 0: it is not. ``rescale``: whether there are scales where nobody says so.
+    compared with its neighbours, but of MOST_EXCHANGE_LOGITS at the most; 0: it is not. ``rescale``: whether there are
+    scales where nobody says so.
     """
 
     summary: str
@@ -74,7 +76,7 @@ class Effort:
     def exchange_tokens(self, vocabulary: int) -> int | None:
         """Of how many tokens they are compared in exchanges; None: of all."""
         tokens = self.head_tokens(vocabulary)
-        return None if tokens is None else self.exchanges * tokens
+        return None if tokens is None else min(self.exchanges * tokens, MOST_EXCHANGE_LOGITS // vocabulary)
 
 
 EFFORTS = {

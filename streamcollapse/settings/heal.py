@@ -110,6 +110,14 @@ class Healing:
     batch_tokens: Annotated[Whole, Field(ge=16), Setting("Tokens of a step, for which the weights are read twice.")] = (
         2048
     )
+    loss_tokens: Annotated[
+        Annotated[Whole, Field(ge=1)] | None,
+        Setting(
+            "Of about how many tokens of a step the loss is taken, spread evenly: with a large vocabulary the head "
+            "takes longer than the layers.",
+            default="all",
+        ),
+    ] = None
     rate: Annotated[
         Annotated[float, Field(gt=0)] | None,
         Setting(

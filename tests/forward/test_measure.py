@@ -12,7 +12,7 @@ import torch
 
 from streamcollapse import Calibration, Compute, SearchOptions, Streaming, search
 from streamcollapse.errors import CalibrationError, NonFiniteError, OptionError
-from streamcollapse.forward import measure
+from streamcollapse.forward import head, measure
 from streamcollapse.progress import Event, LayerDone, Listener, silent
 from streamcollapse.settings.catalogue import METRICS
 from streamcollapse.settings.run import RunSettings
@@ -34,7 +34,7 @@ def similarities(source: Path, metric: str, listener: Listener = silent, **setti
 
 
 @pytest.mark.parametrize("metric", [*METRICS])
-@pytest.mark.parametrize("blocks", ["whole", "rows", "tokens", "nothing kept"])
+@pytest.mark.parametrize("blocks", ["whole", "rows", "tokens", "words", "head in one piece", "nothing kept"])
 def test_equals_a_plain_search_in_memory(
     llama: Path, metric: str, blocks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,7 +43,12 @@ def test_equals_a_plain_search_in_memory(
             pytest.skip("makes no logits")
         if blocks == "nothing kept":
             monkeypatch.setattr(measure, "KEPT_BYTES", 0)
-        monkeypatch.setattr(measure, "logits_tokens", lambda vocabulary: 45 if blocks == "rows" else 7)
+        if blocks == "head in one piece":
+            monkeypatch.setattr(head, "logits_tokens", lambda vocabulary: 7)
+            monkeypatch.setattr(head.Head, "_is_cut_at_will", lambda self, example: False)
+        monkeypatch.setattr(head, "BLOCK_TOKENS", 45 if blocks == "rows" else 7)
+        if blocks in ("words", "nothing kept"):
+            monkeypatch.setattr(head, "PART_BYTES", 4 * 7 * 11)
     expected = in_memory_search(llama, SAMPLES, c=3, i=1, threshold=0.9, rule="mean", metric=metric)
     assert similarities(llama, metric) == pytest.approx([d[2] for d in expected.decisions], abs=2e-5)
 
@@ -100,4 +105,4 @@ def test_thresholds_of_each_metric() -> None:
 def test_sums_over_a_large_vocabulary_are_exact_to_float32() -> None:
     log_p, log_q = torch.log_softmax(3.0 * torch.randn(2, 80, 49_152, generator=torch.manual_seed(0)), dim=-1)
     expected = float((log_p.double().exp() * log_q.double()).sum())
-    assert measure._inner(log_p.exp(), log_q) == pytest.approx(expected, rel=5e-6)
+    assert head.inner(log_p.exp(), log_q) == pytest.approx(expected, rel=5e-6)

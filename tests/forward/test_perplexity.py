@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from streamcollapse import Calibration, SearchOptions, prune
 from streamcollapse.errors import CalibrationError, OptionError, PlanError
+from streamcollapse.forward import head
 from streamcollapse.forward import perplexity as module
 from streamcollapse.forward.perplexity import Perplexity, Window, make_windows
 from streamcollapse.jobs.perplexity import perplexity
@@ -110,7 +111,7 @@ def test_what_is_held_at_once_does_not_change_the_figure(
 ) -> None:
     whole = perplexity(llama, EvaluationText(text, window=20, max_tokens=300), settings=RunSettings(compute=FLOAT32))
     monkeypatch.setattr(module, "MAX_HIDDEN_BYTES", 1)
-    monkeypatch.setattr(module, "logits_tokens", lambda vocabulary: 7)
+    monkeypatch.setattr(head, "BLOCK_TOKENS", 7)
     pieces = perplexity(llama, EvaluationText(text, window=20, max_tokens=300), settings=RunSettings(compute=FLOAT32))
     assert pieces.tokens == whole.tokens == 300
     assert pieces.nll == pytest.approx(whole.nll, rel=1e-6)

@@ -20,7 +20,7 @@ from streamcollapse.healing.updown import Student
 from streamcollapse.storage.scratch import Scratch
 from tests.checkpoints import save_model
 from tests.families import FAMILIES
-from tests.healing.test_updown import GAIN, LAYERS, WORDS, cut, opened, whole
+from tests.healing.test_updown import GAIN, LAYERS, WORDS, cut, judge_of, opened, whole
 
 RANK, ALPHA = 3, 6.0
 SCHEDULE = Schedule(steps=10, rate=3e-3, warm_up=3, clip=0.01, every=4)
@@ -39,10 +39,9 @@ def parts(directory: Path) -> tuple[Student, Judge, Lesson]:
     job, model = opened(directory)
     batches = make_batches(texts(), A_STEP * LENGTH)
     states = teacher_states(model, batches, (Scratch(), "teacher"))
-    head = model.head()
     trained = adapted(model, LAYERS, range(len(LAYERS)), Adapting(RANK, ALPHA))
     lesson = Lesson(batches, states, [[n] for n in range(len(batches) - 1)], [len(batches) - 1])
-    return Student(model, LAYERS, False, trained), Judge("kl", model, model, (head, head), job.vocabulary), lesson
+    return Student(model, LAYERS, False, trained), judge_of(job, model), lesson
 
 
 def watch(save: Callable[[Progress, State], None] = lambda progress, masters: None) -> Watch:
@@ -107,7 +106,9 @@ def test_ten_steps_are_those_of_peft(family: str, tmp_path: Path) -> None:
 def _alone(judge: Judge, lesson: Lesson) -> Callable[[int, torch.Tensor, bool], tuple[float, torch.Tensor | None]]:
     batch, states = lesson.batches[-1], lesson.teacher
     assert states is not None
-    return lambda b, left, gradient: judge.loss_of(batch, left, states[-1], judge.tokens([batch]), gradient)
+    places = judge.places(batch, 0)
+    tokens = sum(map(len, places))
+    return lambda b, left, gradient: judge.loss_of(batch, places, left, states[-1], tokens, gradient)
 
 
 def test_what_goes_on_from_what_was_saved_ends_in_the_same_bytes(tmp_path: Path) -> None:

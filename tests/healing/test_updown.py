@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from streamcollapse.forward.batches import Batch, make_batches
+from streamcollapse.forward.head import Head
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.healing.objective import Judge
 from streamcollapse.healing.teacher import Layers, states_above, teacher_states
@@ -26,6 +27,7 @@ from tests.streams import plain_stream
 
 WORDS, LENGTHS = 40, (24, 24, 17, 24, 9)
 GAIN = 3.0  # of random weights: with less, the original and the pruned model hardly differ
+TURN = 4  # a step, which says what token is the first that counts
 CUT = (2, 3)  # dropped of six layers
 LAYERS = tuple(layer for layer in original_layers(6) if layer.base not in CUT)
 HEALED = (
@@ -60,21 +62,23 @@ def cut(original: PreTrainedModel) -> PreTrainedModel:
     return pruned
 
 
-def loss_in_memory(loss: str, pruned: PreTrainedModel, original: PreTrainedModel, temperature: float) -> torch.Tensor:
-    """The mean over the tokens of all texts, each run alone."""
+def loss_in_memory(
+    loss: str, pruned: PreTrainedModel, original: PreTrainedModel, temperature: float, some: slice = slice(None)
+) -> torch.Tensor:
+    """The mean over the tokens of all texts, or over ``some`` of each, each run alone."""
     total, count = torch.zeros(()), 0
     for text in texts():
         ids = torch.tensor([text])
         ours = pruned(ids, use_cache=False).logits[0]
         if loss == "nll":
-            total = total + functional.cross_entropy(ours[:-1], ids[0, 1:], reduction="sum")
-            count += len(text) - 1
+            total = total + functional.cross_entropy(ours[:-1][some], ids[0, 1:][some], reduction="sum")
+            count += len(text[:-1][some])
             continue
         with torch.no_grad():
             theirs = (original(ids, use_cache=False).logits[0] / temperature).softmax(-1)
         logs = theirs.log() - (ours / temperature).log_softmax(-1)
-        total = total + temperature**2 * (theirs * logs).sum()
-        count += len(text)
+        total = total + temperature**2 * (theirs * logs)[some].sum()
+        count += len(text[some])
     return total / count
 
 
@@ -83,11 +87,12 @@ def streamed(job: Job, model: StreamedModel, trained: Trained, judge: Judge, scr
     batches = make_batches(texts(), 64)
     scratch = scratch or Scratch()
     states = teacher_states(judge.teacher, batches, (scratch, "teacher"))
-    tokens = judge.tokens(batches)
+    places = [judge.places(batch, TURN) for batch in batches]
+    tokens = sum(len(row) for rows in places for row in rows)
     student = Student(model, LAYERS, False, trained, scratch)
 
     def objective(b: int, left: torch.Tensor, gradient: bool) -> tuple[float, torch.Tensor | None]:
-        return judge.loss_of(batches[b], left, states[b], tokens, gradient)
+        return judge.loss_of(batches[b], places[b], left, states[b], tokens, gradient)
 
     found = student.gradients(batches, None, objective)
     assert student.losses(batches, None, objective) == pytest.approx(found, rel=1e-3)
@@ -111,9 +116,10 @@ def check_frozen_layers(student: Student, batches: list[Batch], objective: Objec
     assert student.losses(batches, entering, objective) == student.losses(batches, None, objective)
 
 
-def judge_of(job: Job, model: StreamedModel, loss: str = "kl", temperature: float = 1.0) -> Judge:
-    head = model.head()
-    return Judge(loss, model, model, (head, head), job.vocabulary, temperature)
+def judge_of(job: Job, model: StreamedModel, loss: str = "kl", temperature: float = 1.0, every: int = 1) -> Judge:
+    example = model.record(make_batches(texts(), 64)[:1])[0].hidden_NTD[0, :1]
+    head = Head(model, model.head(), job.vocabulary, example)
+    return Judge(loss, model, model, (head, head), job.vocabulary, temperature, every)
 
 
 def whole(model: StreamedModel, position: int) -> dict[str, torch.Tensor]:
@@ -198,6 +204,24 @@ def test_the_other_losses(loss: str, tmp_path: Path) -> None:
             ours, theirs = (one.model(torch.tensor([text]), use_cache=False)[0][0] for one in (pruned, original))
             parts.append((ours - theirs.detach()).square().sum(-1) / theirs.detach().square().sum(-1))
         expected = torch.cat(parts).mean()
+    expected.backward()
+    assert found == pytest.approx(expected.item(), rel=1e-3)
+    parameters = dict(find_layers(pruned)[3].named_parameters())
+    for name, master in trained.whole[3].items():
+        wanted = parameters[name].grad
+        assert wanted is not None
+        torch.testing.assert_close(master.grad, wanted, atol=1e-5 * float(wanted.abs().max()) + 1e-10, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["kl", "nll"])
+def test_the_loss_of_one_in_three_tokens(loss: str, tmp_path: Path) -> None:
+    directory = save_model(FAMILIES["llama"](), tmp_path / "m", gain=GAIN)
+    job, model = opened(directory)
+    trained = Trained(whole={3: whole(model, 3)})
+    found = streamed(job, model, trained, judge_of(job, model, loss, every=3))
+    original = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    pruned = cut(original)
+    expected = loss_in_memory(loss, pruned, original, 1.0, slice(TURN % 3, None, 3))
     expected.backward()
     assert found == pytest.approx(expected.item(), rel=1e-3)
     parameters = dict(find_layers(pruned)[3].named_parameters())

@@ -67,7 +67,7 @@ def mended(
         return dict.fromkeys(matrices, "0" * 64)
 
     batches = make_batches(texts(FITTED, 1), 64), make_batches(texts(HELD, 2), 64)
-    return mend(job.model(plain_stream(job)), layers or cut_layers(), batches, How(fit, store))[1], stored
+    return mend(job.model(plain_stream(job)), layers or cut_layers(), batches, How(fit, store)).done, stored
 
 
 class InMemory:
