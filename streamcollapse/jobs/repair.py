@@ -17,7 +17,7 @@ from streamcollapse.merge.repaired import RepairedLayer, RepairRecord
 from streamcollapse.progress import PhaseStarted, WarningRaised
 from streamcollapse.repair.climb import plan_climb
 from streamcollapse.repair.fits import fit_by
-from streamcollapse.repair.mend import How, Climbed, mend
+from streamcollapse.repair.mend import Climbed, How, mend
 from streamcollapse.resources.device import heap_for
 from streamcollapse.run.fit_text import FitText
 from streamcollapse.run.opened import Run
