@@ -76,11 +76,11 @@ def repaired(
     )
     usage = json.loads(done.stdout.splitlines()[-1])["usage"]
     phases = {phase["name"]: phase for phase in usage["phases"]}
-    seconds = sum(phases[name]["seconds"] for name in PHASES if name in phases)
+    each = {name: phases[name]["seconds"] for name in PHASES if name in phases}
     num_bytes = sum(phases[name]["bytes_read"] for name in PHASES if name in phases)
     found = Plan.load(place / "out")
     assert found.repair is not None
-    what = {"seconds": seconds, "peak_rss": usage["peak_rss"], "bytes_read": num_bytes}
+    what = {"seconds": sum(each.values()), "phases": each, "peak_rss": usage["peak_rss"], "bytes_read": num_bytes}
     return found, what | {"repair": found.repair.to_json()}
 
 

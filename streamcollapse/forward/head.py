@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import torch
 
 from streamcollapse.errors import is_of_device
-from streamcollapse.forward.batches import logits_tokens
+from streamcollapse.forward.batches import logits_bytes, logits_tokens
 from streamcollapse.forward.model import StreamedModel, Weights
 
 BLOCK_TOKENS = 512  # whose logits are made of one reading of the head
-PART_BYTES = 1 << 23  # of logits in float32
+PART_BYTES = 1 << 23  # of logits in float32, on a CPU; elsewhere there is no such cache, and each call costs a launch
 _AGREE = 0.02  # of the largest logit: in 16 bits a part is not the whole bit for bit
 
 
@@ -30,13 +30,14 @@ class Head:
     def __init__(self, model: StreamedModel, weights: Weights, vocabulary: int, example_1D: torch.Tensor) -> None:
         self._model, self._weights, self._vocabulary = model, weights, vocabulary
         self._rows = model.head_rows(weights)
+        self._part = PART_BYTES if model.placement.device.type == "cpu" else logits_bytes(vocabulary)
         if not self._is_cut_at_will(example_1D):
             self._rows = ()
         self.tokens = BLOCK_TOKENS if self._rows else logits_tokens(vocabulary)
 
     def parts(self, tokens: int) -> Iterator[slice]:
         """Parts of the vocabulary, whose logits of ``tokens`` are small together."""
-        size = max(PART_BYTES // (4 * tokens), 1) if self._rows else self._vocabulary
+        size = max(self._part // (4 * tokens), 1) if self._rows else self._vocabulary
         for first in range(0, self._vocabulary, size):
             yield slice(first, min(first + size, self._vocabulary))
 
@@ -56,8 +57,8 @@ class Head:
         for words in self.parts(len(hidden_TD)):
             logits = self.logits(hidden_TD, words).float()
             sum_T = log_sum(sum_T, logits)
-            (here,) = torch.where((targets_T >= words.start) & (targets_T < words.stop))
-            chosen_T[here] = logits[here, targets_T[here] - words.start].double()
+            at_T, is_here_T = within(words, targets_T)
+            chosen_T += torch.where(is_here_T, logits.gather(1, at_T.unsqueeze(1))[:, 0], 0.0).double()
         assert sum_T is not None
         return float((sum_T - chosen_T).sum())
 
@@ -83,7 +84,14 @@ def log_sum(known_T: torch.Tensor | None, logits_TW: torch.Tensor) -> torch.Tens
     return of_these if known_T is None else torch.logaddexp(known_T, of_these)
 
 
-def inner(a_TW: torch.Tensor, b_TW: torch.Tensor) -> float:
-    """The sum of ``a_TW * b_TW``. Not torch.dot: over 49k words, 80 tokens, it was seen to be wrong by 2e-4 of it, and
-    the difference of two such sums is what is looked for."""
-    return float(torch.linalg.vecdot(a_TW, b_TW).sum(dtype=torch.float64))
+def inner(a_TW: torch.Tensor, b_TW: torch.Tensor) -> torch.Tensor:
+    """The sum of ``a_TW * b_TW``, in float64, where they are. Not torch.dot: over 49k words, 80 tokens, it was seen to
+    be wrong by 2e-4 of it, and the difference of two such sums is what is looked for."""
+    return torch.linalg.vecdot(a_TW, b_TW).sum(dtype=torch.float64)
+
+
+def within(words: slice, ids_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where ``ids_T`` are among ``words``, some place for those that are not; and which of them are. A device need not
+    be waited for."""
+    is_here_T = (ids_T >= words.start) & (ids_T < words.stop)
+    return (ids_T - words.start).clamp(0, words.stop - words.start - 1), is_here_T

@@ -129,7 +129,7 @@ class _OfLogits:
     def _divergence(self, key: tuple[int, int, int], ours_TD: torch.Tensor, theirs_TD: torch.Tensor) -> float:
         """The sum over tokens of sum p (log p - log q), with log p = t - log_sum t of the original's logits t."""
         original = self._of_original(key, theirs_TD)
-        total, sum_T = 0.0, None
+        total, sum_T = torch.zeros((), dtype=torch.float64, device=ours_TD.device), None
         for number, words in enumerate(self._head.parts(len(ours_TD))):
             ours = self._head.logits(ours_TD, words).float()
             theirs = original.logits[number] if original.logits else self._head.logits(theirs_TD, words)
@@ -138,7 +138,7 @@ class _OfLogits:
             sum_T = log_sum(sum_T, ours)
             total += inner(probabilities, theirs - ours)
         assert sum_T is not None
-        return total + float((sum_T - original.sum_T).sum())
+        return float(total + (sum_T - original.sum_T).sum())
 
     def _of_original(self, key: tuple[int, int, int], hidden_TD: torch.Tensor) -> _Original:
         """What is kept of the original for the block ``key``, where ``hidden_TD`` left its top layer."""

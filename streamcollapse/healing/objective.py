@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from streamcollapse.forward.batches import Batch, logits_tokens
-from streamcollapse.forward.head import Head, inner, log_sum
+from streamcollapse.forward.head import Head, inner, log_sum, within
 from streamcollapse.forward.model import StreamedModel
 
 _Found = tuple[float, torch.Tensor | None]  # a loss, and its gradient
@@ -100,7 +100,8 @@ class Judge:
                     theirs.append(self.heads[1].logits(wanted, words))
                 their_sum = log_sum(their_sum, _at(theirs[-1], heat))
         assert our_sum is not None
-        total, found = 0.0, torch.zeros(left_TD.shape, device=left_TD.device) if left_TD.requires_grad else None
+        total = torch.zeros((), dtype=torch.float64, device=left_TD.device)
+        found = torch.zeros(left_TD.shape, device=left_TD.device) if left_TD.requires_grad else None
         for number, words in enumerate(parts):
             log_q = _logs(ours[number].detach(), our_sum, heat)
             if their_sum is None:
@@ -113,7 +114,7 @@ class Judge:
             if found is not None:
                 by_logits = log_q.exp_().sub_(p).mul_(heat / tokens)
                 found += torch.autograd.grad(ours[number], left_TD, by_logits.to(ours[number].dtype))[0].float()
-        return total * heat**2 / tokens, found
+        return float(total) * heat**2 / tokens, found
 
 
 def _at(logits: torch.Tensor, heat: float) -> torch.Tensor:
@@ -127,7 +128,5 @@ def _logs(logits_TW: torch.Tensor, sum_T: torch.Tensor, heat: float) -> torch.Te
 
 def _is_next(wanted_T: torch.Tensor, words: slice, like_TW: torch.Tensor) -> torch.Tensor:
     """1 where the next token is that of ``words``, else 0. [T, words]"""
-    found = torch.zeros_like(like_TW)
-    (here,) = torch.where((wanted_T >= words.start) & (wanted_T < words.stop))
-    found[here, wanted_T[here] - words.start] = 1.0
-    return found
+    at_T, is_here_T = within(words, wanted_T)
+    return torch.zeros_like(like_TW).scatter_(1, at_T.unsqueeze(1), is_here_T.to(like_TW.dtype).unsqueeze(1))
