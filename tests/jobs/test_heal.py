@@ -234,6 +234,17 @@ def test_memory_that_is_short_changes_no_bit(pruned: Path, healing: Healing, tmp
         heal(pruned, tmp_path / "no", healing, settings=replace(QUIET, streaming=Streaming(ram_budget="60MiB")))
 
 
+def test_a_part_of_the_tokens_is_learned_from(pruned: Path, healed: Path, healing: Healing, tmp_path: Path) -> None:
+    prepared = prepare_heal(pruned, tmp_path / "out", replace(healing, loss_tokens=64), QUIET)
+    text = prepared.lessons.text
+    assert prepared.lessons.every == -(-text.a_step * (len(text.learn[0]) - 1) // 64) > 1
+    told = run_heal(prepared)
+    record = told.plan.heal
+    assert record is not None
+    assert record.after < record.before
+    assert not same(healed, told.out)
+
+
 @pytest.mark.parametrize("train", ["last:2", "layers:4,12", "cuts"])
 def test_layers_can_be_trained_whole(train: str, pruned: Path, healing: Healing, tmp_path: Path) -> None:
     how = replace(healing, train=train, rate=1e-3)

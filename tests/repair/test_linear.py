@@ -12,12 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from streamcollapse.forward.batches import make_batches
+from streamcollapse.healing.teacher import Layers, states_above, teacher_states
 from streamcollapse.merge.plan import PlanLayer, original_layers
+from streamcollapse.repair.climb import plan_climb
 from streamcollapse.repair.layer import FittedLayer, Matrices
 from streamcollapse.repair.linear import linear_fit
 from streamcollapse.repair.mend import How, Mended, mend
 from streamcollapse.run.opened import open_job
 from streamcollapse.settings.run import Compute, RunSettings
+from streamcollapse.storage.scratch import Scratch
 from tests.checkpoints import save_model
 from tests.families import FAMILIES
 from tests.in_memory import find_layers
@@ -136,3 +139,23 @@ def test_where_no_output_is_linear_in_a_matrix_none_is_solved_for(family: str, t
     (done,), matrices = mended(directory, fit)
     assert tried == [None]
     assert (done.how, done.after, matrices) == (None, done.before, [])
+
+
+@pytest.mark.parametrize("cut", [CUT, (1, 2), (0,), (4, 5)])
+def test_the_states_on_the_way_are_those_of_passes_of_their_own(cut: tuple[int, ...], tmp_path: Path) -> None:
+    """What training end to end begins with, bit for bit: nothing of the source is run twice for it."""
+    job = open_job(save_model(FAMILIES["llama"](), tmp_path / "m"), RunSettings(Compute("cpu", "float32")))
+    model = job.model(plain_stream(job))
+    layers = tuple(layer for layer in original_layers(6) if layer.base not in cut)
+    batches = make_batches(texts(6, 1), 64), make_batches(texts(2, 2), 64)
+    found = mend(model, layers, batches, How(lambda layer, before: None, dict, to_top=True))
+    together = [*batches[0], *batches[1]]
+    for ours, theirs in zip(found.top, teacher_states(model, together, (Scratch(), "teacher")), strict=True):
+        assert torch.equal(ours, theirs)
+    lowest = plan_climb(layers, 6).mended[0]
+    if lowest:
+        expected = states_above(model, Layers(layers[:lowest]), together, (Scratch(), "below"))
+    else:
+        expected = [recording.hidden_NTD for recording in model.record(together)]
+    for ours, theirs in zip(found.entering, expected, strict=True):
+        assert torch.equal(ours, theirs)
