@@ -11,7 +11,7 @@ MOST_CALL_TOKENS = 2048  # where layers are narrow: the cost of a call is then m
 CALL_COST = 64  # padded tokens that cost as much as one more call, by benchmarks/bench_calls.py
 LOGITS_BYTES = 1 << 24  # logits made at once, in float32, but those of LOGITS_TOKENS at the least:
 LOGITS_TOKENS = 64  # of fewer tokens the time goes into reading the head
-KEPT_BYTES = 1 << 29  # of the original's logits; where they are more they are made anew for every candidate
+KEPT_BYTES = 5 << 27  # of the original's logits; where they are more they are made anew for every candidate
 
 
 @dataclass(frozen=True)

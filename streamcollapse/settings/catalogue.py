@@ -44,7 +44,7 @@ METRICS = {
 
 
 LEAST_HEAD_TOKENS = 512
-MOST_EXCHANGE_LOGITS = 15 << 24  # so that in 16 bits there is room for the original's (forward/batches.py)
+MOST_EXCHANGE_LOGITS = 5 << 26  # so that in 16 bits there is room for those of the original (forward/batches.py)
 
 
 @dataclass(frozen=True)
