@@ -1,7 +1,7 @@
 """The head at work: logits of a part of the vocabulary at a time, which stay in the cache of a processor.
 
 With 262,144 words the logits of 64 tokens are 67 MB, and what is made of them waits for memory; and a head that is read
-for 64 tokens at a time costs as much for the reading as for the product.
+anew for every 64 tokens is the slower for it.
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ def trained_below_cuts(
     NothingLearnedError, NonFiniteError."""
     run.stream.keep_none()
     with run.job.meter.phase(BELOW_CUTS):
+        run.job.listener(PhaseStarted("layers below", len(lessons.positions(plan.layers))))
         return _healed(_Patient(run, lessons, plan, work, BELOW_CUTS), *states).plan
 
 

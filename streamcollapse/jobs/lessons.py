@@ -147,9 +147,7 @@ def lessons_of_cuts(
     """How the layers below cuts of the stack ``layers`` are trained end to end on ``text``. Raises BudgetError."""
     compared = EFFORTS["standard"].head_tokens(job.vocabulary)
     healing = Healing(job.checkpoint.directory, train="cuts", rounds=CUT_ROUNDS, rate=rate, loss_tokens=compared)
-    every = max(
-        -(-len(text.fit) // text.a_step) * CUT_ROUNDS // CUT_JUDGEMENTS, 1
-    )  # which cost a third as much as steps
+    every = max(-(-len(text.fit) // text.a_step) * CUT_ROUNDS // CUT_JUDGEMENTS, 1)
     healing = replace(healing, judge_every=every, patience=10 * CUT_JUDGEMENTS)  # a large rate is worse at first
     lessons = HealText(text.name, text.fit, text.held_out, text.a_step, text.call_tokens)
     climb = plan_climb(layers, job.num_layers)

@@ -39,12 +39,13 @@ def repaired(prepared: Prepared, plan: Plan, run: Run, work: TemporaryWork) -> P
     if (known := _known(run, work, plan, key)) is not None:
         return known
     with job.meter.phase("repair"), heap_for(run.memory.activations):
-        job.listener(PhaseStarted("repair", len(plan_climb(plan.layers, job.num_layers).steps)))
+        to_top = method == "auto"
+        job.listener(PhaseStarted("repair", len(plan_climb(plan.layers, job.num_layers, to_top).steps)))
         how = How(
             fit_by(method, run.memory.gram_block),
             lambda tensors: store_refits(job, work.path / _REFITS, tensors),
             plan.merge_norms,
-            to_top=method == "auto",
+            to_top=to_top,
         )
         scratch = work.scratch if run.memory.spill else Scratch()
         outcome = run.stream.sparing(lambda: mend(run.model, plan.layers, text.batches, how, scratch))

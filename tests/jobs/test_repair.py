@@ -21,7 +21,7 @@ from streamcollapse.jobs.apply import run_apply
 from streamcollapse.jobs.planning import compose_plans, export_plan, make_plan
 from streamcollapse.jobs.prepare import prepare_apply
 from streamcollapse.merge.plan import PLAN_FILE, PlanLayer
-from streamcollapse.progress import Event, PhaseStarted, StepLearned, WarningRaised
+from streamcollapse.progress import Event, LayerDone, PhaseStarted, StepLearned, WarningRaised
 from streamcollapse.repair.climb import plan_climb
 from streamcollapse.run.held_out import unjudged_text
 from streamcollapse.run.refits import refits_file
@@ -145,6 +145,11 @@ def test_auto_ends_with_the_divergence_of_the_whole(trained: Path, text: Path, t
     assert found.repair is not None
     assert local.repair is not None
     assert all(layer.how is not None and layer.how.endswith("end to end") for layer in found.repair.layers)
+    repairs = [one for one in said if isinstance(one, PhaseStarted | LayerDone)]
+    starts = [n for n, one in enumerate(repairs) if isinstance(one, PhaseStarted)]
+    begin = next(n for n in starts if getattr(repairs[n], "name", None) == "repair")
+    visits = next(n for n in starts if n > begin) - begin - 1
+    assert visits == getattr(repairs[begin], "total_steps", None), "what the bar is drawn by"
     changed = [n for n, layer in enumerate(found.layers) if layer.refits]
     assert changed == [layer.position for layer in found.repair.layers] == plan_climb(found.layers, 24).mended
     assert found.repair.loss_after is not None
