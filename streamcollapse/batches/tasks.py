@@ -9,6 +9,7 @@ from typing import Any
 
 from streamcollapse.errors import CalibrationError
 from streamcollapse.run.text_names import is_of_hub, matching
+from streamcollapse.searches.registry import usual_repair
 from streamcollapse.settings.heal import AlsoHeal
 from streamcollapse.settings.run import SAMPLES, Calibration, EvaluationText, Judging, Repair
 from streamcollapse.settings.search import SearchOptions
@@ -16,8 +17,8 @@ from streamcollapse.settings.search import SearchOptions
 
 @dataclass(frozen=True)
 class Prune:
-    """Prune by ``options`` on ``calibration``, computing in ``compute_dtype``; how the result is mended by ``repair``
-    and ``also_heal``, and how it is judged."""
+    """Prune by complete ``options`` on ``calibration``, computing in ``compute_dtype``; how the result is mended by
+    ``repair`` and ``also_heal``, and how it is judged."""
 
     options: SearchOptions
     calibration: Calibration
@@ -85,8 +86,10 @@ class Task:
     def settings(self) -> dict[str, Any]:
         """Everything that makes a difference to the result, as JSON types."""
         said = _plain(asdict(self.work))
-        if said.get("repair", {}).get("method") == "none":  # as it was before there were repairs
-            del said["repair"]
+        if isinstance(self.work, Prune):
+            said["repair"]["method"] = self.work.repair.method or usual_repair(self.work.options)
+            if said["repair"]["method"] == "none":  # as it was before there were repairs
+                del said["repair"]
         if not said.get("also_heal", {}).get("wanted", True):
             del said["also_heal"]
         return {"verb": self.verb, "max_shard_size": self.max_shard_size, **said}

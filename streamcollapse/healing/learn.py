@@ -89,7 +89,7 @@ def learn(
     """Train what the student has to train, from ``progress`` on, and leave the best of it in the masters."""
     masters = student.trained.tensors
     groups = _groups(student.trained)
-    adam = torch.optim.AdamW(groups, lr=schedule.rate, betas=_BETAS, weight_decay=0.0)
+    adam = torch.optim.AdamW(groups, lr=schedule.rate, betas=_BETAS, weight_decay=0.0, fused=True)
     _put_moments(adam, masters, progress.moments, progress.step)
     if not progress.judged:
         _judge(student, judge, lesson, progress)
@@ -177,7 +177,7 @@ def _put_moments(adam: torch.optim.Optimizer, masters: Mapping[str, torch.Tensor
     for name, master in masters.items():
         if f"{name}.first" in moments:
             adam.state[master] = {
-                "step": torch.tensor(float(step)),
+                "step": torch.tensor(float(step), device=master.device),
                 "exp_avg": moments[f"{name}.first"].to(master.device),
                 "exp_avg_sq": moments[f"{name}.second"].to(master.device),
             }

@@ -22,6 +22,7 @@ from streamcollapse.merge.plan import PlanLayer
 
 _SEED = 30
 _LEAST_UNIT = 1e-4  # of a parameter that is all zeros
+_NARROW = 15.0  # so that up to 576 x 1536 a matrix steps by its root mean square
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Adapter:
 class Trained:
     """The masters by 0-based position in the pruned stack: ``adapters`` of linear modules, and ``whole`` parameters of
     the layer by name. ``units``: what a learning rate is in units of, by the names of ``tensors``; of a whole parameter
-    its root mean square as it was, so that one rate serves small and large ones."""
+    what it was is the measure (step_unit)."""
 
     adapters: dict[int, list[Adapter]] = field(default_factory=dict)
     whole: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
@@ -60,7 +61,7 @@ class Trained:
 
     def __post_init__(self) -> None:
         self.units = {
-            f"{position}.{name}": max(float(master.detach().square().mean().sqrt()), _LEAST_UNIT)
+            f"{position}.{name}": step_unit(master)
             for position, masters in self.whole.items()
             for name, master in masters.items()
         }
@@ -109,6 +110,18 @@ class Trained:
             for a in self.adapters.get(position, ())
         }
         return merged | {name: master.detach() for name, master in self.whole.get(position, {}).items()}
+
+
+@torch.no_grad()
+def step_unit(tensor: torch.Tensor) -> float:
+    """What a learning rate of Adam is in units of, for a ``tensor`` that is trained whole: its root mean square, and
+    less where it is a wide matrix. A step moves every number by the rate, and many in agreement: it can be as large
+    as rate * sqrt(m n) where a matrix [m, n] of random numbers is sqrt(m) + sqrt(n), by the largest singular value."""
+    unit = max(float(tensor.float().square().mean().sqrt()), _LEAST_UNIT)
+    if tensor.dim() < 2:
+        return unit
+    rows, columns = tensor.shape[-2:]
+    return unit * min(1.0, _NARROW * (1.0 / math.sqrt(rows) + 1.0 / math.sqrt(columns)))
 
 
 def _adding(adapter: Adapter) -> Any:

@@ -32,7 +32,8 @@ from streamcollapse.storage.scratch import Scratch
 
 BELOW_CUTS = "end to end"  # the phase of a repair
 _REFITS = "refits"  # in a work directory: healed tensors
-_SAVE_SECONDS = 20.0  # the most that a kill loses, beside the step under way
+_SAVE_SECONDS = 20.0  # between saves, and so about what a kill loses, beside the step under way
+_SAVE_SHARE = 0.05  # of the time; states of large models take longer than steps
 
 
 @dataclass(frozen=True)
@@ -199,14 +200,15 @@ class _Patient:
         return tell
 
     def _saving(self) -> Callable[[Progress, State], None]:
-        steps, last = self.lessons.schedule.steps, time.monotonic()
+        steps, due = self.lessons.schedule.steps, time.monotonic() + _SAVE_SECONDS
 
         def save(progress: Progress, masters: State) -> None:
-            nonlocal last
-            is_last = progress.step == steps or progress.stopped is not None
-            if is_last or time.monotonic() - last >= _SAVE_SECONDS:
+            nonlocal due
+            is_last, began = progress.step == steps or progress.stopped is not None, time.monotonic()
+            if is_last or began >= due:
                 save_progress(self.work, self._identity, progress, masters)
-                last = time.monotonic()
+                now = time.monotonic()
+                due = now + max(_SAVE_SECONDS, (now - began) / _SAVE_SHARE)
 
         return save
 

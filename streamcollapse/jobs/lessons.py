@@ -33,7 +33,7 @@ from streamcollapse.storage.source import ObservedSource
 from streamcollapse.stream.loaders import PlainLoader
 from streamcollapse.stream.weights import Limits, WeightStream
 
-CUT_RATES = (0.01, 0.003)  # of a repair; the second where the first is too large to learn by
+CUT_RATES = (0.005, 0.0015)  # of a repair; the second where the first is too large to learn by
 _ELSEWHERE = ("teacher", "file", "adapter")  # settings that are paths, or make no difference to the course
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.errors import BudgetError, CalibrationError, PlanError
+from streamcollapse.jobs.expected import expected_time, is_long, work_of
 from streamcollapse.jobs.inspect import Inspection, describe
 from streamcollapse.jobs.lessons import Lessons, healing_disk, told_with, wanted_lessons
 from streamcollapse.merge.composing import refuse_identity
@@ -20,26 +21,19 @@ from streamcollapse.run.memory_plan import plan_memory, plan_one_layer, plan_rep
 from streamcollapse.run.needs import MemoryPlan
 from streamcollapse.run.opened import Job, open_job
 from streamcollapse.run.refits import use_plan
-from streamcollapse.run.repair_needs import RepairText, repair_seconds
 from streamcollapse.run.request import Request
 from streamcollapse.run.samples import Samples, calibration_samples
 from streamcollapse.run.saved_reference import work_key
-from streamcollapse.run.timing import probe
 from streamcollapse.run.work_directory import check_directory, search_path
-from streamcollapse.searches.exchange import exchange_rounds, is_exchanging
-from streamcollapse.searches.registry import complete, ignored_settings, strategy_of
-from streamcollapse.searches.rescale import scale_rounds
+from streamcollapse.searches.registry import complete, ignored_settings, strategy_of, usual_repair
 from streamcollapse.searches.space import check_space, demand_of, search_space
 from streamcollapse.searches.strategy import SearchSpace, fewest_layers
 from streamcollapse.searches.work import Round
-from streamcollapse.settings.catalogue import EFFORTS, METRICS
+from streamcollapse.settings.catalogue import EFFORTS
 from streamcollapse.settings.run import Calibration, Compute, RunSettings
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.storage.disk import check_space as check_disk
 from streamcollapse.storage.staging import staged_bytes
-
-_CHECKED_SECONDS = 2.0  # to build what is to be written on the model's own code, and to sync small files
-_SHORT = 1e11  # operations; a probe takes longer than these
 
 
 @dataclass(frozen=True)
@@ -108,81 +102,14 @@ class Prepared:
     @property
     def work(self) -> dict[str, list[Round]]:
         """What a search is expected to compute, by phase."""
-        assert self.space is not None
-        assert self.samples is not None
-        space, strategy, count = self.space, strategy_of(self.space.options), self.job.num_layers
-        room = self.settings.streaming.lookahead or self.memory.candidates
-        work = {
-            "reference": [Round(runs=count, visits=count, reads=count)],
-            "search": strategy.rounds(space, room, self._has_scout),
-        }
-        if strategy.by_rounds and is_exchanging(space.options):
-            work["exchanges"] = exchange_rounds(space, room, self._times_as_long)
-        if space.options.rescale:
-            work["scales"] = scale_rounds(space, room, self._has_scout)
-        return work
-
-    @property
-    def _times_as_long(self) -> float:
-        """As what judging a candidate takes in a search is what it takes in exchanges."""
-        assert self.space is not None
-        assert self.samples is not None
-        effort, vocabulary, most = EFFORTS[self.space.options.effort], self.job.vocabulary, self.samples.num_tokens
-        usual, finer = effort.head_tokens(vocabulary), effort.exchange_tokens(vocabulary)
-        if usual is None or finer is None or not METRICS[self.space.options.metric].by_logits:
-            return 1.0
-        return min(finer, most) / min(usual, most)
-
-    @property
-    def _has_scout(self) -> bool:
-        assert self.space is not None
-        assert self.samples is not None
-        most = EFFORTS[self.space.options.effort].scouting
-        return most is not None and self.samples.longest > most
+        return work_of(self)
 
     def timed(self, even_if_short: bool = True) -> Prepared:
         """The same, with how long it will take, by a probe of a few seconds. One that has no search, or one that is no
         longer than a probe and need not be timed ``even_if_short``, is left as it is."""
-        space, samples, job = self.space, self.samples, self.job
-        if space is None or samples is None or not (even_if_short or self._is_long()):
+        if self.space is None or not (even_if_short or is_long(self)):
             return self
-        options, out = space.options, self.out
-        place = Path.cwd() if out is None else out.parent
-        judged, text = (options.metric, EFFORTS[options.effort]), self.held_out if self.disk_free is not None else None
-        needs_words = not (text is None and self.lessons is None and self.fit_text is None)
-        rates = probe(job, samples, self.memory, judged, place, needs_words)
-        phases = {
-            name: [(one.seconds(rates), one.candidates + one.scouted) for one in rounds]
-            for name, rounds in self.work.items()
-        }
-        saved = 0 if out is None else (job.num_layers + 2) * samples.num_tokens * job.hidden_size
-        ((seconds, _),) = phases["reference"]
-        seconds = max(seconds, rates.first) + saved * job.placement.dtype.itemsize * rates.written
-        begin = rates.begin if any(count for rounds in phases.values() for _, count in rounds) else 0.0
-        phases["reference"] = [(seconds + begin, 0.0)]
-        layers, each = len(fewest_layers(strategy_of(options), space)), rates.run / samples.num_tokens
-        if self.fit_text is not None:
-            fitted = RepairText(*self.fit_text.tokens, self.fit_text.every(job.vocabulary))
-            method = self.settings.repair.method
-            phases |= repair_seconds(method, fitted, (job.num_layers, layers), (each, rates.word))
-        if self.lessons is not None:
-            lowest = self.lessons.healing.positions(layers, layers // 2)[0]  # a search has not begun: cut in the middle
-            phases |= self.lessons.expected(each, rates.word, layers, lowest)
-        if self.disk_free is not None:
-            phases["write"] = [(self.smallest_output * rates.written + _CHECKED_SECONDS, 0.0)]
-        if text is not None:
-            running = (job.num_layers + layers) * rates.run * text.tokens / samples.num_tokens
-            phases["verdict"] = [(running + 2.0 * text.tokens * rates.word, 0.0)]
-        return replace(self, expected=TimeExpected(tuple((name, tuple(found)) for name, found in phases.items())))
-
-    def _is_long(self) -> bool:
-        """Whether it takes longer than a probe does, by operations alone."""
-        assert self.samples is not None
-        runs = self.samples.num_tokens * sum(one.runs for rounds in self.work.values() for one in rounds)
-        also = [] if self.fit_text is None else [self.fit_text.tokens]
-        also += [] if self.lessons is None else [self.lessons.text.tokens]
-        runs += self.job.num_layers * sum(map(sum, also))
-        return 2.0 * runs * self.job.checkpoint.num_parameters / self.job.num_layers > _SHORT
+        return replace(self, expected=expected_time(self))
 
     def to_json(self) -> dict[str, Any]:
         """What the job would do, as JSON types."""
@@ -245,25 +172,66 @@ def _prepare_search(
     samples = calibration_samples(job, _shortened(settings.calibration, space), strategy.samples)
     needed = options.max_loss is not None
     held_out = _held_out(job, settings, needed) if writes or needed else None
-    demand = demand_of(space)
-    if held_out is not None:
-        demand = replace(demand, held_out=held_out.tokens)
-    text = None if settings.repair.method == "none" else fit_text(job, settings.repair)
-    if text is not None:
-        demand = replace(demand, repair=(settings.repair.method, sum(text.tokens), text.call_tokens))
-    try:
-        memory = plan_memory(job, samples, settings.streaming, demand)
-    except BudgetError as error:
-        if held_out is None or needed:
-            raise
-        memory, held_out = plan_memory(job, samples, settings.streaming, replace(demand, held_out=0)), None
-        job.listener(WarningRaised(f"no verdict, which is no reason to refuse the job: {error}"))
+    may_drop = _Droppable(repair=settings.repair.method is None, verdict=not needed)
+    settings, text = _repair_text(job, settings, usual_repair(space.options) if writes else "none")
+    memory, held_out, text = _memory(job, samples, settings, (space, held_out, text), may_drop)
+    if text is None:
+        settings = replace(settings, repair=replace(settings.repair, method="none"))
     key, layers = work_key(job, samples, options.merge_norms), fewest_layers(strategy, space)
     smallest, largest = sizes(job.view(layers), len(layers)).bytes, job.checkpoint.num_bytes
     lessons = wanted_lessons(job, settings) if writes else None
     memory = told_with(memory, lessons)
     found = Prepared(job, settings, memory, key, out, complete(options), space, samples, None, held_out, text, lessons)
     return replace(found, smallest_output=smallest, largest_output=largest)
+
+
+@dataclass(frozen=True)
+class _Droppable:
+    """What goes where there is no memory for it, since nobody asked for it."""
+
+    repair: bool
+    verdict: bool
+
+
+def _memory(
+    job: Job,
+    samples: Samples,
+    settings: RunSettings,
+    wanted: tuple[SearchSpace, HeldOut | None, FitText | None],
+    may_drop: _Droppable,
+) -> tuple[MemoryPlan, HeldOut | None, FitText | None]:
+    """The memory of a search, and of what is ``wanted`` after it what there is memory for. Raises BudgetError."""
+    space, held_out, text = wanted
+    demand = replace(demand_of(space), held_out=0 if held_out is None else held_out.tokens)
+    if text is not None:
+        demand = replace(demand, repair=(settings.repair.chosen, sum(text.tokens), text.call_tokens))
+    try:
+        return plan_memory(job, samples, settings.streaming, demand), held_out, text
+    except BudgetError as error:
+        if text is not None and may_drop.repair:
+            what, wanted = "repair", (space, held_out, None)
+        elif held_out is not None and may_drop.verdict:
+            what, wanted = "verdict", (space, None, text)
+        else:
+            raise
+        job.listener(WarningRaised(f"no {what}, which is no reason to refuse the job: {error}"))
+    return _memory(job, samples, settings, wanted, may_drop)
+
+
+def _repair_text(job: Job, settings: RunSettings, usual: str) -> tuple[RunSettings, FitText | None]:
+    """``settings`` with a repair by ``usual`` where they name none, and what that is fitted on. Raises CalibrationError
+    for text that cannot be had, where the repair was asked for; else that is a warning."""
+    is_asked = settings.repair.method is not None
+    settings = settings if is_asked else replace(settings, repair=replace(settings.repair, method=usual))
+    if not settings.repair.is_wanted:
+        return settings, None
+    try:
+        return settings, fit_text(job, settings.repair)
+    except CalibrationError as error:
+        if is_asked or settings.repair.file is not None:
+            raise
+        job.listener(WarningRaised(f"no repair: {error}"))
+        return settings, None
 
 
 def _held_out(job: Job, settings: RunSettings, needed: bool = False) -> HeldOut | None:
@@ -295,16 +263,16 @@ def prepare_apply(
     job = open_job(source, settings, listener)
     use_plan(job, plan)
     refuse_identity(plan)
-    if settings.repair.method != "none" and any(layer.refits for layer in plan.layers):
+    if settings.repair.is_wanted and any(layer.refits for layer in plan.layers):
         raise PlanError("the plan is repaired already; apply it without `repair`")
-    text = None if settings.repair.method == "none" else fit_text(job, settings.repair)
+    text = fit_text(job, settings.repair) if settings.repair.is_wanted else None
     size = sizes(job.view(plan.layers, plan.merge_norms), plan.num_layers).bytes
     lessons = wanted_lessons(job, settings)
     free = check_disk(Path(out), size + healing_disk(lessons, size) - staged_bytes(Path(out)))
     if text is None:
         memory = plan_one_layer(job, settings.streaming)
     else:
-        repair = settings.repair.method, sum(text.tokens), text.call_tokens
+        repair = settings.repair.chosen, sum(text.tokens), text.call_tokens
         memory = plan_repair(job, settings.streaming, repair)
     held_out = _held_out(job, settings)
     key = work_key(job, None, plan.merge_norms, plan.digest)

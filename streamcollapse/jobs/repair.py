@@ -32,7 +32,7 @@ _REFITS = "refits"  # the directory of its tensors
 def repaired(prepared: Prepared, plan: Plan, run: Run, work: TemporaryWork) -> Plan:
     """``plan`` with the layers before cuts fitted anew, as the settings say; where that does not lower the loss on text
     that was not fitted to, only a record of it. Raises OutputError, NonFiniteError."""
-    text, job, method = prepared.fit_text, run.job, prepared.settings.repair.method
+    text, job, method = prepared.fit_text, run.job, prepared.settings.repair.chosen
     if text is None:
         return plan
     key = {"plan": plan.digest, "repair": method, "text": text.digest}

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from streamcollapse.forward.model import LayerWeights
+from streamcollapse.healing.trained import step_unit
 from streamcollapse.repair.layer import FittedLayer, token_weights
 
-RATE = 0.01  # of the root mean square of a matrix, per step
+RATE = 0.01  # per step, in units of each matrix (step_unit)
 ROUNDS = 8  # over the tokens
 _BETAS = (0.9, 0.95)
 _WARM_UP = 10  # steps
@@ -45,9 +46,9 @@ def local_fit(layer: FittedLayer, before: float, rounds: int = ROUNDS, rate: flo
         return None
     # copies, since what a search has kept in memory may not be seen by autograd
     rest = {name: weight.clone() for name, weight in weights.parameters.items() if name not in masters}
-    sizes = [max(float(master.detach().square().mean().sqrt()), 1e-8) for master in masters.values()]
+    sizes = [step_unit(master.detach()) for master in masters.values()]
     groups = [{"params": [m], "lr": rate * size} for m, size in zip(masters.values(), sizes, strict=True)]
-    adam = torch.optim.Adam(groups, betas=_BETAS)
+    adam = torch.optim.Adam(groups, betas=_BETAS, fused=True)
     generator, best = torch.Generator().manual_seed(_SEED), None
     count, step = len(layer.fit.batches), 0
     for number in range(1, rounds + 1):

@@ -55,7 +55,7 @@ class Request:
         what: dict[str, Any] = {"dtype": self.dtype}
         if self.verb != "convert":
             what = {"options": None if self.options is None else asdict(self.options)}
-            if self.settings.repair.method != "none":
+            if self.settings.repair.is_wanted:
                 what["repair"] = _repair_said(self.settings.repair)
             if self.settings.also_heal.wanted:
                 what["also_heal"] = _also_said(self.settings.also_heal)
@@ -88,7 +88,7 @@ class Request:
 
 def _repair_said(repair: Repair) -> dict[str, Any]:
     file = None if repair.file is None else absolute(repair.file)
-    return {"method": repair.method, "file": file, "tokens": repair.tokens}
+    return {"method": repair.chosen, "file": file, "tokens": repair.tokens}
 
 
 def _also_said(healing: AlsoHeal) -> dict[str, Any]:

@@ -63,8 +63,8 @@ def complete(options: SearchOptions) -> SearchOptions:
     other."""
     strategy = strategy_of(options)
     filled = options.but(**{**OWNED, **strategy.defaults, **options.given, "strategy": strategy.name})
-    if options.rescale is None and not EFFORTS[filled.effort].rescale:
-        filled = filled.but(rescale=False)
+    if options.rescale is None and strategy.has_effort:
+        filled = filled.but(rescale=EFFORTS[filled.effort].rescale)
     if strategy.needs_target and not filled.has_target:
         ways = ["target_layers", "target_ratio", "target_memory", *["max_loss"] * strategy.goes_by_loss]
         raise OptionError(
@@ -83,6 +83,11 @@ def complete(options: SearchOptions) -> SearchOptions:
             f"threshold (T) is {filled.threshold}; similarity by {filled.metric} lies between -1 and {highest:g}"
         )
     return filled
+
+
+def usual_repair(options: SearchOptions) -> str:
+    """How what the complete ``options`` prune to is repaired where nobody says it: a method of settings/run.py."""
+    return EFFORTS[options.effort].repair if strategy_of(options).has_effort else "none"
 
 
 def ignored_settings(options: SearchOptions) -> list[str]:

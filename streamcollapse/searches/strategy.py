@@ -119,6 +119,11 @@ class Strategy(ABC):
     verdict: ClassVar[str] = "merged"
     by_rounds: ClassVar[bool] = False
 
+    @property
+    def has_effort(self) -> bool:
+        """Whether it goes by an effort."""
+        return "effort" in self.defaults
+
     def boundaries(self, space: SearchSpace) -> range:
         """The 0-based layer boundaries that the search needs of the reference pass."""
         return range(space.lowest - 1, space.highest)

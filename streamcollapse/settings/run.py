@@ -156,15 +156,15 @@ class Repair:
     """How the layers before cuts are mended, and on which text."""
 
     method: Annotated[
-        str,
-        OneOf(REPAIRS),
+        Annotated[str, OneOf(REPAIRS)] | None,
         Setting(
             "Fit the layers before cuts to what the original hands on above them. linear: one matrix of each, in "
-            "closed form; local: every matrix of each, by Adam; auto: the one, then the other. Dropped where the loss "
-            "on text that was not fitted to does not fall.",
+            "closed form; local: every matrix of each, by Adam; auto: the one, then the other, then by what the whole "
+            "says. Dropped where the loss on text that was not fitted to does not fall.",
             key="repair",
+            default="auto where greedy search prunes with effort standard or thorough, else none",
         ),
-    ] = "none"
+    ] = None
     file: Annotated[
         str | Path | None,
         Setting(
@@ -178,6 +178,16 @@ class Repair:
     tokens: Annotated[
         Whole, Field(ge=1024), Setting("About how many tokens of the text to repair on.", key="repair_tokens")
     ] = 40_000
+
+    @property
+    def chosen(self) -> str:
+        """The method; where none was given, none."""
+        return self.method or "none"
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is a repair."""
+        return self.chosen != "none"
 
 
 @settings("The method")

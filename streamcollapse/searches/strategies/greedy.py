@@ -57,7 +57,7 @@ class Greedy(Strategy):
         "merges_per_round": 1,
         "rule": "first",
         "metric": "kl",
-        "rescale": True,
+        "rescale": False,
         "effort": "standard",
     }
     is_default = True
