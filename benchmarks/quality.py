@@ -49,7 +49,7 @@ from streamcollapse.errors import OptionError
 from streamcollapse.progress import Event, LayerDone
 from streamcollapse.run.needs import MemoryPlan
 from streamcollapse.settings.catalogue import METRICS
-from streamcollapse.settings.run import EvaluationText, RunSettings
+from streamcollapse.settings.run import EvaluationText, Repair, RunSettings
 from streamcollapse.settings.search import SearchOptions
 
 WINDOW = 256
@@ -86,7 +86,7 @@ class Trials:
     def run(self, options: SearchOptions, setting: Setting) -> dict[str, Any] | None:
         """What ``options`` come to; None where they cannot prune that little, or a threshold gives another number of
         layers than any of those wanted."""
-        key = f"{options} on {setting.samples}"
+        key = f"{options} on {setting.samples}" + f", repair {setting.repair}" * (setting.repair != "none")
         if key not in self._known:
             row = self._searched(options, setting)
             self._known[key] = row
@@ -105,13 +105,15 @@ class Trials:
                 read += event.num_bytes
 
         streaming = Streaming(work_dir=self._folder / f"work-{setting.samples}" if setting.shares else None)
-        calibration = self._samples[setting.samples]
+        calibration, repair = self._samples[setting.samples], Repair(setting.repair)
+        saved = self._folder / f"plan-{len(self._known)}.json"  # with the tensors of a repair beside it
         try:
             plan = search(
                 self._source,
                 options,
-                settings=RunSettings(calibration=calibration, streaming=streaming),
+                settings=RunSettings(calibration=calibration, streaming=streaming, repair=repair),
                 listener=listener,
+                save_as=saved,
             )
         except OptionError as error:
             print(error, flush=True)
@@ -120,7 +122,7 @@ class Trials:
         assert plan.search is not None
         if options.target_layers is None and plan.num_layers not in self._counts:
             return None
-        loss, laco = self._scores.of(plan), options.strategy == "laco"
+        loss, laco = self._scores.of(Plan.load(saved)), options.strategy == "laco"
         judges = options.rescale or options.strategy not in ("block-influence", "angular")
         return {
             "strategy": options.strategy,
@@ -129,6 +131,7 @@ class Trials:
             "rescale": options.rescale,
             "merges_per_round": options.merges_per_round,
             "samples": setting.samples,
+            "repair": setting.repair,
             "C": options.layers_per_merge if laco else None,
             "I": options.interval if laco else None,
             "threshold": plan.search.options.threshold if laco else None,
@@ -163,7 +166,7 @@ def judged(rows: list[dict[str, Any]], num_layers: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for share in AT:
         wanted = num_layers - round(share * num_layers)
-        ours = best(rows, wanted, **RECOMMENDED, samples="passages")
+        ours = best(rows, wanted, **RECOMMENDED, samples="passages", repair="auto")
         paper = best(rows, wanted, strategy="laco", rule="sequential", metric="cosine", rescale=False)
         names = ("block-influence", "angular")
         others = [r for name in names if (r := best(rows, wanted, strategy=name, rescale=False))]
@@ -191,13 +194,14 @@ def show(rows: list[dict[str, Any]], counts: list[int]) -> None:
     """The rise of the loss, a line for each setting, ``laco`` at its best C and I; in brackets the layers that stay,
     where it gives another number."""
     print(f"{'rise of the loss at':<68}" + "".join(f"{count:>12}" for count in counts) + " layers")
-    keys = ("strategy", "rule", "metric", "rescale", "merges_per_round", "samples")
+    keys = ("strategy", "rule", "metric", "rescale", "merges_per_round", "samples", "repair")
     for values in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
         of_it = [row for row in rows if tuple(row[key] for key in keys) == values]
         line = "".join(f"{_cell(of_it, count):>12}" for count in counts)
         name = " ".join(
             [str(v) for v in values[:3] if v]
             + ["rescaled"] * values[3] + [f"{values[4]} at once"] * (values[4] > 1) + [f"({values[5]})"]
+            + ["repaired"] * (values[6] != "none")
         )  # fmt: skip
         print(f"{name:<68}{line}")
 
@@ -237,7 +241,9 @@ def main() -> None:
         trials = Trials(source, scores, list(counts.values()), Path(temporary), given.rows)
         wanted = [DEFAULT] if given.recommended else settings(given.quick)
         tries = [(setting, options) for setting in wanted for options in setting.tries(counts)]
-        found = {f"{options} {setting.samples}": trials.run(options, setting) for setting, options in tries}
+        found = {
+            f"{options} {setting.samples} {setting.repair}": trials.run(options, setting) for setting, options in tries
+        }
         rows = [row for row in found.values() if row]
         compared = {} if given.recommended else metrics(source)
     show(rows, list(counts.values()))

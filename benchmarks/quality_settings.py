@@ -18,7 +18,7 @@ from streamcollapse.settings.search import SearchOptions
 
 SHARES = (0.10, 0.25, 0.33, 0.50)
 THRESHOLDS = [round(0.99 - 0.04 * i, 2) for i in range(15)]
-RECOMMENDED = {"strategy": "greedy", "rule": "first", "metric": "kl", "rescale": True, "merges_per_round": 1}
+RECOMMENDED = {"strategy": "greedy", "rule": "first", "metric": "kl", "rescale": False, "merges_per_round": 1}
 PAPER = {"layers_per_merge": 4, "interval": 2}  # of a 7B, Table 8
 EVEN = {"layers_per_merge": 3, "interval": 3}  # reaches the numbers of layers that are wanted, but for odd ones
 AT = (0.25, 0.50)
@@ -56,6 +56,7 @@ class Setting:
     shares: bool = False
     thresholds: bool = False
     everywhere: bool = False
+    repair: str = "none"
 
     def tries(self, counts: dict[float, int]) -> list[SearchOptions]:
         wanted = counts.values() if self.everywhere else [counts[share] for share in AT]
@@ -64,7 +65,7 @@ class Setting:
         return found + [SearchOptions(**plain, threshold=t) for t in THRESHOLDS if self.thresholds]
 
 
-DEFAULT = Setting(RECOMMENDED, "passages", everywhere=True)
+DEFAULT = Setting(RECOMMENDED, "passages", everywhere=True, repair="auto")
 
 
 def settings(quick: bool) -> Iterator[Setting]:
@@ -100,4 +101,6 @@ def settings(quick: bool) -> Iterator[Setting]:
                 {"strategy": strategy, "rule": rule, **scaled, **(EVEN if strategy == "laco" else {})}, "passages"
             )
         yield Setting(RECOMMENDED | {"merges_per_round": 3}, "passages")
+    yield Setting(RECOMMENDED, "passages", everywhere=True)
+    yield Setting(RECOMMENDED | {"rescale": True}, "passages")
     yield DEFAULT

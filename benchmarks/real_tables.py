@@ -1,4 +1,5 @@
-"""Results of bench_real.py in words: a table in Markdown for each model, and whether what is wanted is met."""
+"""Results of bench_real.py, with those of bench_repair.py beside them, in words: a table in Markdown for each model,
+and whether what is wanted is met."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from real_settings import groups, sizes
 WITHIN = 1.03  # of the least rise
 AT = (0.10, 0.20, 0.25)
 SETTINGS = [one.name for group in groups() for one in (group.plain, group.exchanged, group.scaled) if one]
+REPAIRED = "greedy standard, exchanges, repair"
 TITLES = {"smollm2": "SmolLM2-135M-Instruct", "gemma3": "Gemma-3-270M", "qwen2.5-coder": "Qwen2.5-Coder-1.5B"}
 
 
@@ -23,11 +25,22 @@ def rise(row: dict[str, Any]) -> float | None:
     return sum(row["rise"].values()) / len(row["rise"]) if "rise" in row else None
 
 
+def _repaired(document: dict[str, Any]) -> dict[str, Any]:
+    """A document of bench_repair.py as one of bench_real.py: a row for each size and way to repair."""
+    rows = [
+        {"setting": f"{REPAIRED} {row['method']}", "effort": "standard", "rescale": False, "status": "found"}
+        | {"wanted": row["layers"], "layers": row["layers"], "rise": row["rise"], "cpu_seconds": None}
+        for row in document["rows"]
+        if document["cut"].startswith("greedy standard")
+    ]
+    return {**document, "layers": document["num_layers"], "rows": rows}
+
+
 def together(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One document for each model. A row of a later file takes the place of an earlier one of its setting and size, and
     has no processor time, which is that of another machine or day."""
     found: dict[str, dict[str, Any]] = {}
-    for document in documents:
+    for document in (_repaired(one) if one.get("benchmark") == "repair" else one for one in documents):
         if document["model"] not in found:
             found[document["model"]] = document
             continue
@@ -37,8 +50,13 @@ def together(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
             key = (row["setting"], row["wanted"])
             if key not in rows or row.get("plan") not in (None, rows[key].get("plan")):
                 rows[key] = row | {"cpu_seconds": None}
-        first["rows"] = sorted(rows.values(), key=lambda row: SETTINGS.index(row["setting"]))
+        first["rows"] = sorted(rows.values(), key=lambda row: _place(row["setting"]))
     return list(found.values())
+
+
+def _place(setting: str) -> int:
+    """Where it stands in a table: repairs at the end."""
+    return SETTINGS.index(setting) if setting in SETTINGS else len(SETTINGS)
 
 
 def markdown(documents: list[dict[str, Any]]) -> str:
@@ -81,14 +99,16 @@ def _seconds(row: dict[str, Any] | None) -> str:
 
 
 def _verdicts(document: dict[str, Any]) -> list[str]:
-    """Whether ``standard``, with exchanges and scales where there are such rows, is as good as the best of a size."""
+    """Whether the default, ``standard`` with exchanges and its repair where there are such rows, is as good as the best
+    of a size."""
     found = []
     for wanted in sizes(document["layers"], AT):
         rows = [row for row in document["rows"] if row["layers"] == wanted and rise(row) is not None]
         ours = [row for row in rows if row.get("effort") == "standard"]
         if not ours:
             continue
-        default = max(ours, key=lambda row: (bool(row["rescale"]), row["setting"].endswith("exchanges")))
+        ours = [row for row in ours if not row["rescale"]]
+        default = max(ours, key=lambda row: (_place(row["setting"]), row["setting"].endswith("exchanges")))
         best = min(rows, key=lambda row: rise(row) or 0.0)
         least, loss = rise(best) or 0.0, rise(default) or 0.0
         verdict = "within 3 %" if loss <= WITHIN * least else f"{loss / least - 1.0:.0%} more: missed"

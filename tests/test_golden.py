@@ -39,11 +39,11 @@ CASES = {
     "laco-target": "--strategy laco --target-ratio 0.2 --rule mean",
     "laco-kl": "--strategy laco -T 0.7 --metric kl --rescale",
     "laco-cka": "--strategy laco -T 0.95 --metric cka-linear",
-    "greedy": "--target-layers 21 --effort thorough",
-    "greedy-standard": "--target-layers 21",
+    "greedy": "--target-layers 21 --effort thorough --rescale",
+    "greedy-standard": "--target-layers 21 --rescale",
     "greedy-threshold": "--strategy greedy -T 0.8 --no-rescale -L 2 -H 22 --effort thorough",
     "greedy-rules": "--strategy greedy --target-layers 22 --rule sequential,mean --metric token-cosine "
-    "--merges-per-round 2 --effort thorough",
+    "--merges-per-round 2 --effort thorough --rescale",
     "greedy-nll": "--strategy greedy --target-ratio 0.08 --metric nll --no-rescale --effort thorough",
     "rule-based": "--strategy rule-based -C 3 -I 2 --target-layers 18",
     "rule-based-mean": "--strategy rule-based -C 2 -I 3 -L 5 --rule mean",
@@ -62,6 +62,7 @@ def _run(directory: Path, arguments: str) -> dict[str, Any]:
     samples.write_text("\n".join(SAMPLES) + "\n", encoding="utf-8")
     given = arguments.split()
     given += ["--calibration", str(samples), "--max-tokens", "16", "--device", "cpu", "--compute-dtype", "float32"]
+    given += ["--repair", "none"]
     result = CliRunner().invoke(app, ["prune", str(BUNDLED), "--out", str(out), *given, "--json"])
     assert result.exit_code == 0, result.output
     plan = json.loads((out / "streamcollapse_plan.json").read_text(encoding="utf-8"))

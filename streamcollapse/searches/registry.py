@@ -63,8 +63,6 @@ def complete(options: SearchOptions) -> SearchOptions:
     other."""
     strategy = strategy_of(options)
     filled = options.but(**{**OWNED, **strategy.defaults, **options.given, "strategy": strategy.name})
-    if options.rescale is None and strategy.has_effort:
-        filled = filled.but(rescale=EFFORTS[filled.effort].rescale)
     if strategy.needs_target and not filled.has_target:
         ways = ["target_layers", "target_ratio", "target_memory", *["max_loss"] * strategy.goes_by_loss]
         raise OptionError(

@@ -56,8 +56,8 @@ class Effort:
     LEAST_HEAD_TOKENS at the least. None of these: all. ``lazy``: a round of greedy search scores only merges that may
     be its best, one of scales goes further than a step. ``least_gain``: of the loss; a round of scales that takes less
     off is the last. ``exchanges``: of how many times as many tokens the end of a search that drops layers is
-    compared with its neighbours, but of MOST_EXCHANGE_LOGITS at the most; 0: it is not. Where nobody says so:
-    ``rescale``, whether there are scales, and ``repair``, how a pruned model is repaired before it is written.
+    compared with its neighbours, but of MOST_EXCHANGE_LOGITS at the most; 0: it is not. ``repair``: how a
+    pruned model is repaired before it is written, where nobody says it.
     """
 
     summary: str
@@ -67,7 +67,6 @@ class Effort:
     lazy: bool = True
     least_gain: float = 0.03
     exchanges: int = 0
-    rescale: bool = False
     repair: str = "auto"
 
     def head_tokens(self, vocabulary: int) -> int | None:
@@ -89,10 +88,6 @@ EFFORTS = {
         exchanges=4,
     ),
     "thorough": Effort(
-        "every merge is scored in every round, by all tokens; then scales",
-        head_logits=None,
-        lazy=False,
-        least_gain=0.0,
-        rescale=True,
+        "every merge is scored in every round, by all tokens", head_logits=None, lazy=False, least_gain=0.0
     ),
 }

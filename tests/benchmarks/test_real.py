@@ -106,9 +106,12 @@ def test_files_of_one_model_are_one_table():
         row("greedy standard, exchanges", 7, 0.19, plan=other, **standard),
         {"setting": "rule-based", "wanted": 7, "status": "refused: too little", "layers": None, "reached": 10},
     ]
-    text = markdown([first | {"rows": rows}, first | {"rows": later}])
+    mended = [{"layers": 7, "method": "auto", "rise": {"code": 0.09, "encyclopedia": 0.11}}]
+    repair = {"benchmark": "repair", "model": "smollm2", "num_layers": 10, "cut": "greedy standard", "rows": mended}
+    text = markdown([first | {"rows": rows}, first | {"rows": later}, repair])
     assert text.count("**SmolLM2") == 1
+    assert text.count("| `greedy standard, exchanges, repair auto` | 0.100 |  |") == 1
     assert "| `greedy standard` | 0.210 | 9 s |" in text
     assert "| `rule-based` | refused |  |" in text
     assert "| `greedy standard, exchanges` | 0.190 |  |" in text, "its time is of another day"
-    assert "7 layers: `greedy standard, exchanges` 0.190, the least 0.190" in text
+    assert "7 layers: `greedy standard, exchanges, repair auto` 0.100, the least 0.100" in text

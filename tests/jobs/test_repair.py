@@ -25,7 +25,7 @@ from streamcollapse.progress import Event, LayerDone, PhaseStarted, StepLearned,
 from streamcollapse.repair.climb import plan_climb
 from streamcollapse.run.held_out import unjudged_text
 from streamcollapse.run.refits import refits_file
-from streamcollapse.settings.run import Compute, EvaluationText, Judging, Repair, Streaming
+from streamcollapse.settings.run import Calibration, Compute, EvaluationText, Judging, Repair, Streaming
 from streamcollapse.storage.staging import work_of
 from tests.checkpoints import BUNDLED
 
@@ -197,7 +197,7 @@ def test_a_rate_that_learns_nothing_is_followed_by_a_smaller_one(
     monkeypatch.setattr(repair, "trained_below_cuts", first_in_vain)
     drop = replace(DROP, target_layers=12)
     found = prune(trained, tmp_path / "out", drop, settings=settings(text, "auto")).plan
-    assert tried == [0.01, 0.003]
+    assert tried == [0.005, 0.0015]
     assert found.repair is not None
     assert all(layer.how is not None and layer.how.endswith("end to end") for layer in found.repair.layers)
 
@@ -321,3 +321,54 @@ def test_bad_input(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="repair"):
         Repair("magic")
     assert not (tmp_path / "out").exists()
+
+
+GREEDY = SearchOptions(strategy="greedy", target_layers=22)
+SENTENCES = Calibration("sentences", 32)
+
+
+def usual(text: Path | None, **streaming: Any) -> RunSettings:
+    """Nothing is said of how to repair; ``text``: on what."""
+    plain = RunSettings(Compute("cpu", "float32"), SENTENCES, Streaming(**streaming), judging=Judging(verdict=False))
+    return replace(plain, repair=Repair(file=text, tokens=2048))
+
+
+def test_greedy_search_prunes_with_a_repair_where_nobody_says_otherwise(
+    trained: Path, text: Path, tmp_path: Path
+) -> None:
+    found = prune(trained, tmp_path / "out", GREEDY, settings=usual(text)).plan
+    asked = prune(trained, tmp_path / "asked", GREEDY, settings=replace(usual(text), repair=Repair("auto", text, 2048)))
+    assert found.repair is not None
+    assert (found.repair, found.layers) == (asked.plan.repair, asked.plan.layers)
+    quick = prune(trained, tmp_path / "quick", GREEDY.but(effort="quick"), settings=usual(text)).plan
+    dropped = prune(trained, tmp_path / "dropped", DROP, settings=usual(text)).plan
+    plain = search(trained, GREEDY, settings=usual(text))
+    written = apply(trained, plain, tmp_path / "written", settings=usual(text)).plan
+    assert [plan.repair for plan in (quick, dropped, plain, written)] == [None] * 4
+
+
+def test_a_repair_that_nobody_asked_for_is_left_out_where_memory_is_short(
+    trained: Path, text: Path, tmp_path: Path
+) -> None:
+    said: list[Event] = []
+    tight = usual(text, ram_budget="60MiB")
+    found = prune(trained, tmp_path / "out", GREEDY, settings=tight, listener=said.append).plan
+    assert found.repair is None
+    warned = [event.text for event in said if isinstance(event, WarningRaised)]
+    assert [line for line in warned if line.startswith("no repair, which is no reason to refuse the job: repair needs")]
+    with pytest.raises(BudgetError, match="repair needs"):
+        prune(trained, tmp_path / "asked", GREEDY, settings=replace(tight, repair=Repair("auto", text, 2048)))
+
+
+def test_a_repair_that_nobody_asked_for_is_left_out_where_there_is_no_text_for_it(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*given: Any) -> None:
+        raise CalibrationError("no tokens of it are words of the model")
+
+    monkeypatch.setattr("streamcollapse.jobs.prepare.fit_text", none)
+    said: list[Event] = []
+    assert prune(trained, tmp_path / "out", GREEDY, settings=usual(None), listener=said.append).plan.repair is None
+    assert "no repair: no tokens of it are words of the model" in [e.text for e in said if isinstance(e, WarningRaised)]
+    with pytest.raises(CalibrationError):
+        prune(trained, tmp_path / "asked", GREEDY, settings=replace(usual(None), repair=Repair("auto")))

@@ -95,7 +95,7 @@ def test_layer_collapse_lies_between_none_and_all_accepted(llama: Path, threshol
 
 
 def test_lazy_rounds_are_bounded_and_scouted_once(llama: Path) -> None:
-    options = SearchOptions(strategy="greedy", target_layers=5)
+    options = SearchOptions(strategy="greedy", target_layers=5, rescale=True)
     found = _Counted(llama, options)
     first, *later = found.prepared.work["search"]
     assert found.prepared.samples is not None
@@ -137,7 +137,7 @@ def test_seconds_are_those_of_computing_or_of_reading() -> None:
 
 def test_healing_at_once_is_in_the_times_and_needs(llama: Path, tmp_path: Path) -> None:
     also = AlsoHeal(True, tokens=2048)
-    settings = RunSettings(Compute("cpu", "float32"), Calibration("sentences"), also_heal=also)
+    settings = RunSettings(Compute("cpu", "float32"), Calibration("sentences"), repair=Repair("none"), also_heal=also)
     prepared = prepare_prune(llama, tmp_path / "out", SearchOptions(target_layers=6), settings)
     assert {"teacher", "heal"} < {need.phase for need in prepared.memory.needs}
     timed = prepared.timed()
@@ -160,8 +160,8 @@ def test_a_repair_is_in_the_times_by_its_phases(method: str, llama: Path, tmp_pa
 
 
 def test_a_job_that_is_timed_says_how_long_each_phase_takes(llama: Path, tmp_path: Path) -> None:
-    settings = RunSettings(Compute("cpu", "float32"), Calibration("sentences"))
-    options = SearchOptions(target_layers=6)
+    settings = RunSettings(Compute("cpu", "float32"), Calibration("sentences"), repair=Repair("none"))
+    options = SearchOptions(target_layers=6, rescale=True)
     prepared = prepare_prune(llama, tmp_path / "out", options, settings)
     assert prepared.expected is None
     assert prepared.timed(even_if_short=False).expected is None, "no longer than a probe"

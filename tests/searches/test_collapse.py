@@ -31,7 +31,7 @@ def _run(num_layers: int, options: SearchOptions, outcomes: str) -> tuple[list[t
 
 def test_a_search_is_greedy_unless_the_paper_s_letters_are_given() -> None:
     plain = method()
-    assert (plain.strategy, plain.rule, plain.metric, plain.rescale) == ("greedy", "first", "kl", True)
+    assert (plain.strategy, plain.rule, plain.metric, plain.rescale) == ("greedy", "first", "kl", False)
     for paper in (method(4), method(interval=2), method(strategy="laco")):
         assert paper == method(4, 2, rule="sequential", strategy="laco", metric="cosine", rescale=False)
     assert method(4, strategy="greedy") == plain, "a strategy that is named stays"

@@ -17,7 +17,8 @@ from streamcollapse import RunSettings, SearchOptions, prune
 from streamcollapse.cli.main import app
 from streamcollapse.errors import OptionError
 from streamcollapse.searches import registry
-from streamcollapse.searches.registry import complete, ignored_settings, strategies
+from streamcollapse.searches.registry import complete, ignored_settings, strategies, usual_repair
+from streamcollapse.settings.catalogue import EFFORTS
 
 PACKAGE = Path(streamcollapse.__file__).parent
 ENTRY_POINTS = "[streamcollapse.strategies]\nevery-other = tests.searches.every_other:STRATEGY\n"
@@ -106,7 +107,7 @@ def test_names_of_strategies_are_known_to_strategies_alone() -> None:
                 assert not set(strategies()) & {name for name in named if isinstance(name, str)}, (path, node.lineno)
 
 
-def test_quick_searches_find_no_scales_unless_they_are_wanted() -> None:
-    assert complete(SearchOptions(effort="quick")).rescale is False
-    assert complete(SearchOptions(effort="quick", rescale=True)).rescale is True
-    assert complete(SearchOptions()).rescale is True
+def test_only_greedy_search_is_followed_by_a_repair_and_quick_is_not() -> None:
+    usual = {name: usual_repair(complete(SearchOptions(strategy=name, target_layers=3))) for name in strategies()}
+    assert usual == dict.fromkeys(strategies(), "none") | {"greedy": "auto"}
+    assert [usual_repair(complete(SearchOptions(effort=effort))) for effort in EFFORTS] == ["none", "auto", "auto"]
