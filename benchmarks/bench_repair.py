@@ -7,13 +7,14 @@ Wanted     At 25 % of the layers at least 45 % of the rise taken back, on each k
            cores at 135M and 270M parameters and 15 at 1.5B.
 Method     A model of real_models.py, cut as the default search, or another ``--setting``, of a result file of
            bench_real.py cut it (``--cuts``), or by block influence. Each repair is a run of ``streamcollapse apply`` of
-           its own, on the text that ships; its time is that of its phases, its memory the peak of the process. The rise
-           is in nats over the original's loss, on three kinds of text (real_models.held_out), in windows of 512 tokens
-           spread evenly over each; no text that fits judges.
+           its own, on the text that ships, or another; its time is that of its phases, its memory the peak of the
+           process. The rise is in nats over the original's loss, on three kinds of text (real_models.held_out), in
+           windows of 512 tokens spread evenly over each; no text that fits judges.
 
     python benchmarks/bench_repair.py (--model NAME --models DIR | --model bundled) --save FILE [--cuts FILE]
                                       [--setting NAME] [--shares 0.1 0.25 ...] [--methods linear auto ...]
-                                      [--tokens 4096] [--repair-tokens 40000] [--threads N] [--note TEXT]
+                                      [--tokens 4096] [--repair-tokens 40000] [--repair-text FILE] [--threads N]
+                                      [--note TEXT]
     python benchmarks/bench_repair.py --table FILE...
 
 The rows of a size are in FILE as soon as they are known, and a run with a FILE that is there goes on. The last line of
@@ -67,6 +68,7 @@ def repaired(
     plan.save(place / "cut.json")
     command = [sys.executable, "-m", "streamcollapse", "apply", str(source), str(place / "cut.json")]
     more = ["--out", str(place / "out"), "--repair", method, "--repair-tokens", str(tokens), "--no-verdict", "--json"]
+    more += [] if given.repair_text is None else ["--repair-text", str(given.repair_text)]
     done = subprocess.run(
         [*command, *more],
         env=os.environ | {"OMP_NUM_THREADS": str(threads)},
@@ -160,6 +162,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods, metavar="METHOD")
     parser.add_argument("--tokens", type=int, default=4096, help="of each text that judges")
     parser.add_argument("--repair-tokens", type=int, default=40_000)
+    parser.add_argument("--repair-text", type=Path, metavar="FILE", help="instead of what ships")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--note", help="said in the results, such as what else the machine did")
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE")
