@@ -121,8 +121,7 @@ class Healing:
     rate: Annotated[
         Annotated[float, Field(gt=0)] | None,
         Setting(
-            "Largest learning rate, of AdamW; for layers that are trained whole in units of each tensor's root mean "
-            "square.",
+            "Largest learning rate, of AdamW; for layers that are trained whole in units of each tensor's size.",
             default=f"{RATES['lora']:g} for lora, {RATES['whole']:g} for layers",
         ),
     ] = None
