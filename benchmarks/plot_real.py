@@ -37,7 +37,7 @@ def main() -> None:
     given = parser.parse_args()
     documents = together([json.loads(path.read_text(encoding="utf-8")) for path in given.results])
     names = list(dict.fromkeys(row["setting"] for document in documents for row in document["rows"]))
-    size = (5.5 * len(documents), 4.5)
+    size = (5.5 * len(documents), 5.0)
     figure, panels = plt.subplots(1, len(documents), figsize=size, layout="constrained", squeeze=False)
     for axes, document in zip(panels[0], documents, strict=True):
         for setting, points in lines(document).items():
@@ -54,7 +54,7 @@ def main() -> None:
         axes.set_title(f"{title(document)}, {document['layers']} layers")
         axes.grid(alpha=0.3, which="both")
     handles = {label: h for axes in panels[0] for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    panels[0][0].legend(handles.values(), handles.keys(), fontsize="small")
+    figure.legend(handles.values(), handles.keys(), fontsize="small", loc="outside lower center", ncols=5)
     figure.savefig(given.out, dpi=120)
 
 

@@ -144,8 +144,8 @@ def test_names_tell_metrics_scales_and_rounds_apart(base: Path) -> None:
     found = jobs_of(base, {"jobs": [{"source": "models/a", **grid, "merges_per_round": [1, 2]}]})
     names = [t.name for t in found.tasks]
     assert len({*names}) == 8
-    assert names[0] == "a-greedy-N5-first-unscaled", "what is not the default of the strategy is told"
-    assert names[-1] == "a-greedy-N5-first-nll-2at-once"
+    assert names[0] == "a-greedy-N5-first", "what is not the default of the strategy is told"
+    assert names[-1] == "a-greedy-N5-first-nll-rescaled-2at-once"
 
 
 def test_samples_are_files_patterns_and_datasets(base: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from streamcollapse import Compute, Output, SearchOptions, prune
 from streamcollapse.errors import CheckpointError
-from streamcollapse.settings.run import RunSettings
+from streamcollapse.settings.run import Repair, RunSettings
 from tests.checkpoints import save_llama
 from tests.formats import as_torch
 
@@ -45,7 +45,7 @@ def test_pytorch_files_prune_to_the_same_bytes(tmp_path: Path, shards: int, lega
 def test_both_formats_in_one_directory(tmp_path: Path) -> None:
     source = save_llama(tmp_path / "safe", num_layers=2)
     (source / "pytorch_model.bin").write_bytes(b"never looked at")
-    pruned = prune(source, tmp_path / "out", settings=RunSettings(compute=FLOAT32))
+    pruned = prune(source, tmp_path / "out", settings=RunSettings(compute=FLOAT32, repair=Repair("none")))
     assert pruned.plan.num_source_layers == 2
     assert (tmp_path / "out" / "model.safetensors").is_file()
 

@@ -175,6 +175,7 @@ def test_it_ends_in_the_same_bytes_after_a_break(
     pruned: Path, healed: Path, healing: Healing, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("streamcollapse.jobs.healing._SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("streamcollapse.jobs.healing._SAVE_SHARE", math.inf)
     out = tmp_path / "broken"
 
     def breaking(event: Event) -> None:
@@ -193,7 +194,7 @@ def test_it_ends_in_the_same_bytes_after_a_break(
 
 def heal_until_killed(pruned: Path, out: Path, healing: Healing, step: int) -> None:
     """What a process of its own does: SIGKILL, as it has learned ``step``, which is not saved yet."""
-    job._SAVE_SECONDS = 0.0
+    job._SAVE_SECONDS, job._SAVE_SHARE = 0.0, math.inf
 
     def listen(event: Event) -> None:
         if isinstance(event, StepLearned) and event.number == step:

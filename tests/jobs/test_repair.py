@@ -163,6 +163,7 @@ def test_auto_ends_in_the_same_bytes_after_a_break(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streamcollapse.jobs.healing._SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("streamcollapse.jobs.healing._SAVE_SHARE", float("inf"))
     shipped = Repair("auto", tokens=4096)
     how = RunSettings(Compute("cpu", "float32"), judging=Judging(verdict=False), repair=shipped)
     drop = replace(DROP, target_layers=12)

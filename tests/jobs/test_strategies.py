@@ -22,7 +22,7 @@ from streamcollapse.searches.candidate import Target
 from streamcollapse.searches.registry import complete, strategies
 from streamcollapse.searches.strategies.rule_based import groups_from_the_top
 from streamcollapse.searches.strategy import SearchSpace
-from streamcollapse.settings.run import RunSettings
+from streamcollapse.settings.run import Repair, RunSettings
 from tests.checkpoints import llama_config, save_model
 from tests.families import FAMILIES
 from tests.in_memory import in_memory_greedy, in_memory_search
@@ -41,7 +41,8 @@ def decisions_of(plan: Plan) -> list[Any]:
 @pytest.mark.parametrize("rules", [("first", "sequential"), ("mean",), ("first", "sequential", "mean")])
 def test_greedy_equals_a_plain_greedy_search_in_memory(llama: Path, tmp_path: Path, rules: tuple[str, ...]) -> None:
     options = SearchOptions(rule=",".join(rules), target_layers=4, **GREEDY)
-    pruned = prune(llama, tmp_path / "out", options, settings=RunSettings(calibration=SENTENCES, compute=FLOAT32))
+    settings = RunSettings(calibration=SENTENCES, compute=FLOAT32, repair=Repair("none"))
+    pruned = prune(llama, tmp_path / "out", options, settings=settings)
     expected = in_memory_greedy(llama, SAMPLES, rules=rules, rounds=4)
     ours = decisions_of(pruned.plan)
     assert [d.similarity for d in ours] == pytest.approx([d[2] for d in expected.decisions], abs=1e-5)
@@ -231,9 +232,8 @@ def test_a_ratio_is_never_exceeded(llama: Path, tmp_path: Path, strategy: str) -
             with pytest.raises(OptionError, match="less than a layer has, and nothing would be pruned"):
                 search(llama, options, settings=RunSettings(calibration=SENTENCES, compute=FLOAT32))
             continue
-        pruned = prune(
-            llama, tmp_path / f"{ratio}", options, settings=RunSettings(calibration=SENTENCES, compute=FLOAT32)
-        )
+        settings = RunSettings(calibration=SENTENCES, compute=FLOAT32, repair=Repair("none"))
+        pruned = prune(llama, tmp_path / f"{ratio}", options, settings=settings)
         assert pruned.report["ratio"] <= ratio
         if strategy in ("greedy", "block-influence"):
             layer = (pruned.report["parameters"]["before"] - pruned.report["parameters"]["after"]) / max(
@@ -246,7 +246,7 @@ def test_a_ratio_is_never_exceeded(llama: Path, tmp_path: Path, strategy: str) -
 @pytest.mark.parametrize("strategy", sorted(strategies()))
 def test_a_search_that_is_broken_off_goes_on(llama: Path, tmp_path: Path, strategy: str) -> None:
     options = SearchOptions(3, 1, strategy=strategy, target_layers=5)
-    settings = RunSettings(FLOAT32, SENTENCES, output=Output("30kB"))
+    settings = RunSettings(FLOAT32, SENTENCES, output=Output("30kB"), repair=Repair("none"))
     expected = prune(llama, tmp_path / "expected", options, settings=settings)
 
     def stop(event: Event) -> None:

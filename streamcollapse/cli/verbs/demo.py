@@ -14,7 +14,7 @@ from streamcollapse.cli.screen import live_progress, print_json, strip
 from streamcollapse.cli.tables import plan_rows, plan_strip
 from streamcollapse.cli.text import lines_of, plain_console, table_of, unicode
 from streamcollapse.cli.verbs.perplexity import score_json
-from streamcollapse.settings.run import Calibration, Compute, Output, RunSettings
+from streamcollapse.settings.run import Calibration, Compute, Output, Repair, RunSettings
 from streamcollapse.settings.search import SearchOptions
 from streamcollapse.units import format_bytes
 
@@ -44,13 +44,14 @@ def _is_demo(report: Path) -> bool:
 @o.grouped
 def demo(compute: Compute, out: DemoOut = Path("streamcollapse-demo"), as_json: o.Json = False) -> None:
     """Prune the small trained model that ships with the package by a quarter, as prune would by default but for fewer
-    samples (ten sentences), and compare perplexities."""
+    samples (ten sentences) and the repair, and compare perplexities."""
     with resources.as_file(resources.files("streamcollapse.data")) as data:
         from streamcollapse.jobs.perplexity import perplexity
         from streamcollapse.jobs.prune import prune
         from streamcollapse.output.checkpoint import REPORT_FILE
 
-        settings = RunSettings(compute, Calibration("sentences"), output=Output(overwrite=_is_demo(out / REPORT_FILE)))
+        output = Output(overwrite=_is_demo(out / REPORT_FILE))
+        settings = RunSettings(compute, Calibration("sentences"), output=output, repair=Repair("none"))
         with live_progress(quiet=as_json) as listener:
             pruned = prune(data / MODEL, out, DEMO_OPTIONS, settings=settings, listener=listener)
             before = perplexity(data / MODEL, data / TEXT, settings=settings, listener=listener)
