@@ -24,6 +24,7 @@ from streamcollapse.merge.plan import PLAN_FILE, PlanLayer
 from streamcollapse.progress import Event, LayerDone, PhaseStarted, StepLearned, WarningRaised
 from streamcollapse.repair.climb import plan_climb
 from streamcollapse.run.held_out import unjudged_text
+from streamcollapse.run.memory_plan import plan_memory
 from streamcollapse.run.refits import refits_file
 from streamcollapse.settings.run import Calibration, Compute, EvaluationText, Judging, Repair, Streaming
 from streamcollapse.storage.staging import work_of
@@ -349,16 +350,24 @@ def test_greedy_search_prunes_with_a_repair_where_nobody_says_otherwise(
 
 
 def test_a_repair_that_nobody_asked_for_is_left_out_where_memory_is_short(
-    trained: Path, text: Path, tmp_path: Path
+    trained: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def short(job: Any, samples: Any, streaming: Streaming, demand: Any) -> Any:
+        if demand.repair is not None:
+            raise BudgetError("memory: 1 GB may be used, repair needs 2 GB")
+        return plan_memory(job, samples, streaming, demand)
+
+    monkeypatch.setattr("streamcollapse.jobs.prepare.plan_memory", short)
     said: list[Event] = []
-    tight = usual(text, ram_budget="60MiB")
-    found = prune(trained, tmp_path / "out", GREEDY, settings=tight, listener=said.append).plan
-    assert found.repair is None
+    judged = replace(usual(text), judging=Judging())
+    found = prune(trained, tmp_path / "out", GREEDY, settings=judged, listener=said.append)
+    assert found.plan.repair is None
+    assert found.report["held_out"] is not None, "the verdict, for which there is room, stays"
     warned = [event.text for event in said if isinstance(event, WarningRaised)]
-    assert [line for line in warned if line.startswith("no repair, which is no reason to refuse the job: repair needs")]
+    assert "no repair, which is no reason to refuse the job: memory: 1 GB may be used, repair needs 2 GB" in warned
     with pytest.raises(BudgetError, match="repair needs"):
-        prune(trained, tmp_path / "asked", GREEDY, settings=replace(tight, repair=Repair("auto", text, 2048)))
+        prune(trained, tmp_path / "asked", GREEDY, settings=replace(judged, repair=Repair("auto", text, 2048)))
+    assert not (tmp_path / "asked").exists()
 
 
 def test_a_repair_that_nobody_asked_for_is_left_out_where_there_is_no_text_for_it(
