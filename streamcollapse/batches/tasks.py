@@ -87,7 +87,8 @@ class Task:
         """Everything that makes a difference to the result, as JSON types."""
         said = _plain(asdict(self.work))
         if isinstance(self.work, Prune):
-            said["repair"]["method"] = self.work.repair.method or usual_repair(self.work.options)
+            repair = self.work.repair
+            said["repair"]["method"] = repair.chosen if repair.is_given else usual_repair(self.work.options)
             if said["repair"]["method"] == "none":  # as it was before there were repairs
                 del said["repair"]
         if not said.get("also_heal", {}).get("wanted", True):

@@ -1,7 +1,7 @@
 """Write the checkpoint that a plan describes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from streamcollapse.errors import NonFiniteError
@@ -110,7 +110,7 @@ def write_pruned(prepared: Prepared, plan: Plan, run: Run, work: WorkDirectory, 
         write_companions(stage, job.checkpoint.directory, plan, report)
         job.checkpoint.check_unchanged()
         work.publishing()
-    return Pruned(out, plan, report)
+    return Pruned(out, replace(plan, origin=out / PLAN_FILE), report)  # where its repaired tensors are
 
 
 def judged(prepared: Prepared, plan: Plan, run: Run) -> Judgement | None:

@@ -172,7 +172,7 @@ def _prepare_search(
     samples = calibration_samples(job, _shortened(settings.calibration, space), strategy.samples)
     needed = options.max_loss is not None
     held_out = _held_out(job, settings, needed) if writes or needed else None
-    may_drop = _Droppable(repair=settings.repair.method is None, verdict=not needed)
+    may_drop = _Droppable(repair=not settings.repair.is_given, verdict=not needed)
     settings, text = _repair_text(job, settings, usual_repair(space.options) if writes else "none")
     memory, held_out, text = _memory(job, samples, settings, (space, held_out, text), may_drop)
     if text is None:
@@ -221,14 +221,14 @@ def _memory(
 def _repair_text(job: Job, settings: RunSettings, usual: str) -> tuple[RunSettings, FitText | None]:
     """``settings`` with a repair by ``usual`` where they name none, and what that is fitted on. Raises CalibrationError
     for text that cannot be had, where the repair was asked for; else that is a warning."""
-    is_asked = settings.repair.method is not None
+    is_asked = settings.repair.is_given
     settings = settings if is_asked else replace(settings, repair=replace(settings.repair, method=usual))
     if not settings.repair.is_wanted:
         return settings, None
     try:
         return settings, fit_text(job, settings.repair)
     except CalibrationError as error:
-        if is_asked or settings.repair.file is not None:
+        if is_asked:
             raise
         job.listener(WarningRaised(f"no repair: {error}"))
         return settings, None

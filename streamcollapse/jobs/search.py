@@ -1,5 +1,6 @@
 """Find the plan of a pruned model, and write no weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from streamcollapse.jobs.prepare import Prepared, prepare_search
@@ -52,6 +53,7 @@ def run_search(prepared: Prepared) -> Plan:
         if prepared.out is not None:
             save_refits(run.job, plan, prepared.out)
             plan.save(prepared.out)
+            plan = replace(plan, origin=prepared.out)  # where its repaired tensors are
         return plan
 
 

@@ -162,7 +162,7 @@ class Repair:
             "closed form; local: every matrix of each, by Adam; auto: the one, then the other, then by what the whole "
             "says. Dropped where the loss on text that was not fitted to does not fall.",
             key="repair",
-            default="auto where greedy search prunes with effort standard or thorough, else none",
+            default="auto where greedy search prunes with effort standard or thorough, or a text is given; else none",
         ),
     ] = None
     file: Annotated[
@@ -181,8 +181,13 @@ class Repair:
 
     @property
     def chosen(self) -> str:
-        """The method; where none was given, none."""
-        return self.method or "none"
+        """The method; where none was given, none, but auto where a text was."""
+        return self.method or ("none" if self.file is None else "auto")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it was said if there is a repair."""
+        return self.method is not None or self.file is not None
 
     @property
     def is_wanted(self) -> bool:

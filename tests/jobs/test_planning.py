@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from streamcollapse import Calibration, Compute, Plan, SearchOptions, apply, prune
 from streamcollapse.cli.main import app
-from streamcollapse.settings.run import RunSettings
+from streamcollapse.settings.run import Repair, RunSettings
 from tests.checkpoints import edit_json
 
 FLOAT32 = Compute("cpu", "float32")
@@ -58,7 +58,7 @@ def test_two_prunings_in_one_step(llama_bf16: Path, tmp_path: Path, rule: str) -
         tmp_path / "once",
         tmp_path / "twice",
         SearchOptions(2, 1, rule=rule, strategy="greedy", target_layers=once.plan.num_layers - 2, rescale=False),
-        settings=RunSettings(calibration=Calibration("sentences"), compute=FLOAT32),
+        settings=RunSettings(calibration=Calibration("sentences"), compute=FLOAT32, repair=Repair("none")),
     )
     for name in ("once", "twice"):
         (tmp_path / f"{name}.json").write_bytes((tmp_path / name / "streamcollapse_plan.json").read_bytes())

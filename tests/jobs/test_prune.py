@@ -394,7 +394,7 @@ def test_a_write_that_fails_keeps_the_search(llama: Path, tmp_path: Path, monkey
         prune(llama, tmp_path / "out", options, settings=RunSettings(compute=FLOAT32))
     assert sorted(p.name for p in tmp_path.iterdir()) == [".out.partial", ".out.work", "expected"]
     monkeypatch.undo()
-    monkeypatch.setattr("streamcollapse.jobs.prepare._SHORT", 0.0)
+    monkeypatch.setattr("streamcollapse.jobs.expected._SHORT", 0.0)
     seen: list[object] = []
     again = resume(work, is_timed=True, listener=seen.append)
     assert any(isinstance(event, TimeExpected) for event in seen)

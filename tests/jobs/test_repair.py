@@ -329,28 +329,31 @@ GREEDY = SearchOptions(strategy="greedy", target_layers=22)
 SENTENCES = Calibration("sentences", 32)
 
 
-def usual(text: Path | None, **streaming: Any) -> RunSettings:
-    """Nothing is said of how to repair; ``text``: on what."""
-    plain = RunSettings(Compute("cpu", "float32"), SENTENCES, Streaming(**streaming), judging=Judging(verdict=False))
-    return replace(plain, repair=Repair(file=text, tokens=2048))
+# nothing is said of a repair, but of how much text
+USUAL = RunSettings(Compute("cpu", "float32"), SENTENCES, judging=Judging(verdict=False), repair=Repair(tokens=2048))
 
 
-def test_greedy_search_prunes_with_a_repair_where_nobody_says_otherwise(
-    trained: Path, text: Path, tmp_path: Path
-) -> None:
-    found = prune(trained, tmp_path / "out", GREEDY, settings=usual(text)).plan
-    asked = prune(trained, tmp_path / "asked", GREEDY, settings=replace(usual(text), repair=Repair("auto", text, 2048)))
+def test_greedy_search_prunes_with_a_repair_where_nobody_says_otherwise(trained: Path, tmp_path: Path) -> None:
+    found = prune(trained, tmp_path / "out", GREEDY, settings=USUAL).plan
+    asked = replace(USUAL, repair=Repair("auto", tokens=2048))
+    expected = prune(trained, tmp_path / "asked", GREEDY, settings=asked).plan
     assert found.repair is not None
-    assert (found.repair, found.layers) == (asked.plan.repair, asked.plan.layers)
-    quick = prune(trained, tmp_path / "quick", GREEDY.but(effort="quick"), settings=usual(text)).plan
-    dropped = prune(trained, tmp_path / "dropped", DROP, settings=usual(text)).plan
-    plain = search(trained, GREEDY, settings=usual(text))
-    written = apply(trained, plain, tmp_path / "written", settings=usual(text)).plan
+    assert (found.repair, found.layers) == (expected.repair, expected.layers)
+    quick = prune(trained, tmp_path / "quick", GREEDY.but(effort="quick"), settings=USUAL).plan
+    dropped = prune(trained, tmp_path / "dropped", DROP, settings=USUAL).plan
+    plain = search(trained, GREEDY, settings=USUAL)
+    written = apply(trained, plain, tmp_path / "written", settings=USUAL).plan
     assert [plan.repair for plan in (quick, dropped, plain, written)] == [None] * 4
 
 
+def test_a_text_to_repair_on_means_a_repair(trained: Path, text: Path, tmp_path: Path) -> None:
+    found = prune(trained, tmp_path / "out", DROP, settings=replace(USUAL, repair=Repair(file=text, tokens=2048))).plan
+    assert found.repair is not None
+    assert (found.repair.method, found.repair.text) == ("auto", text.name)
+
+
 def test_a_repair_that_nobody_asked_for_is_left_out_where_memory_is_short(
-    trained: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def short(job: Any, samples: Any, streaming: Streaming, demand: Any) -> Any:
         if demand.repair is not None:
@@ -359,14 +362,14 @@ def test_a_repair_that_nobody_asked_for_is_left_out_where_memory_is_short(
 
     monkeypatch.setattr("streamcollapse.jobs.prepare.plan_memory", short)
     said: list[Event] = []
-    judged = replace(usual(text), judging=Judging())
+    judged = replace(USUAL, judging=Judging())
     found = prune(trained, tmp_path / "out", GREEDY, settings=judged, listener=said.append)
     assert found.plan.repair is None
     assert found.report["held_out"] is not None, "the verdict, for which there is room, stays"
     warned = [event.text for event in said if isinstance(event, WarningRaised)]
     assert "no repair, which is no reason to refuse the job: memory: 1 GB may be used, repair needs 2 GB" in warned
     with pytest.raises(BudgetError, match="repair needs"):
-        prune(trained, tmp_path / "asked", GREEDY, settings=replace(judged, repair=Repair("auto", text, 2048)))
+        prune(trained, tmp_path / "asked", GREEDY, settings=replace(judged, repair=Repair("auto", tokens=2048)))
     assert not (tmp_path / "asked").exists()
 
 
@@ -378,7 +381,7 @@ def test_a_repair_that_nobody_asked_for_is_left_out_where_there_is_no_text_for_i
 
     monkeypatch.setattr("streamcollapse.jobs.prepare.fit_text", none)
     said: list[Event] = []
-    assert prune(trained, tmp_path / "out", GREEDY, settings=usual(None), listener=said.append).plan.repair is None
+    assert prune(trained, tmp_path / "out", GREEDY, settings=USUAL, listener=said.append).plan.repair is None
     assert "no repair: no tokens of it are words of the model" in [e.text for e in said if isinstance(e, WarningRaised)]
     with pytest.raises(CalibrationError):
-        prune(trained, tmp_path / "asked", GREEDY, settings=replace(usual(None), repair=Repair("auto")))
+        prune(trained, tmp_path / "asked", GREEDY, settings=replace(USUAL, repair=Repair("auto")))

@@ -15,7 +15,7 @@ from streamcollapse import Calibration, Compute, Plan, SearchOptions, Streaming,
 from streamcollapse.merge.record import Decision
 from streamcollapse.progress import Event, PhaseStarted, RoundStarted
 from streamcollapse.searches.rescale import GAIN, LEAST, MOST, STEP
-from streamcollapse.settings.run import RunSettings
+from streamcollapse.settings.run import Repair, RunSettings
 from tests.in_memory import mean_similarity, mixed_model
 from tests.jobs.test_prune import SAMPLES
 
@@ -104,7 +104,8 @@ def test_what_is_found_is_what_is_written_and_depends_on_no_sweep(llama_bf16: Pa
         for lookahead in (1, 4, None)
     ]
     assert plans[0] == plans[1] == plans[2]
-    pruned = prune(llama_bf16, tmp_path / "out", options, settings=RunSettings(calibration=SENTENCES))
+    settings = RunSettings(calibration=SENTENCES, repair=Repair("none"))
+    pruned = prune(llama_bf16, tmp_path / "out", options, settings=settings)
     assert pruned.plan == plans[0]
     source = {name: tensor for shard in llama_bf16.glob("*.safetensors") for name, tensor in load_file(shard).items()}
     written = load_file(tmp_path / "out" / "model.safetensors")

@@ -17,7 +17,7 @@ def prune(
     as_json: o.Json = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Prune SOURCE by layer collapse into the new directory DIR: reference pass, search, write."""
+    """Prune SOURCE by layer collapse into the new directory DIR: reference pass, search, repair, write."""
     check_source(source)
     check_out(source, out, settings.streaming, settings.output)
     from streamcollapse.cli import tables
