@@ -15,7 +15,7 @@ from streamcollapse.forward.batches import make_batches
 from streamcollapse.healing.learn import Lesson, Progress, Schedule, State, Watch, learn, order
 from streamcollapse.healing.objective import Judge
 from streamcollapse.healing.teacher import teacher_states
-from streamcollapse.healing.trained import Adapting, Trained, adapted
+from streamcollapse.healing.trained import Adapting, Trained, adapted, step_unit
 from streamcollapse.healing.updown import Student
 from streamcollapse.storage.scratch import Scratch
 from tests.checkpoints import save_model
@@ -170,3 +170,26 @@ def test_whole_tensors_step_in_units_of_their_size(tmp_path: Path) -> None:
     for name, was in before.items():
         moved = (after[name] - was).abs().max()
         assert float(moved) == pytest.approx(0.01 * float(was.square().mean().sqrt()), rel=0.02), name
+
+
+def largest_singular_value(matrix: torch.Tensor) -> float:
+    """By power iteration: within a few percent, from below."""
+    vector = torch.ones(matrix.shape[1])
+    for _ in range(40):
+        vector = matrix.T @ (matrix @ vector)
+        vector /= vector.norm()
+    return float((matrix @ vector).norm())
+
+
+def test_wide_matrices_are_stepped_by_less() -> None:
+    """A step in which all numbers agree is no larger a part of a wide matrix than of the widest that steps in full."""
+    generator = torch.Generator().manual_seed(3)
+    parts = {}
+    for rows, columns in ((1536, 576), (4096, 1536)):
+        matrix = 0.02 * torch.randn(rows, columns, generator=generator)
+        step = torch.full_like(matrix, step_unit(matrix))
+        parts[rows] = largest_singular_value(step) / largest_singular_value(matrix)
+    assert step_unit(torch.full((1536, 576), 0.02)) == pytest.approx(0.02), "in full"
+    assert parts[4096] == pytest.approx(parts[1536], rel=0.05)
+    assert step_unit(torch.full((9000,), 3.0)) == pytest.approx(3.0), "no matrix"
+    assert 0 < step_unit(torch.zeros(8, 8)) < 1e-3, "so that zeros can be learned from"
