@@ -386,6 +386,7 @@ def test_a_dry_run_says_by_which_method(llama: Path, tmp_path: Path) -> None:
     asked = ["search", str(llama), "--plan", str(tmp_path / "plan.json"), "--dry-run", *RUN]
     assert "greedy, T=0.65, rule first, metric kl\n" in _invoke(*asked).stdout
     assert "greedy, T=0.65, rule first, metric kl, then scales" in _invoke(*asked, "--rescale").stdout
+    assert re.search(r"repair +linear, on \d+ tokens: encyclopedia", _invoke(*asked, "--repair", "linear").stdout)
     assert "laco, C=3 I=1, T=0.7, rule sequential, metric cosine\n" in _invoke(*asked, *METHOD).stdout
     assert "ignored      interval (I) = 3" in _invoke(*asked, "--strategy", "greedy", "-I", "3").stdout
     options = json.loads(_invoke(*asked, "--target-ratio", "0.05", "--json").stdout)["options"]
