@@ -277,7 +277,8 @@ def _label(work: Work) -> str:
         return "-".join(["perplexity", *(str(one) for one in of if one not in (None, "auto"))])
     if isinstance(work, Liken):
         return f"similarity-{_searched(work.options, work.calibration, work.compute_dtype)}"
-    return _searched(work.options, work.calibration, work.compute_dtype)
+    repair = f"-repair-{work.repair.method}" if work.repair.method else ""
+    return _searched(work.options, work.calibration, work.compute_dtype) + repair
 
 
 def _searched(options: SearchOptions, calibration: Calibration, compute_dtype: str) -> str:

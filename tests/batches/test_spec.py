@@ -148,6 +148,12 @@ def test_names_tell_metrics_scales_and_rounds_apart(base: Path) -> None:
     assert names[-1] == "a-greedy-N5-first-nll-rescaled-2at-once"
 
 
+def test_names_tell_repairs_apart(base: Path) -> None:
+    found = jobs_of(base, {"jobs": [{"source": "models/a", "target_layers": 5, "repair": ["none", "auto"]}]})
+    assert [t.name for t in found.tasks] == [f"a-greedy-N5-first-repair-{how}" for how in ("none", "auto")]
+    assert found.tasks[0].settings() != found.tasks[1].settings()
+
+
 def test_samples_are_files_patterns_and_datasets(base: Path) -> None:
     names = ["hub:org/wiki-2.0:train", "hub:org/wiki-2.0:test", "*.txt", "samples.txt"]
     found = jobs_of(base, {"jobs": [{"source": "models/a", "strategy": "laco", "T": 0.5, "calibration": names}]})
