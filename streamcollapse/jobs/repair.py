@@ -39,13 +39,14 @@ def repaired(prepared: Prepared, plan: Plan, run: Run, work: TemporaryWork) -> P
     if (known := _known(run, work, plan, key)) is not None:
         return known
     with job.meter.phase("repair"), heap_for(run.memory.activations):
-        to_top = method == "auto"
-        job.listener(PhaseStarted("repair", len(plan_climb(plan.layers, job.num_layers, to_top).steps)))
+        to_top, above = method == "auto", method == "magnitude"
+        job.listener(PhaseStarted("repair", len(plan_climb(plan.layers, job.num_layers, to_top, above).steps)))
         how = How(
             fit_by(method, run.memory.gram_block),
             lambda tensors: store_refits(job, work.path / _REFITS, tensors),
             plan.merge_norms,
             to_top=to_top,
+            above=above,
         )
         scratch = work.scratch if run.memory.spill else Scratch()
         outcome = run.stream.sparing(lambda: mend(run.model, plan.layers, text.batches, how, scratch))
@@ -97,9 +98,12 @@ def _losses(run: Run, plan: Plan, layers: Any, text: FitText) -> tuple[float | N
 
 
 def _why_not(record: RepairRecord) -> str:
+    is_above = record.method == "magnitude"
     if not record.layers:
-        return "no layers were cut out"
+        return "no layer stays above one that was cut out" if is_above else "no layers were cut out"
     if all(layer.how is None for layer in record.layers):
+        if is_above:
+            return "these layers have no tensors that only scale what they add (norms after the sub-layers, or experts)"
         return "no layer before a cut comes nearer to what the source hands on"
     if record.loss_before is None or record.loss_after is None:
         return "the loss on text that it was not fitted to is infinite"

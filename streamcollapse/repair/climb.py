@@ -39,13 +39,16 @@ def ends(layers: Sequence[PlanLayer], num_layers: int) -> list[int]:
     return [layer.base for layer in layers[1:]] + [num_layers]
 
 
-def plan_climb(layers: Sequence[PlanLayer], num_layers: int, to_top: bool = False) -> Climb:
+def plan_climb(layers: Sequence[PlanLayer], num_layers: int, to_top: bool = False, above: bool = False) -> Climb:
     """How to repair the stack ``layers``: each that stands for several source layers is fitted to the source's hidden
     states above them. Where the lowest source layers are gone, the first that stays stands for them too. ``to_top``:
-    the source goes on to its top."""
+    the source goes on to its top. ``above``: all layers above the lowest of those are fitted instead."""
     targets = ends(layers, num_layers)
     firsts = [0, *targets[:-1]]
     mended = [end - first > 1 for first, end in zip(firsts, targets, strict=True)]
+    if above and any(mended):
+        lowest = mended.index(True)
+        mended = [position > lowest for position in range(len(layers))]
     if not any(mended):
         return Climb(0, ())
     highest = max(position for position, is_one in enumerate(mended) if is_one)

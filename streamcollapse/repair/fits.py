@@ -5,11 +5,15 @@ from __future__ import annotations
 from streamcollapse.repair.layer import FittedLayer
 from streamcollapse.repair.linear import linear_fit
 from streamcollapse.repair.local import local_fit
+from streamcollapse.repair.magnitude import Magnitudes
 from streamcollapse.repair.mend import Fit
 
 
 def fit_by(method: str, block: int | None) -> Fit:
-    """How ``auto``, ``linear`` or ``local`` fits a layer; ``block``: input channels that are solved for at a time."""
+    """How ``auto``, ``linear``, ``local`` or ``magnitude`` fits a layer; ``block``: input channels that are solved for
+    at a time."""
+    if method == "magnitude":
+        return Magnitudes()
     steps = {"auto": (True, True), "linear": (True, False), "local": (False, True)}
     solves, trains = steps[method]
 

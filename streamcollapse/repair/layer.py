@@ -33,7 +33,9 @@ class Tokens:
 class FittedLayer:
     """Source layer ``base``'s code with ``weights``; ``fit`` is what it is fitted on, ``held_out`` what judges that.
 
-    ``dtypes``: those in which its tensors are stored, by suffix; ``changed``: suffixes of those that were fitted.
+    ``dtypes``: those in which its tensors are stored, by suffix; ``changed``: suffixes of those that were fitted;
+    ``growth``: how many times as large the source's hidden states are where the layer begins, by which its output is
+    compared.
     """
 
     model: StreamedModel
@@ -43,6 +45,7 @@ class FittedLayer:
     fit: Tokens
     held_out: Tokens
     changed: frozenset[str] = frozenset()
+    growth: float = 1.0
 
     @property
     def writable(self) -> dict[str, str]:
@@ -70,7 +73,8 @@ class FittedLayer:
         """The mean over held-out tokens of |output - target|^2 / |target|^2."""
         total = count = 0.0
         for left, wanted, weight in self.run(self.held_out):
-            total += float((weight * (left.float() - wanted.float()).square().sum(-1)).sum(dtype=torch.float64))
+            away = (self.growth * left.float() - wanted.float()).square().sum(-1)
+            total += float((weight * away).sum(dtype=torch.float64))
             count += int((weight > 0).sum())
         return total / max(count, 1.0)
 

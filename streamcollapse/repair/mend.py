@@ -18,7 +18,7 @@ from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.merge.view import MergedView
 from streamcollapse.progress import LayerDone
 from streamcollapse.repair.climb import Step, plan_climb
-from streamcollapse.repair.layer import FittedLayer, Matrices, Tokens
+from streamcollapse.repair.layer import FittedLayer, Matrices, Tokens, token_weights
 from streamcollapse.storage.scratch import Scratch
 
 
@@ -40,12 +40,14 @@ Fit = Callable[[FittedLayer, float], tuple[FittedLayer, str, float] | None]
 @dataclass(frozen=True)
 class How:
     """``fit`` is what is done with a layer; ``store`` keeps tensors by suffix and gives their digests. ``to_top``: the
-    source goes on to its top, for what comes after the fits."""
+    source goes on to its top, for what comes after the fits. ``above``: the layers above cuts are fitted, and told how
+    much larger the source's hidden states are."""
 
     fit: Fit
     store: Callable[[Matrices], dict[str, str]]
     merge_norms: bool = False
     to_top: bool = False
+    above: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def mend(
 ) -> Climbed:
     """``layers`` with those before cuts fitted on the first of ``batches``, judged on the second. Each weight is read
     once. Raises OutputError, NonFiniteError."""
-    climb = plan_climb(layers, model.num_layers, how.to_top)
+    climb = plan_climb(layers, model.num_layers, how.to_top, how.above)
     if not climb.steps:
         return Climbed(layers, [], [], [])
     going = _Going(model, batches, how, scratch)
@@ -117,6 +119,7 @@ class _Going:
         self._calls = [recording.calls for recording in recordings]
         self._source = _States(scratch, "source", [recording.hidden_NTD for recording in recordings])
         self._pruned: _States | None = None
+        self._sizes: dict[int, list[torch.Tensor]] = {}  # 1 / |h|^2 of the source's, by boundary
         self.refits: dict[int, dict[str, str]] = {}
         self.done: list[Mended] = []
         self.entering: list[torch.Tensor] = []
@@ -135,12 +138,15 @@ class _Going:
         states = self._source if step.position is None else self._pruned
         assert states is not None
         base = step.layer.base
+        if self._how.above and step.position is None:
+            self._sizes[base] = self._weights(states)
         if step.is_mended:
             assert step.position is not None
             if self._how.to_top and not self.entering:
                 self.entering = _States(self._scratch, "entering", states.tensors).tensors
             fit, held_out = (self._tokens(base, states, part) for part in self._parts)
-            layer = FittedLayer(self._model, base, weights, dtypes, fit, held_out)
+            growth = self._growth(base, states) if self._how.above else 1.0
+            layer = FittedLayer(self._model, base, weights, dtypes, fit, held_out, growth=growth)
             before = layer.error()
             fitted, words, after = self._how.fit(layer, before) or (layer, None, before)
             self.done.append(Mended(step.position, words, before, after))
@@ -150,6 +156,19 @@ class _Going:
         for number, entering in enumerate(states.tensors):
             placed = entering.to(self._model.placement.device)
             states.put(number, self._model.run(base, weights, placed, self._calls[number][base]))
+
+    def _weights(self, states: _States) -> list[torch.Tensor]:
+        """``token_weights`` of each batch."""
+        pairs = zip(states.tensors, self._batches, strict=True)
+        return [token_weights(hidden, batch.lengths) for hidden, batch in pairs]
+
+    def _growth(self, boundary: int, states: _States) -> float:
+        """How many times as long the source's hidden states are at ``boundary`` as ``states``: the mean over tokens."""
+        total = count = 0.0
+        for source, ours in zip(self._sizes[boundary], self._weights(states), strict=True):
+            total += float((ours / source.clamp_min(1e-30)).sqrt().sum(dtype=torch.float64))
+            count += int((ours > 0).sum())
+        return total / max(count, 1.0)
 
     def _tokens(self, base: int, entering: _States, part: slice) -> Tokens:
         calls = [call[base] for call in self._calls[part]]

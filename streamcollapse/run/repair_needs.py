@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _FLOAT64, _FLOAT32 = 8, 4
 _MOMENTS = 4  # numbers in float32 for each that is trained: itself, its gradient, two moments
 _KEPT = 4  # times the activations of a call that its gradients need
+SOLVES, TRAINS = ("auto", "linear"), ("auto", "local")  # methods by what they do with a layer
 LEAST_BLOCK = 256  # input channels
 _CUTS = 2  # where layers are dropped by a search: one to three on the models at hand
 _SOLVING = 4  # runs of a layer over the text: for the sums, and by each penalty over what is held out
@@ -43,7 +44,7 @@ def mending_of(layers: Sequence[Sequence[TensorInfo]], hidden: int, item: int, r
     method, tokens, call = repair
     inputs = max((max(info.shape) for layer in layers for info in layer if len(info.shape) == 2), default=hidden)
     numbers = max(sum(info.num_elements for info in layer) for layer in layers)
-    return Mending(tokens, call, item, inputs, hidden, numbers, method != "local", method != "linear")
+    return Mending(tokens, call, item, inputs, hidden, numbers, method in SOLVES, method in TRAINS)
 
 
 def block_bytes(mending: Mending, block: int) -> int:
@@ -85,7 +86,7 @@ def repair_seconds(
     source and of what stays; ``each``: seconds of a token in a layer and in the head."""
     (source, kept), (layer, word) = stack, each
     whole, above = text.fit + text.held_out, kept - kept // 2  # cut in the middle
-    fits = (_SOLVING if method != "local" else 0) + (_TRAINING if method != "linear" else 0)
+    fits = (_SOLVING if method in SOLVES else 0) + (_TRAINING if method in TRAINS else 0)
     found = {"repair": whole * (source + above) * layer + _CUTS * fits * text.fit * layer}
     if method == "auto":
         head = word / text.every

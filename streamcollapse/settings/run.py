@@ -148,7 +148,7 @@ class Judging:
     ] = True
 
 
-REPAIRS = ("auto", "none", "linear", "local")
+REPAIRS = ("auto", "none", "magnitude", "linear", "local")
 
 
 @settings("The method")
@@ -160,7 +160,8 @@ class Repair:
         Setting(
             "Fit the layers before cuts to what the original hands on above them. linear: one matrix of each, in "
             "closed form; local: every matrix of each, by Adam; auto: the one, then the other, then by what the whole "
-            "says. Dropped where the loss on text that was not fitted to does not fall.",
+            "says; magnitude: only scale what the layers above cuts add. Dropped where the loss on text that was not "
+            "fitted to does not fall.",
             key="repair",
             default="auto where greedy search prunes with effort standard or thorough, or a text is given; else none",
         ),

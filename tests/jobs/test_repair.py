@@ -137,6 +137,21 @@ def test_memory_that_is_short_changes_no_bit_of_a_fit_by_adam(trained: Path, tex
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_magnitudes_change_the_layers_above_cuts_alone(trained: Path, text: Path, tmp_path: Path) -> None:
+    """Each by a factor; kept only where the loss falls, as with every repair."""
+    how, said = SearchOptions(strategy="block-influence", target_layers=12), list[Event]()
+    found = prune(trained, tmp_path / "out", how, settings=settings(text, "magnitude"), listener=said.append).plan
+    assert found.repair is not None
+    assert [layer.position for layer in found.repair.layers] == [*range(plan_climb(found.layers, 24).mended[0] + 1, 12)]
+    assert all(layer.how is not None and layer.how.startswith("magnitude") for layer in found.repair.layers)
+    assert found.repair.loss_after is not None
+    assert found.repair.loss_before is not None
+    assert found.repair.is_kept == (found.repair.loss_after < found.repair.loss_before)
+    scaled = [n for n, layer in enumerate(found.layers) if layer.refits]
+    assert scaled == ([layer.position for layer in found.repair.layers] if found.repair.is_kept else [])
+    verify(tmp_path / "out", trained)
+
+
 def test_auto_ends_with_the_divergence_of_the_whole(trained: Path, text: Path, tmp_path: Path) -> None:
     """The layers below cuts alone change, and the loss falls further than by the fits of single layers."""
     how = SearchOptions(strategy="block-influence", target_layers=12)

@@ -145,7 +145,7 @@ def test_healing_at_once_is_in_the_times_and_needs(llama: Path, tmp_path: Path) 
     assert timed.expected.seconds["heal"] > timed.expected.seconds["teacher"] > 0
 
 
-@pytest.mark.parametrize("method", ["linear", "local", "auto"])
+@pytest.mark.parametrize("method", ["magnitude", "linear", "local", "auto"])
 def test_a_repair_is_in_the_times_by_its_phases(method: str, llama: Path, tmp_path: Path) -> None:
     """Those that it runs through, and no other."""
     settings = RunSettings(Compute("cpu", "float32"), Calibration("sentences"), repair=Repair(method, tokens=2048))
