@@ -110,17 +110,21 @@ def command(bench: Bench, name: str, python: Path) -> list[str]:
 
 
 def peer_python(name: str, environments: Path) -> Path:
-    """The interpreter of the peer's own environment, made where it is not there yet. Raises PeerError."""
-    directory = environments / name
+    """The interpreter of the peer's own environment. Raises PeerError."""
+    return python_with(PEERS[name].requirements, PEERS[name].own_transformers, environments / name)
+
+
+def python_with(requirements: tuple[str, ...], own_transformers: bool, directory: Path) -> Path:
+    """The interpreter of an environment with ``requirements`` in ``directory``, made where it is not there yet. Raises
+    PeerError."""
     python = directory / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     complete = directory / "complete"
     if complete.exists():
         return python
-    peer = PEERS[name]
-    packages = [f"torch=={metadata.version('torch').split('+')[0]}", *peer.requirements]
-    if not peer.own_transformers:
+    packages = [f"torch=={metadata.version('torch').split('+')[0]}", *requirements]
+    if not own_transformers:
         packages.append(f"transformers=={metadata.version('transformers')}")
-    print(f"making an environment for {name}: {' '.join(packages)}", flush=True)
+    print(f"making an environment in {directory.name}: {' '.join(packages)}", flush=True)
     for step in (
         [sys.executable, "-m", "venv", str(directory)],
         [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages],

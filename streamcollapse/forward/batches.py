@@ -1,8 +1,9 @@
 """Samples of token ids, put together into calls of the model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -12,6 +13,8 @@ CALL_COST = 64  # padded tokens that cost as much as one more call, by benchmark
 LOGITS_BYTES = 1 << 24  # logits made at once, in float32, but those of LOGITS_TOKENS at the least:
 LOGITS_TOKENS = 64  # of fewer tokens the time goes into reading the head
 KEPT_BYTES = 5 << 27  # of the original's logits; where they are more they are made anew for every candidate
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,19 @@ def step_batches(samples: Sequence[Sequence[int]], a_step: int, max_tokens: int)
         steps.append(list(range(len(batches), len(batches) + len(new))))
         batches += new
     return batches, steps
+
+
+def groups(items: Sequence[Item], size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:
+    """``items`` in order, as many together as come to ``most`` by ``size``; one at the least."""
+    group, held = list[Item](), 0
+    for item in items:
+        if group and held + size(item) > most:
+            yield group
+            group, held = [], 0
+        group.append(item)
+        held += size(item)
+    if group:
+        yield group
 
 
 def one_in(lengths: Sequence[Sequence[int]], tokens: int | None) -> int:

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from streamcollapse.errors import CalibrationError, NonFiniteError
-from streamcollapse.forward.batches import MOST_CALL_TOKENS, Batch, make_batches
+from streamcollapse.forward.batches import MOST_CALL_TOKENS, Batch, groups, make_batches
 from streamcollapse.forward.head import Head
 from streamcollapse.forward.model import StreamedModel, overflow
 from streamcollapse.forward.walk import Passed, Stack, walk
@@ -122,7 +122,10 @@ def streamed_perplexities(
                 for one in finished:
                     totals[numbers[one]] += nll
 
-    for group in _groups(pieces, bytes_per_token):
+    def num_bytes(piece: _Piece) -> int:
+        return piece[0].input_ids_NT.numel() * bytes_per_token
+
+    for group in groups(pieces, num_bytes, MAX_HIDDEN_BYTES):
         for norms, numbers in _walks(stacks, merge_norms):
             together = [Stack(tuple(stacks[n]), 0) for n in numbers]
             _climb(model, together, norms, [batch for batch, _ in group], partial(score, group, numbers))
@@ -177,17 +180,3 @@ def _row_nlls(head: Head, hidden_NTD: torch.Tensor, batch: Batch, predicted: Seq
 
 def _slices(count: int, most: int) -> Iterator[slice]:
     return (slice(first, first + most) for first in range(0, count, most))
-
-
-def _groups(pieces: Sequence[_Piece], bytes_per_token: int) -> Iterator[list[_Piece]]:
-    group: list[_Piece] = []
-    held = 0
-    for piece in pieces:
-        size = piece[0].input_ids_NT.numel() * bytes_per_token
-        if group and held + size > MAX_HIDDEN_BYTES:
-            yield group
-            group, held = [], 0
-        group.append(piece)
-        held += size
-    if group:
-        yield group

@@ -3,12 +3,12 @@ made once and kept for as long as the student learns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from streamcollapse.forward.batches import Batch
+from streamcollapse.forward.batches import Batch, groups
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.forward.walk import Passed, Stack, walk
 from streamcollapse.merge.plan import PlanLayer, original_layers
@@ -44,7 +44,7 @@ def states_above(
     OutputError."""
     found: list[torch.Tensor] = []
     scratch, name = room
-    for group in _groups(batches, most_tokens):
+    for group in groups(batches, lambda batch: batch.input_ids_NT.numel(), most_tokens):
         recordings = model.record(group)
         entering = [recording.hidden_NTD for recording in recordings]
         calls = [recording.calls for recording in recordings]
@@ -67,16 +67,3 @@ def states_above(
             stack.merge_norms,
         )
     return found
-
-
-def _groups(batches: Sequence[Batch], most_tokens: int) -> Iterator[list[Batch]]:
-    group, held = list[Batch](), 0
-    for batch in batches:
-        size = batch.input_ids_NT.numel()
-        if group and held + size > most_tokens:
-            yield group
-            group, held = [], 0
-        group.append(batch)
-        held += size
-    if group:
-        yield group

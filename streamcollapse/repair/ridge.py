@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import torch
 
 PENALTIES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)  # of the mean diagonal of the Gram matrix
-_ROWS = 4096  # of the Gram matrix that are made at once
+_ROWS = 1024  # of the Gram matrix that are made at once
 
 
 @dataclass
 class Sums:
-    """``gram`` [F, F] = A^T w A and ``cross`` [F, D] = A^T w R of the tokens that were added."""
+    """``gram`` [F, F] = A^T w A, of which only the lower triangle is filled, and ``cross`` [F, D] = A^T w R of the tokens
+    that were added."""
 
     gram: torch.Tensor
     cross: torch.Tensor
@@ -36,7 +37,8 @@ class Sums:
         weighted = (entered * weight.float()[:, None]).T
         for first in range(0, len(weighted), _ROWS):
             rows = weighted[first : first + _ROWS]
-            self.gram[first : first + _ROWS] += rows @ entered
+            end = first + len(rows)
+            self.gram[first:end, :end] += rows @ entered[:, :end]  # symmetric: what is above repeats what is below
             self.cross[first : first + _ROWS] += rows @ lacking
 
 
@@ -45,7 +47,7 @@ def solve(sums: Sums, penalty: float) -> torch.Tensor | None:
     not positive definite, or something is not finite."""
     damped = sums.gram.clone()
     damped.diagonal().add_(penalty * sums.gram.diagonal().mean())
-    factor, info = torch.linalg.cholesky_ex(damped)
+    factor, info = torch.linalg.cholesky_ex(damped)  # reads the lower triangle alone
     if int(info):
         return None
     change = torch.cholesky_solve(sums.cross, factor)

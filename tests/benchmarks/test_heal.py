@@ -10,10 +10,10 @@ import pytest
 
 def test_rehearsal(monkeypatch, tmp_path, capsys):
     import bench_heal
-    import bench_repair
+    import real_runs
 
-    short = {kind: text[:2000] for kind, text in bench_repair.held_out().items()}
-    monkeypatch.setattr(bench_repair, "held_out", lambda: short)
+    short = {kind: text[:2000] for kind, text in real_runs.held_out().items()}
+    monkeypatch.setattr(real_runs, "held_out", lambda: short)
     save = tmp_path / "heal.json"
     few = ["--ways", "heal", "--tokens", "256", "--heal-tokens", "4096", "--threads", "1"]
     options = ["--options", "--rank 4 --length 64 --batch-tokens 512"]

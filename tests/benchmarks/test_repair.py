@@ -10,9 +10,10 @@ import pytest
 
 def test_rehearsal(monkeypatch, tmp_path, capsys):
     import bench_repair
+    import real_runs
 
-    short = {kind: text[:2000] for kind, text in bench_repair.held_out().items()}
-    monkeypatch.setattr(bench_repair, "held_out", lambda: short)
+    short = {kind: text[:2000] for kind, text in real_runs.held_out().items()}
+    monkeypatch.setattr(real_runs, "held_out", lambda: short)
     save = tmp_path / "repair.json"
     few = ["--methods", "linear", "--tokens", "256", "--repair-tokens", "4096", "--threads", "1"]
     monkeypatch.setattr(sys, "argv", ["bench_repair.py", "--save", str(save), "--shares", "0.1", *few])
