@@ -56,7 +56,9 @@ def repaired(
     asked: list[str | Path] = ["apply", source, place / "cut.json", "--out", place / "out", "--repair", method]
     asked += ["--repair-tokens", f"{given.repair_tokens}"]
     asked += [] if given.repair_text is None else ["--repair-text", given.repair_text]
+    expected = command([*asked, "--dry-run"], given.threads)["expected_seconds"]
     what = cost(command(asked, given.threads)["usage"], *PHASES)
+    what |= {"expected_seconds": sum(expected[name] for name in PHASES if name in expected)}
     found = Plan.load(place / "out")
     assert found.repair is not None
     return found, what | {"repair": found.repair.to_json()}

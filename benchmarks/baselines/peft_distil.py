@@ -6,8 +6,8 @@
 WINDOWS.json: a list of windows of token ids. The teacher goes over all of them first, and of it are kept what leaves
 its final norm, and its head. Then adapters on every linear module of layer N and those above learn by the divergence
 from the teacher's next-token distributions (of N tokens of a step, spread evenly; all unless told otherwise), in one
-round, by AdamW, gradients added up over calls. Graphs are kept whole, with no checkpoints. Needs torch, transformers and
-peft. The last line of stdout is one JSON document; its part ``learn`` is the training.
+round, by AdamW, gradients added up over calls. Graphs are kept whole, with no checkpoints. Needs torch, transformers
+and peft. The last line of stdout is one JSON document; its part ``learn`` is the training.
 """
 
 from __future__ import annotations

@@ -183,13 +183,13 @@ def show_prepared(prepared: Prepared, verbose: bool = False) -> None:
         rows.append(("method", method_of(prepared.options)))
         rows += [("target", prepared.space.told)] if prepared.space is not None and prepared.space.told else []
         rows.append(("calibration", f"{samples.num_samples} samples, {samples.num_tokens} tokens, padding included"))
-        rows += [("time", expected_words(prepared.expected))] if prepared.expected is not None else []
         rows += [("candidates", f"{most} at most")] if most else []
     if (text := prepared.fit_text) is not None:
         rows.append(("repair", f"{prepared.settings.repair.chosen}, on {sum(text.tokens)} tokens: {text.name}"))
     if (lessons := prepared.lessons) is not None:
         what = f"{lessons.schedule.steps} steps of {lessons.course.tokens} tokens, {lessons.course.trained:,} numbers"
         rows.append(("heals", f"{what} trained at the most"))
+    rows += [("time", expected_words(prepared.expected))] if prepared.expected is not None else []
     low, high = prepared.smallest_output, prepared.largest_output
     size = format_bytes(low) if low == high else f"{format_bytes(low)} to {format_bytes(high)}"
     rows.append(("output", size))

@@ -54,6 +54,7 @@ def run_apply(prepared: Prepared) -> Pruned:
     with output_work(prepared.request, prepared.key) as work:
         if work.has_finished(prepared.out):
             return finished(prepared.out)
+        prepared.announce()
         with open_run(prepared.job, prepared.memory, work.path) as run:
             plan = repaired(prepared, prepared.plan, run, work)
             if prepared.lessons is None:

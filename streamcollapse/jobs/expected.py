@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streamcollapse.forward.batches import call_tokens, make_batches
 from streamcollapse.progress import TimeExpected
-from streamcollapse.run.repair_needs import RepairText, repair_seconds
+from streamcollapse.repair.climb import plan_climb
+from streamcollapse.run.repair_needs import Cuts, RepairText, repair_seconds
+from streamcollapse.run.samples import Samples
 from streamcollapse.run.timing import Rates, probe
 from streamcollapse.searches.exchange import exchange_rounds, is_exchanging
 from streamcollapse.searches.registry import strategy_of
@@ -17,6 +20,8 @@ from streamcollapse.settings.catalogue import EFFORTS, METRICS
 
 if TYPE_CHECKING:
     from streamcollapse.jobs.prepare import Prepared
+
+Phases = dict[str, list[tuple[float, float]]]  # as TimeExpected has them
 
 _CHECKED_SECONDS = 2.0  # to build what is to be written on the model's own code, and to sync small files
 _SHORT = 1e11  # operations; a probe takes longer than these
@@ -55,54 +60,89 @@ def _has_scout(prepared: Prepared) -> bool:
     return most is not None and prepared.samples.longest > most
 
 
-def expected_time(prepared: Prepared) -> TimeExpected:
-    """Of each phase of ``prepared``, which has a search, by a probe of a few seconds."""
-    space, samples, job, out = prepared.space, prepared.samples, prepared.job, prepared.out
-    assert space is not None
+def expected_time(prepared: Prepared) -> TimeExpected | None:
+    """Of each phase of ``prepared``, by a probe of a few seconds; None where nothing runs through the layers."""
+    samples, space, options = prepared.samples or _read_with(prepared), prepared.space, prepared.options
+    if samples is None:
+        return None
+    place = Path.cwd() if prepared.out is None else prepared.out.parent
+    judged = ("kl", EFFORTS["quick"]) if space is None else (space.options.metric, EFFORTS[space.options.effort])
+    needs_words = _judges(prepared) or prepared.lessons is not None or prepared.fit_text is not None
+    rates = probe(prepared.job, samples, prepared.memory, judged, place, needs_words)
+    phases: Phases = {} if options is None else _search(prepared, rates)
+    phases |= _after_the_search(prepared, rates, samples.num_tokens)
+    if options is None:  # what is not in memory yet is read by what comes first
+        first = next(iter(phases))
+        phases[first] = [(rates.first, 0.0), *phases[first]]
+    return TimeExpected(tuple((name, tuple(found)) for name, found in phases.items()))
+
+
+def _judges(prepared: Prepared) -> bool:
+    return prepared.held_out is not None and prepared.disk_free is not None
+
+
+def _read_with(prepared: Prepared) -> Samples | None:
+    """A call of what goes through the layers where there is no search."""
+    if prepared.fit_text is not None:
+        return Samples(prepared.fit_text.batches[0][:1], "")
+    if prepared.lessons is not None:
+        return Samples(prepared.lessons.text.calls()[0][:1], "")
+    if prepared.held_out is None:
+        return None
+    ids = [window.token_ids for window in prepared.held_out.windows]
+    return Samples(make_batches(ids, call_tokens(prepared.job.width))[:1], "")
+
+
+def _search(prepared: Prepared, rates: Rates) -> Phases:
+    """Seconds of the reference pass and of what comes after it, up to the plan."""
+    samples, job = prepared.samples, prepared.job
     assert samples is not None
-    judges = prepared.held_out is not None and prepared.disk_free is not None
-    place = Path.cwd() if out is None else out.parent
-    judged = space.options.metric, EFFORTS[space.options.effort]
-    needs_words = judges or prepared.lessons is not None or prepared.fit_text is not None
-    rates = probe(job, samples, prepared.memory, judged, place, needs_words)
     phases = {
         name: [(one.seconds(rates), one.candidates + one.scouted) for one in rounds]
         for name, rounds in prepared.work.items()
     }
-    saved = 0 if out is None else (job.num_layers + 2) * samples.num_tokens * job.hidden_size
+    saved = 0 if prepared.out is None else (job.num_layers + 2) * samples.num_tokens * job.hidden_size
     ((seconds, _),) = phases["reference"]
     seconds = max(seconds, rates.first) + saved * job.placement.dtype.itemsize * rates.written
     begin = rates.begin if any(count for rounds in phases.values() for _, count in rounds) else 0.0
-    phases["reference"] = [(seconds + begin, 0.0)]
-    phases |= _after_the_search(prepared, rates, samples.num_tokens)
-    return TimeExpected(tuple((name, tuple(found)) for name, found in phases.items()))
+    return phases | {"reference": [(seconds + begin, 0.0)]}
 
 
-def _after_the_search(prepared: Prepared, rates: Rates, tokens: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of repair, healing, write and verdict, by the ``rates`` of samples of ``tokens``."""
-    space, job, text, phases = prepared.space, prepared.job, prepared.held_out, dict[str, list[tuple[float, float]]]()
+def _stack(prepared: Prepared) -> Cuts:
+    """What is left, as far as it is known: of a search that has not begun, a stack that is cut in the middle."""
+    job, plan, space = prepared.job, prepared.plan, prepared.space
+    if plan is not None:
+        climb = plan_climb(plan.layers, job.num_layers)
+        return Cuts(job.num_layers, plan.num_layers, climb.start, len(climb.mended))
     assert space is not None
-    layers, each = len(fewest_layers(strategy_of(space.options), space)), rates.run / tokens
+    layers = len(fewest_layers(strategy_of(space.options), space))
+    return Cuts(job.num_layers, layers, layers // 2)
+
+
+def _after_the_search(prepared: Prepared, rates: Rates, tokens: int) -> Phases:
+    """Seconds of repair, healing, write and verdict, by the ``rates`` of samples of ``tokens``."""
+    job, text, stack, each = prepared.job, prepared.held_out, _stack(prepared), rates.run / tokens
+    phases: Phases = {}
     if prepared.fit_text is not None:
         fitted = RepairText(*prepared.fit_text.tokens, prepared.fit_text.every(job.vocabulary))
-        method = prepared.settings.repair.chosen
-        phases |= repair_seconds(method, fitted, (job.num_layers, layers), (each, rates.word))
+        phases |= repair_seconds(prepared.settings.repair.chosen, fitted, stack, (each, rates.word))
     if prepared.lessons is not None:
-        lowest = prepared.lessons.healing.positions(layers, layers // 2)[0]  # a search has not begun: cut in the middle
-        phases |= prepared.lessons.expected(each, rates.word, layers, lowest)
+        lowest = prepared.lessons.healing.positions(stack.kept, stack.lowest)[0]
+        phases |= prepared.lessons.expected(each, rates.word, stack.kept, lowest)
     if prepared.disk_free is not None:
         phases["write"] = [(prepared.smallest_output * rates.written + _CHECKED_SECONDS, 0.0)]
-        if text is not None:
-            running = (job.num_layers + layers) * each * text.tokens
-            phases["verdict"] = [(running + 2.0 * text.tokens * rates.word, 0.0)]
+    if _judges(prepared) and text is not None:
+        running = (job.num_layers + stack.kept) * each * text.tokens
+        phases["verdict"] = [(running + 2.0 * text.tokens * rates.word, 0.0)]
     return phases
 
 
 def is_long(prepared: Prepared) -> bool:
     """Whether it takes longer than a probe does, by operations alone."""
-    assert prepared.samples is not None
-    job, search = prepared.job, sum(one.runs for rounds in prepared.work.values() for one in rounds)
+    job, samples, runs = prepared.job, prepared.samples, 0.0
+    if samples is not None:
+        runs = samples.num_tokens * sum(one.runs for rounds in prepared.work.values() for one in rounds)
     also = [] if prepared.fit_text is None else [prepared.fit_text.tokens]
     also += [] if prepared.lessons is None else [prepared.lessons.text.tokens]
-    runs = prepared.samples.num_tokens * search + job.num_layers * sum(map(sum, also))
+    runs += job.num_layers * sum(map(sum, also))
     return 2.0 * runs * job.checkpoint.num_parameters / job.num_layers > _SHORT

@@ -44,8 +44,8 @@ class Prepared:
     ``held_out``: the text that judges the result, or tells the search how far to go; None: nothing does. ``fit_text``:
     what the result is repaired on, ``lessons``: how it is healed; None where it is not.
     ``out``: the directory to make, or the plan's file, if any. Sizes in bytes of weights: the output's at the least and
-    at the most; ``disk_free``: where the output would go, None where none would. ``expected``: how long a search will
-    take, once that is ``timed``.
+    at the most; ``disk_free``: where the output would go, None where none would. ``expected``: how long it will take,
+    once that is ``timed``.
     """
 
     job: Job
@@ -105,9 +105,9 @@ class Prepared:
         return work_of(self)
 
     def timed(self, even_if_short: bool = True) -> Prepared:
-        """The same, with how long it will take, by a probe of a few seconds. One that has no search, or one that is no
-        longer than a probe and need not be timed ``even_if_short``, is left as it is."""
-        if self.space is None or not (even_if_short or is_long(self)):
+        """The same, with how long it will take, by a probe of a few seconds. One that is no longer than a probe and
+        need not be timed ``even_if_short`` is left as it is."""
+        if not (even_if_short or is_long(self)):
             return self
         return replace(self, expected=expected_time(self))
 

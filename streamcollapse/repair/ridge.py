@@ -19,8 +19,8 @@ _ROWS = 1024  # of the Gram matrix that are made at once
 
 @dataclass
 class Sums:
-    """``gram`` [F, F] = A^T w A, of which only the lower triangle is filled, and ``cross`` [F, D] = A^T w R of the tokens
-    that were added."""
+    """``gram`` [F, F] = A^T w A, of which the lower triangle alone is filled, and ``cross`` [F, D] = A^T w R of the
+    tokens that were added."""
 
     gram: torch.Tensor
     cross: torch.Tensor

@@ -17,7 +17,6 @@ _MOMENTS = 4  # numbers in float32 for each that is trained: itself, its gradien
 _KEPT = 4  # times the activations of a call that its gradients need
 SOLVES, TRAINS = ("auto", "linear"), ("auto", "local")  # methods by what they do with a layer
 LEAST_BLOCK = 256  # input channels
-_CUTS = 2  # where layers are dropped by a search: one to three on the models at hand
 _SOLVING = 4  # runs of a layer over the text: for the sums, and by each penalty over what is held out
 _TRAINING = 8 * 3  # rounds of a fit by Adam: up, and twice as much down
 CUT_ROUNDS, CUT_JUDGEMENTS = 2, 2  # end to end, over the text; beside the one before the first step
@@ -71,6 +70,17 @@ def repair_needs(work: Workload, plan: MemoryPlan) -> Iterator[tuple[str, int]]:
 
 
 @dataclass(frozen=True)
+class Cuts:
+    """A stack of ``kept`` of ``source`` layers, its ``lowest`` cut above that position, and the ``count`` of its cuts:
+    one to three where a search dropped layers, on the models at hand."""
+
+    source: int
+    kept: int
+    lowest: int
+    count: int = 2
+
+
+@dataclass(frozen=True)
 class RepairText:
     """Tokens that are fitted to, and ``held_out``; end to end, one in ``every`` of them has a loss."""
 
@@ -80,17 +90,17 @@ class RepairText:
 
 
 def repair_seconds(
-    method: str, text: RepairText, stack: tuple[int, int], each: tuple[float, float]
+    method: str, text: RepairText, stack: Cuts, each: tuple[float, float]
 ) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of each phase, as TimeExpected has them, of a repair by ``method`` on ``text``. ``stack``: layers of the
-    source and of what stays; ``each``: seconds of a token in a layer and in the head."""
-    (source, kept), (layer, word) = stack, each
-    whole, above = text.fit + text.held_out, kept - kept // 2  # cut in the middle
+    """Seconds of each phase, as TimeExpected has them, of a repair of ``stack`` by ``method`` on ``text``. ``each``:
+    seconds of a token in a layer and in the head."""
+    layer, word = each
+    whole, above = text.fit + text.held_out, stack.kept - stack.lowest
     fits = (_SOLVING if method in SOLVES else 0) + (_TRAINING if method in TRAINS else 0)
-    found = {"repair": whole * (source + above) * layer + _CUTS * fits * text.fit * layer}
+    found = {"repair": whole * (stack.source + above) * layer + stack.count * fits * text.fit * layer}
     if method == "auto":
         head = word / text.every
         learned = CUT_ROUNDS * text.fit * (4 * above * layer + 4 * head)
         found["end to end"] = learned + (CUT_JUDGEMENTS + 1) * text.held_out * (above * layer + 2 * head)
-    found["repair check"] = text.held_out * 2 * (kept * layer + word)
+    found["repair check"] = text.held_out * 2 * (stack.kept * layer + word)
     return {phase: [(seconds, 0.0)] for phase, seconds in found.items()}

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from streamcollapse import Calibration, Compute, SearchOptions, Streaming
-from streamcollapse.jobs.prepare import Prepared, prepare_prune, prepare_search
+from streamcollapse import Calibration, Compute, SearchOptions, Streaming, search
+from streamcollapse.jobs.apply import run_apply
+from streamcollapse.jobs.prepare import Prepared, prepare_apply, prepare_prune, prepare_search
 from streamcollapse.jobs.prune import run_prune
 from streamcollapse.jobs.search import run_search
 from streamcollapse.progress import CandidatesDone, Event, LayerDone, PhaseStarted, RoundStarted
 from streamcollapse.run.timing import Rates
 from streamcollapse.searches.work import Round
 from streamcollapse.settings.heal import AlsoHeal
-from streamcollapse.settings.run import Repair, RunSettings
+from streamcollapse.settings.run import Judging, Repair, RunSettings
 
 GREEDY: dict[str, Any] = {"strategy": "greedy", "effort": "thorough", "rescale": False, "metric": "cosine"}
 
@@ -157,6 +158,32 @@ def test_a_repair_is_in_the_times_by_its_phases(method: str, llama: Path, tmp_pa
     ours = [name for name in seconds if name in ("repair", "end to end", "repair check")]
     assert ours == list(dict.fromkeys(name for name in phases if name in ("repair", "end to end", "repair check")))
     assert all(seconds[name] > 0 for name in ours)
+
+
+@pytest.mark.parametrize("method", ["none", "linear", "auto"])
+def test_writing_a_plan_is_timed_by_the_phases_that_it_runs_through(method: str, llama: Path, tmp_path: Path) -> None:
+    told: list[Event] = []
+    plan = search(llama, SearchOptions(strategy="block-influence", target_layers=6))
+    settings = RunSettings(Compute("cpu", "float32"), repair=Repair(method, tokens=2048))
+    prepared = prepare_apply(llama, plan, tmp_path / "out", settings, told.append)
+    assert prepared.timed(even_if_short=False).expected is None, "no longer than a probe"
+    timed = prepared.timed()
+    assert timed.expected is not None
+    run_apply(timed)
+    assert timed.expected in told
+    seconds = timed.expected.seconds
+    assert list(seconds) == list(dict.fromkeys(phase.name for phase in timed.job.meter.phases))
+    assert all(value > 0 for value in seconds.values())
+
+
+def test_writing_what_is_healed_is_timed_as_well(llama: Path, tmp_path: Path) -> None:
+    plan = search(llama, SearchOptions(strategy="block-influence", target_layers=6))
+    settings = RunSettings(Compute("cpu", "float32"), also_heal=AlsoHeal(True, tokens=2048))
+    timed = prepare_apply(llama, plan, tmp_path / "out", settings).timed()
+    assert timed.expected is not None
+    assert list(timed.expected.seconds) == ["teacher", "heal", "write", "verdict"]
+    settings = replace(settings, also_heal=AlsoHeal(), judging=Judging(verdict=False))
+    assert prepare_apply(llama, plan, tmp_path / "out", settings).timed().expected is None, "nothing runs"
 
 
 def test_a_job_that_is_timed_says_how_long_each_phase_takes(llama: Path, tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def apply(
         whole = Plan.load(plan)
         chosen = whole if layers is None else sized_plan(whole, layers)
         prepared = prepare_apply(source, chosen, out, settings, listener)
+        prepared = prepared if as_json and not dry_run else prepared.timed(even_if_short=dry_run)
         pruned = None if dry_run else run_apply(prepared)
     if pruned is None:
         print_json(prepared.to_json()) if as_json else tables.show_prepared(prepared, verbose)
