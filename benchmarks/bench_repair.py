@@ -7,9 +7,9 @@ Wanted     At 25 % of the layers at least 45 % of the rise taken back, on each k
            cores at 135M and 270M parameters and 15 at 1.5B.
 Method     A model of real_models.py, cut as the default search, or another ``--setting``, of a result file of
            bench_real.py cut it (``--cuts``), or by block influence. Each repair is a run of ``streamcollapse apply`` of
-           its own, on the text that ships, or another; its time is that of its phases, its memory the peak of the
-           process. The rise is in nats over the original's loss, on three kinds of text (real_models.held_out), in
-           windows of 512 tokens spread evenly over each; no text that fits judges.
+           its own, on the text that ships, or another; its time is that of its phases, beside what the dry run
+           says, its memory the peak of the process. The rise is in nats over the original's loss, on three kinds of
+           text (real_models.held_out), in windows of 512 tokens spread evenly over each; no text that fits judges.
 
     python benchmarks/bench_repair.py (--model NAME --models DIR | --model bundled) --save FILE [--cuts FILE]
                                       [--setting NAME] [--shares 0.1 0.25 ...] [--methods linear auto ...]
