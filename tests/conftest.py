@@ -51,6 +51,12 @@ def llama_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
+def _short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test is about how well a probe measures."""
+    monkeypatch.setattr("streamcollapse.run.timing.LEAST_SECONDS", 0.02)
+
+
+@pytest.fixture(autouse=True)
 def _short_verdicts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Verdicts on a few tokens: hundreds of tests make results, and few of them are about verdicts."""
     if not request.module.__name__.endswith("test_held_out"):
