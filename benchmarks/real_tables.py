@@ -108,7 +108,7 @@ def _verdicts(document: dict[str, Any]) -> list[str]:
         if not ours:
             continue
         ours = [row for row in ours if not row["rescale"]]
-        default = max(ours, key=lambda row: (_place(row["setting"]), row["setting"].endswith("exchanges")))
+        default = max(ours, key=lambda row: (_place(row["setting"]), row["setting"].endswith(("exchanges", "auto"))))
         best = min(rows, key=lambda row: rise(row) or 0.0)
         least, loss = rise(best) or 0.0, rise(default) or 0.0
         verdict = "within 3 %" if loss <= WITHIN * least else f"{loss / least - 1.0:.0%} more: missed"

@@ -31,6 +31,13 @@ class Architecture:
     weights_dtype: torch.dtype
 
     @property
+    def embedding_names(self) -> set[str]:
+        """The names on disk of the input embedding, and of a head that is the same tensor."""
+        embedding = self.skeleton.model.get_input_embeddings().weight
+        named = self.skeleton.model.named_parameters(remove_duplicate=False)
+        return {self.layout.stored[name] for name, parameter in named if parameter is embedding}
+
+    @property
     def survey(self) -> Survey:
         """The model in figures."""
         config, layout, model = self.config, self.layout, self.skeleton.model

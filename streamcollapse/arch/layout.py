@@ -39,8 +39,8 @@ class Layout:
         return len(self.layers)
 
     def name(self, layer_index: int, suffix: str) -> str:
-        """The name on disk of a tensor of a 0-based layer."""
-        return f"{self.stack}.{layer_index}.{suffix}"
+        """The name on disk of a tensor of a 0-based layer; after a slash, that of one outside the stack."""
+        return suffix[1:] if suffix.startswith("/") else f"{self.stack}.{layer_index}.{suffix}"
 
     def layer_names(self, layer_index: int) -> list[str]:
         """Every name on disk of a 0-based source layer."""

@@ -23,7 +23,7 @@ def continuations(
 ) -> list[list[int]]:
     """The ``new_tokens`` token ids that the model of ``layers`` (with ``merge_norms``) of the source holds to be the
     most probable after each of ``prompts``, one after the other."""
-    head = model.head()
+    head = model.head(layers[-1].refits)
     order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))  # of rows: as batches have them
     texts = [list(prompts[n]) for n in order]
     for _ in range(new_tokens):

@@ -41,11 +41,23 @@ class Head:
         for first in range(0, self._vocabulary, size):
             yield slice(first, min(first + size, self._vocabulary))
 
-    def logits(self, hidden_TD: torch.Tensor, words: slice) -> torch.Tensor:
-        """Next-token logits of ``words`` of what leaves the top layer, in the compute dtype. [T, words]"""
-        if not self._rows:
-            return self._of(self._weights, hidden_TD)[:, words]
-        return self._of({**self._weights, **{name: self._weights[name][words] for name in self._rows}}, hidden_TD)
+    def weights(self, words: slice) -> Weights:
+        """What the logits of ``words`` are made with."""
+        return {**self._weights, **{name: self._weights[name][self.rows(name, words)] for name in self._rows}}
+
+    def rows(self, name: str, words: slice) -> slice:
+        """The rows of the weight ``name`` that ``weights`` has for ``words``."""
+        return words if name in self._rows else slice(None)
+
+    def logits(self, hidden_TD: torch.Tensor, words: slice, weights: Weights | None = None) -> torch.Tensor:
+        """Next-token logits of ``words`` of what leaves the top layer, in the compute dtype. [T, words] ``weights``:
+        those for these words, if they are others by now."""
+        found = self._of(weights or self.weights(words), hidden_TD)
+        return found if self._rows else found[:, words]
+
+    def put(self, name: str, values: torch.Tensor) -> None:
+        """Give the weight ``name``, which has to be the caller's own, new values."""
+        self._weights[name].copy_(values)
 
     def _of(self, weights: Weights, hidden_TD: torch.Tensor) -> torch.Tensor:
         # as samples of one token: learned positions end, and masks would grow with the square

@@ -3,7 +3,7 @@
 Shapes: hidden states are [N samples, T tokens, D model] in the compute dtype, on the compute device.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,7 +14,8 @@ from streamcollapse.arch.architecture import Architecture
 from streamcollapse.arch.skeleton import DecoderStack, LayerCall, Recording, place_buffers
 from streamcollapse.errors import NonFiniteError
 from streamcollapse.forward.batches import Batch
-from streamcollapse.merge.view import MergedView
+from streamcollapse.merge.plan import NO_REFITS
+from streamcollapse.merge.view import MergedView, refit_name
 from streamcollapse.progress import Listener, silent
 from streamcollapse.resources.device import Placement
 from streamcollapse.storage.source import check_finite, is_finite
@@ -115,9 +116,10 @@ class StreamedModel:
         """Last hidden states, after the final norm."""
         return self._stack.last_hidden(self._outside(within_decoder=True), hidden_NTD)
 
-    def head(self) -> Weights:
-        """The weights that ``logits`` needs: final norm and head, held by the caller as long as it likes."""
-        weights = self._outside(within_decoder=False)
+    def head(self, refits: Mapping[str, str] = NO_REFITS) -> Weights:
+        """The weights that ``logits`` needs: final norm and head, held by the caller as long as it likes. What the
+        ``refits`` of a top layer name is read as it was fitted."""
+        weights = self._outside(within_decoder=False, refits=refits)
         embedding = self._skeleton.model.get_input_embeddings()
         output = self._skeleton.model.get_output_embeddings()
         if output is not None and output.weight is embedding.weight:
@@ -137,16 +139,19 @@ class StreamedModel:
         """Next-token logits of what leaves the top layer. [N, T, vocabulary]"""
         return self._stack.logits(head, hidden_NTD)
 
-    def _outside(self, within_decoder: bool) -> Weights:
+    def _outside(self, within_decoder: bool, refits: Mapping[str, str] = NO_REFITS) -> Weights:
         """Weights outside the stack, without the input embedding and what is tied to it."""
+
+        def read(stored: str) -> torch.Tensor:
+            digest = refits.get(f"/{stored}")
+            return self._source.read(stored if digest is None else refit_name(digest), self.placement.device)
+
         parameters = dict(self._skeleton.model.named_parameters(remove_duplicate=False))
         embedding = self._skeleton.model.get_input_embeddings().weight
         names: Iterable[str] = (n for n in self.layout.stored if parameters.get(n) is not embedding)
         if within_decoder:
             names = (n for n in names if n.startswith(f"{self._skeleton.decoder_path}."))
-        weights = {
-            n: self.placement.place(self._source.read(self.layout.stored[n], self.placement.device)) for n in names
-        }
+        weights = {n: self.placement.place(read(self.layout.stored[n])) for n in names}
         return {self._in_decoder(n): w for n, w in weights.items()} if within_decoder else weights
 
     def _in_decoder(self, name: str) -> str:

@@ -108,19 +108,16 @@ def streamed_perplexities(
     tokens = sum(window.predicted for window in windows)
     if tokens == 0:
         raise CalibrationError("the text has no token to predict; give a longer text")
-    weights, totals = model.head(), [0.0] * len(stacks)
-    for name, weight in weights.items():
-        check_finite(name, weight)
-    head: Head | None = None
+    totals = [0.0] * len(stacks)
+    heads = _Heads(model, vocabulary, [stack[-1].after for stack in stacks])
     bytes_per_token = model.hidden_size * model.placement.dtype.itemsize * len(stacks)
 
     def score(group: Sequence[_Piece], numbers: Sequence[int], finished: Sequence[int], hidden: _States) -> None:
-        nonlocal head
-        head = head or Head(model, weights, vocabulary, hidden[0][0, :1])
-        for hidden_NTD, (batch, predicted) in zip(hidden, group, strict=True):
-            for nll in _row_nlls(head, hidden_NTD, batch, predicted):
-                for one in finished:
-                    totals[numbers[one]] += nll
+        for head, ones in heads.of([numbers[one] for one in finished], hidden[0][0, :1]):
+            for hidden_NTD, (batch, predicted) in zip(hidden, group, strict=True):
+                for nll in _row_nlls(head, hidden_NTD, batch, predicted):
+                    for one in ones:
+                        totals[one] += nll
 
     def num_bytes(piece: _Piece) -> int:
         return piece[0].input_ids_NT.numel() * bytes_per_token
@@ -130,6 +127,27 @@ def streamed_perplexities(
             together = [Stack(tuple(stacks[n]), 0) for n in numbers]
             _climb(model, together, norms, [batch for batch, _ in group], partial(score, group, numbers))
     return [Perplexity(total / tokens if math.isfinite(total) else math.inf, tokens) for total in totals]
+
+
+class _Heads:
+    """The head of each stack, by what was fitted anew after it (``refits``); equal ones are one. Raises
+    NonFiniteError."""
+
+    def __init__(self, model: StreamedModel, vocabulary: int, refits: Sequence[dict[str, str]]) -> None:
+        self._model, self._vocabulary = model, vocabulary
+        self._keys = [tuple(sorted(one.items())) for one in refits]
+        self._weights = {key: model.head(dict(key)) for key in dict.fromkeys(self._keys)}
+        self._known: dict[tuple[tuple[str, str], ...], Head] = {}
+        for weights in self._weights.values():
+            for name, weight in weights.items():
+                check_finite(name, weight)
+
+    def of(self, stacks: Sequence[int], example_1D: torch.Tensor) -> Iterator[tuple[Head, list[int]]]:
+        """Each head with those of ``stacks``, by number, that have it. ``example_1D``: the state of a token."""
+        for key in dict.fromkeys(self._keys[one] for one in stacks):
+            if key not in self._known:
+                self._known[key] = Head(self._model, self._weights[key], self._vocabulary, example_1D)
+            yield self._known[key], [one for one in stacks if self._keys[one] == key]
 
 
 def _walks(stacks: Sequence[Sequence[PlanLayer]], merge_norms: Sequence[bool]) -> list[tuple[bool, list[int]]]:

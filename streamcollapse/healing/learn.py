@@ -153,6 +153,7 @@ def _judge(student: Student, judge: Judge, lesson: Lesson, progress: Progress) -
 def _loss(how: tuple[Callable[..., float], Judge], lesson: Lesson, numbers: Sequence[int], turn: int) -> float:
     """The loss over the calls with these ``numbers``. ``how``: one of a student's ways, and what judges."""
     way, judge = how
+    judge.refresh()
     batches = [lesson.batches[n] for n in numbers]
     places = [judge.places(batch, turn) for batch in batches]
     tokens = sum(len(row) for rows in places for row in rows)

@@ -11,14 +11,14 @@ a few tokens at a time, and what is computed of them of a part of the vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from streamcollapse.forward.batches import Batch, logits_tokens
 from streamcollapse.forward.head import Head, inner, log_sum, within
-from streamcollapse.forward.model import StreamedModel
+from streamcollapse.forward.model import StreamedModel, Weights
 
 _Found = tuple[float, torch.Tensor | None]  # a loss, and its gradient
 
@@ -27,7 +27,8 @@ _Found = tuple[float, torch.Tensor | None]  # a loss, and its gradient
 class Judge:
     """``loss`` by name, of what leaves the top layer of ``student``; by ``teacher`` with what left the top of its own.
     ``heads`` of both over the same ``vocabulary``, the student's first. ``every``: one in so many tokens of a row
-    counts, since with a large vocabulary the head takes longer than all layers."""
+    counts, since with a large vocabulary the head takes longer than all layers. ``learned``: masters of weights of the
+    student's head, which has them as tensors of its own."""
 
     loss: str
     student: StreamedModel
@@ -36,6 +37,13 @@ class Judge:
     vocabulary: int
     temperature: float = 1.0
     every: int = 1
+    learned: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """The student's head is as its masters are now."""
+        for name, master in self.learned.items():
+            self.heads[0].put(name, master)
 
     def places(self, batch: Batch, turn: int) -> list[range]:
         """The tokens of each row of ``batch`` that count: from another first one in each ``turn``. The last of a row
@@ -89,11 +97,12 @@ class Judge:
         logit is (q - p) / tokens. At a temperature times that, as the divergence is times its square."""
         is_text, heat = self.loss == "nll", 1.0 if self.loss == "nll" else self.temperature
         parts = list(self.heads[0].parts(len(left_TD)))
-        ours, theirs = list[torch.Tensor](), list[torch.Tensor]()
+        ours, theirs, made_with = list[torch.Tensor](), list[torch.Tensor](), list[Weights]()
         our_sum = their_sum = None
         for words in parts:
+            made_with.append(self._leaves(self.heads[0].weights(words), left_TD.requires_grad))
             with torch.set_grad_enabled(left_TD.requires_grad):
-                ours.append(self.heads[0].logits(left_TD, words))
+                ours.append(self.heads[0].logits(left_TD, words, made_with[-1]))
             our_sum = log_sum(our_sum, _at(ours[-1].detach(), heat))
             if not is_text:
                 with torch.no_grad():
@@ -113,8 +122,23 @@ class Judge:
                 total += inner(p, log_p.sub_(log_q))
             if found is not None:
                 by_logits = log_q.exp_().sub_(p).mul_(heat / tokens)
-                found += torch.autograd.grad(ours[number], left_TD, by_logits.to(ours[number].dtype))[0].float()
+                leaves = [left_TD, *(made_with[number][name] for name in self.learned)]
+                by_left, *by_weights = torch.autograd.grad(ours[number], leaves, by_logits.to(ours[number].dtype))
+                found += by_left.float()
+                self._add(words, by_weights)
         return float(total) * heat**2 / tokens, found
+
+    def _leaves(self, weights: Weights, gradient: bool) -> Weights:
+        """``weights`` of the student's head, those that are learned as leaves that gradients are taken of."""
+        learned = {name: weights[name].detach().requires_grad_(gradient) for name in self.learned}
+        return {**weights, **learned}
+
+    def _add(self, words: slice, gradients: Sequence[torch.Tensor]) -> None:
+        """Add to the gradients of the masters those of a part of the vocabulary."""
+        for (name, master), gradient in zip(self.learned.items(), gradients, strict=True):
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+            master.grad[self.heads[0].rows(name, words)] += gradient
 
 
 def _at(logits: torch.Tensor, heat: float) -> torch.Tensor:

@@ -52,19 +52,18 @@ class Adapter:
 @dataclass
 class Trained:
     """The masters by 0-based position in the pruned stack: ``adapters`` of linear modules, and ``whole`` parameters of
-    the layer by name. ``units``: what a learning rate is in units of, by the names of ``tensors``; of a whole parameter
-    what it was is the measure (step_unit)."""
+    the layer by name; and those of final norm and ``head``. ``units``: what a learning rate is in units of, by the
+    names of ``tensors``; of a whole parameter what it was is the measure (step_unit)."""
 
     adapters: dict[int, list[Adapter]] = field(default_factory=dict)
     whole: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+    head: dict[str, torch.Tensor] = field(default_factory=dict)
     units: dict[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.units = {
-            f"{position}.{name}": step_unit(master)
-            for position, masters in self.whole.items()
-            for name, master in masters.items()
-        }
+        named = {f"{p}.{name}": m for p, masters in self.whole.items() for name, m in masters.items()}
+        named |= {f"head.{name}": master for name, master in self.head.items()}
+        self.units = {name: step_unit(master) for name, master in named.items()}
 
     @property
     def positions(self) -> list[int]:
@@ -80,7 +79,7 @@ class Trained:
                 found[f"{position}.{adapter.module}.down"] = adapter.down
                 found[f"{position}.{adapter.module}.up"] = adapter.up
             found |= {f"{position}.{name}": master for name, master in self.whole.get(position, {}).items()}
-        return found
+        return found | {f"head.{name}": master for name, master in self.head.items()}
 
     @property
     def num_parameters(self) -> int:

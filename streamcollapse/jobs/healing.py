@@ -138,7 +138,21 @@ class _Patient:
             whole[position] = as_masters(weights.parameters, floating, model.placement.device)
 
         visit(model, layers, self.plan.merge_norms, positions, keep)
-        return Trained(whole=whole)
+        return Trained(whole=whole, head=self._head() if healing.trains_head else {})
+
+    def _head(self) -> dict[str, torch.Tensor]:
+        """Masters of final norm and head: of what a gradient by logits reaches."""
+        model = self.run.model
+        weights = {name: weight.detach().clone() for name, weight in model.head(self.plan.layers[-1].refits).items()}
+        device, dtype = model.placement.device, model.placement.dtype
+        floating = [name for name, weight in weights.items() if weight.is_floating_point()]
+        hidden_11D = torch.ones(1, 1, model.hidden_size, device=device, dtype=dtype)
+        with torch.enable_grad():
+            leaves = {name: weights[name].requires_grad_() for name in floating}
+            logits = model.logits({**weights, **leaves}, hidden_11D)
+            reached = torch.autograd.grad(logits.float().sum(), list(leaves.values()), allow_unused=True)
+        names = [name for name, gradient in zip(floating, reached, strict=True) if gradient is not None]
+        return as_masters(weights, names, device)
 
     def entering(self, lowest: int, batches: list[Batch]) -> list[torch.Tensor] | None:
         """What enters the layer at position ``lowest`` in each call, which no step changes; None where that is the
@@ -158,21 +172,23 @@ class _Patient:
             trained.put(masters)
         scratch = self.work.files if lessons.memory.spill else Scratch()
         student = Student(model, self.plan.layers, self.plan.merge_norms, trained, scratch)
-        judge = self._judge(lesson)
+        judge = self._judge(lesson, trained.head)
         job.listener(PhaseStarted(self.phase, lessons.visits(len(self.plan.layers) - student.lowest, progress)))
         found = learn(student, judge, lesson, lessons.schedule, progress, Watch(self._telling(), self._saving()))
         self._check(found)
         return found
 
-    def _judge(self, lesson: Lesson) -> Judge:
+    def _judge(self, lesson: Lesson, learned: dict[str, torch.Tensor]) -> Judge:
         lessons, job, model, tail = self.lessons, self.run.job, self.run.model, self.lessons.teacher_tail
         entering = lesson.entering or [model.record(lesson.batches[:1])[0].hidden_NTD]
-        ours = Head(model, model.head(), job.vocabulary, entering[0][0, :1].to(model.placement.device))
+        weights = model.head(self.plan.layers[-1].refits)
+        weights |= {name: weights[name].clone() for name in learned}
+        ours = Head(model, weights, job.vocabulary, entering[0][0, :1].to(model.placement.device))
         theirs = ours
-        if job is not lessons.teacher and lesson.teacher is not None:
+        if (learned or job is not lessons.teacher) and lesson.teacher is not None:
             theirs = Head(tail, tail.head(), job.vocabulary, lesson.teacher[0][0, :1].to(model.placement.device))
         kind, temperature = lessons.healing.loss, lessons.healing.temperature
-        return Judge(kind, model, tail, (ours, theirs), job.vocabulary, temperature, lessons.every)
+        return Judge(kind, model, tail, (ours, theirs), job.vocabulary, temperature, lessons.every, learned)
 
     def _check(self, found: Progress) -> None:
         if found.best_step == 0:
@@ -228,6 +244,12 @@ class _Patient:
 
         with torch.no_grad():
             visit(self.run.model, layers, self.plan.merge_norms, trained.positions, keep)
+            after = {
+                f"/{layout.stored[name]}": master.to(job.source.info(layout.stored[name]).dtype)
+                for name, master in trained.head.items()
+            }
+            top = len(layers) - 1
+            found[top] = {**found.get(top, {}), **store_refits(job, self.work.path / _REFITS, after)}
         return found
 
 

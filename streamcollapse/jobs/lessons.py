@@ -239,6 +239,14 @@ def _course(job: Job, healing: Healing, text: HealText, positions: Sequence[int]
             parameters = dict(layers[position].named_parameters())
             numbers = sum(parameters[name].numel() for name in writable)
             trained, whole = trained + numbers, max(whole, numbers)
+    if healing.trains_head:
+        if layout.tied_head:
+            kind = healing.train.removesuffix("+head")
+            raise OptionError(
+                f"train is {healing.train}, but the head of this model is its embedding, which layers below see; pass "
+                f"`train={kind}`"
+            )
+        trained += job.architecture.survey.head
     if trained == 0:
         what = f"no linear module is called {healing.targets}" if healing.targets else "there is nothing to train"
         names = sorted({path.rpartition(".")[2] for path in linear_modules(layers[0], layout.stored_whole(0))})

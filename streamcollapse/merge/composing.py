@@ -134,7 +134,7 @@ def compose(first: Plan, second: Plan) -> Plan:
     layers = []
     for position, layer in enumerate(second.layers):
         mix: dict[int, float] = {}
-        repaired = [middle for middle in layer.mix if first.layers[middle].refits]
+        repaired = [middle for middle in layer.mix if first.layers[middle].refits.keys() - first.layers[middle].after]
         is_whole = dict(layer.mix) == {layer.base: 1.0}
         if repaired and not is_whole:
             raise PlanError(
@@ -145,6 +145,8 @@ def compose(first: Plan, second: Plan) -> Plan:
             for source, share in first.layers[middle].mix.items():
                 mix[source] = mix.get(source, 0.0) + coefficient * share
         refits = {**first.layers[layer.base].refits, **layer.refits} if is_whole else layer.refits
+        if position == second.num_layers - 1:
+            refits = {**first.layers[-1].after, **refits}
         layers.append(PlanLayer(first.layers[layer.base].base, _without_zeros(mix), refits))
     merge_norms = any(plan.merge_norms for plan in mixing)
     return Plan(first.source_name, first.num_source_layers, first.fingerprint, tuple(layers), merge_norms)

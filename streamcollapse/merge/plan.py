@@ -40,7 +40,8 @@ NO_REFITS: Mapping[str, str] = MappingProxyType({})
 class PlanLayer:
     """A layer of the pruned model. ``base`` (0-based source layer) gives the norms and all that depends on position.
 
-    ``refits``: tensors that were fitted anew, instead of mixed; by suffix, the sha256 of their bytes as stored.
+    ``refits``: tensors that were fitted anew, instead of mixed; by suffix, the sha256 of their bytes as stored. Those
+    of the top layer may name tensors outside the stack that come after it, each with a slash before its name.
     """
 
     base: int
@@ -51,6 +52,11 @@ class PlanLayer:
     def untouched(self) -> bool:
         """Whether the layer is its base, byte for byte."""
         return dict(self.mix) == {self.base: 1.0} and not self.refits
+
+    @property
+    def after(self) -> dict[str, str]:
+        """Those of ``refits`` that are outside the stack."""
+        return {name: digest for name, digest in self.refits.items() if name.startswith("/")}
 
     @cached_property
     def key(self) -> LayerKey:

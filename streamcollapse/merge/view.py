@@ -50,12 +50,12 @@ class MergedView:
             layout.name(position, suffix): (layer, suffix)
             for position, layer in enumerate(self.layers)
             for suffix in layout.layers[layer.base]
-        }
+        } | {layout.name(0, suffix): (layer, suffix) for layer in self.layers for suffix in layer.after}
 
     @property
     def names(self) -> Sequence[str]:
         """Outside tensors first, then layer after layer, as a reader of the whole model would want them."""
-        return [*self._layout.outside, *self._where]
+        return [*dict.fromkeys([*self._layout.outside, *self._where])]
 
     def layer_names(self, position: int) -> dict[str, str]:
         """suffix -> name of every tensor of the 0-based layer ``position`` of the pruned model."""
@@ -158,7 +158,8 @@ def check_plan(plan: Plan, fingerprint: str, source: TensorSource, layout: Layou
     for position, layer in enumerate(plan.layers):
         if reason := mismatch(source, layout, layer):
             raise PlanError(f"layers[{position}] cannot be merged: {reason}")
-        if unknown := sorted({*layer.refits} - {*layout.layers[layer.base]}):
+        after = {f"/{name}" for name in layout.outside} if position == len(plan.layers) - 1 else set[str]()
+        if unknown := sorted({*layer.refits} - {*layout.layers[layer.base]} - after):
             raise PlanError(
                 f"layers[{position}]: {unknown[0]} was fitted anew, but the source has no such tensor there"
             )

@@ -83,7 +83,7 @@ def carry_refits(plan: Plan, plans: Sequence[Plan], path: Path) -> None:
     files beside them; or nothing to be done where ``path`` is in the directory of the model that has them. Raises
     PlanError, OutputError."""
     wanted = {
-        digest: f".{position}.{suffix}"
+        digest: suffix[1:] if suffix.startswith("/") else f".{position}.{suffix}"
         for position, layer in enumerate(plan.layers)
         for suffix, digest in layer.refits.items()
     }
@@ -112,13 +112,16 @@ def _has(directory: Path, endings: Iterable[str]) -> bool:
     except CheckpointError:
         return False
     ends = {name[place:] for name in names for place, sign in enumerate(name) if sign == "."}
-    return all(ending in ends for ending in endings)
+    return all(ending in ends or ending in names for ending in endings)
 
 
 def use_plan(job: Job, plan: Plan) -> None:
     """Raise PlanError unless ``plan`` can be used with the checkpoint of ``job``, which then finds its refits: beside
     the file of the plan, or in the checkpoint that was written with them."""
     check_plan(plan, job.checkpoint.fingerprint(), job.checkpoint, job.architecture.layout)
+    embedding = job.architecture.embedding_names
+    if entering := [name[1:] for name in plan.layers[-1].after if name[1:] in embedding]:
+        raise PlanError(f"{entering[0]} was fitted anew, but is the embedding; only what comes after the layers can be")
     wanted = {
         digest: (position, layer.base, suffix)
         for position, layer in enumerate(plan.layers)

@@ -45,8 +45,8 @@ class AlsoHeal:
 
 
 def _trained(text: str) -> str:
-    if not re.fullmatch(r"lora(:all)?|cuts|last:[1-9]\d*|layers:\d+(,\d+)*", text):
-        raise ValueError("choose lora, lora:all, cuts, last:N or layers:N,N,...")
+    if not re.fullmatch(r"lora(:all)?|(cuts|last:[1-9]\d*|layers:\d+(,\d+)*)(\+head)?", text):
+        raise ValueError("choose lora, lora:all, cuts, last:N or layers:N,N,..., the last three also with +head")
     return text
 
 
@@ -64,8 +64,9 @@ class Healing:
         Setting(
             "What is trained: lora, low-rank adapters on the matrices of the layers from the one below the lowest cut "
             "up; lora:all, of all layers; cuts, the layers below cuts whole; last:N, the N top layers whole; "
-            "layers:N,N,..., these of PRUNED whole (counted from 0).",
-            metavar="lora|lora:all|cuts|last:N|layers:N,...",
+            "layers:N,N,..., these of PRUNED whole (counted from 0). last:N+head, and so on: final norm and head as "
+            "well.",
+            metavar="lora|lora:all|cuts|last:N|layers:N,...[+head]",
         ),
     ] = "lora"
     rank: Annotated[Whole, Field(ge=1), Setting("Rank of the adapters.")] = 16
@@ -139,6 +140,8 @@ class Healing:
     def __post_init__(self) -> None:
         if self.adapter and not self.is_lora:
             raise OptionError(f"adapters are asked for, but {self.train} is trained whole; pass `train=lora`")
+        if self.trains_head and self.loss == "mse":
+            raise OptionError("loss is mse, which is of what enters the head; pass `loss=kl`, or leave +head out")
 
     @property
     def largest_rate(self) -> float:
@@ -149,6 +152,11 @@ class Healing:
     def is_lora(self) -> bool:
         """Whether adapters are trained."""
         return self.train.startswith("lora")
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether final norm and head are trained as well."""
+        return self.train.endswith("+head")
 
     @property
     def target_names(self) -> tuple[str, ...]:
@@ -163,7 +171,7 @@ class Healing:
     def positions(self, num_layers: int, parted: int = 0, cuts: Sequence[int] = ()) -> list[int]:
         """0-based positions of a stack of ``num_layers`` where something is trained, if it is the teacher's own up to
         ``parted`` and the layers at ``cuts`` are those below one. Raises OptionError."""
-        kind, _, which = self.train.partition(":")
+        kind, _, which = self.train.removesuffix("+head").partition(":")
         if kind == "lora":
             return list(range(0 if which == "all" else parted, num_layers))
         if kind == "cuts":

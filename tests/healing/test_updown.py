@@ -45,6 +45,8 @@ HEALED = (
     "opt, projected embedding",
 )
 
+UNTIED = ("llama", "phi 3, packed projections", "gpt neox, renamed head, parallel residual", "mixtral, experts")
+
 
 def texts(seed: int = 3) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
@@ -151,6 +153,46 @@ def test_gradients_of_whole_layers_are_those_of_autograd(family: str, tmp_path: 
             assert wanted is not None
             assert float(wanted.abs().max()) > 0.0
             torch.testing.assert_close(master.grad, wanted, atol=1e-5 * float(wanted.abs().max()) + 1e-10, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["kl", "nll"])
+@pytest.mark.parametrize(
+    "family", ["llama", "phi 3, packed projections", "gpt neox, renamed head, parallel residual", "mixtral, experts"]
+)
+def test_gradients_of_norm_and_head_are_those_of_autograd(
+    family: str, loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head by a few words at a time."""
+    monkeypatch.setattr(head, "PART_BYTES", 4 * 8 * 9)
+    directory = save_model(FAMILIES[family](), tmp_path / "m", gain=GAIN)
+    job, model = opened(directory)
+    assert not job.architecture.layout.tied_head
+    weights = {name: weight.clone() for name, weight in model.head().items()}
+    trained = Trained(whole={3: whole(model, 3)}, head=as_masters(weights, list(weights), torch.device("cpu")))
+    example = model.record(make_batches(texts(), 64)[:1])[0].hidden_NTD[0, :1]
+    ours, theirs = (Head(model, one, job.vocabulary, example) for one in (weights, model.head()))
+    judge = Judge(loss, model, model, (ours, theirs), job.vocabulary, learned=trained.head)
+    with torch.no_grad():
+        for master in trained.head.values():
+            master *= 1.1
+    judge.refresh()
+    found = streamed(job, model, trained, judge)
+
+    original = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    pruned = cut(original)
+    parameters = dict(pruned.named_parameters())
+    with torch.no_grad():
+        for name in trained.head:
+            parameters[name] *= 1.1
+    original = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()  # with a head of its own
+    expected = loss_in_memory(loss, pruned, original, 1.0)
+    expected.backward()
+    assert found == pytest.approx(expected.item(), rel=1e-3)
+    assert len(trained.head) > 1, "a norm and a matrix"
+    for name, master in trained.head.items():
+        wanted = parameters[name].grad
+        assert wanted is not None
+        torch.testing.assert_close(master.grad, wanted, atol=1e-5 * float(wanted.abs().max()) + 1e-10, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", HEALED)
