@@ -37,11 +37,17 @@ from tests.families import page as families_page  # noqa: E402
 _GROUPS = (
     (SearchOptions, "The method", "`prune`, `search` and `bench`; keys of a job in `batch`."),
     (Calibration, "Calibration samples", "`prune`, `search`, `similarity` and `bench`; keys of a job in `batch`."),
-    (Compute, "Computing", "Every verb that computes; `compute_dtype` is a key of a job in `batch`."),
+    (
+        Compute,
+        "Computing",
+        "Every verb that computes, `apply` only the device; `compute_dtype` is a key of a job in `batch`.",
+    ),
     (
         Streaming,
         "Streaming",
-        "`prune`, `search`, `similarity`, `heal`, `bench`, `batch`. Nothing here changes a result.",
+        "`prune`, `search`, `similarity`, `bench`; `heal` and `batch` without `lookahead`; of `apply` the budgets. "
+        "Nothing here changes what a search finds. With too little memory a repair that nobody asked for, the last "
+        "step of `auto` or the verdict is left out, with a warning.",
     ),
     (Repair, "Repair", "`prune`, `search` and `apply`; keys of a job in `batch`."),
     (AlsoHeal, "Healing at once", "`prune` and `apply`; keys of a job in `batch`."),

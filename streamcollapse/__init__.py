@@ -73,7 +73,7 @@ _NAMES = {
     "merge.plan": ["Plan"],
     "output.results": ["Comparison"],
     "searches.course": ["sized_plan"],
-    "settings.heal": ["Healing"],
+    "settings.heal": ["AlsoHeal", "Healing"],
     "settings.run": [
         "BenchConditions",
         "Calibration",
@@ -81,7 +81,9 @@ _NAMES = {
         "Comparing",
         "Compute",
         "EvaluationText",
+        "Judging",
         "Output",
+        "Repair",
         "RunSettings",
         "Streaming",
     ],

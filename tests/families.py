@@ -196,8 +196,8 @@ code of their own need `--trust-remote-code`; without it none of that code runs.
 ## Refused
 
 - Models whose layers get constants from their own number (DiffLlama, GPT-2 with inverse layer scaling), or whose kinds
-  of layers follow a fixed period that what is left does not fit (Jamba): they cannot lose layers without becoming
-  something else. Also models whose layers hand on more than hidden states (RWKV).
+  of layers follow a fixed period that what is left does not fit (Jamba, but for what leaves whole periods): they cannot
+  lose layers without becoming something else. Also models whose layers hand on more than hidden states (RWKV).
 - Each with a line that says what would work: quantised and packed weights, GGUF, Meta's `consolidated.*.pth`, adapters,
   encoders and encoder-decoders, TorchScript and pickled modules.
 """

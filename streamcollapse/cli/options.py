@@ -113,12 +113,13 @@ Source = Annotated[str, typer.Argument(metavar="SOURCE", help=CHECKPOINT)]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=CHECKPOINT)]
 Out = Annotated[
     Path,
-    typer.Option(
-        "--out", readable=False, metavar="DIR", help="New directory for the pruned checkpoint.", rich_help_panel=_OUTPUT
-    ),
+    typer.Option("--out", readable=False, metavar="DIR", help="New directory for the result.", rich_help_panel=_OUTPUT),
 ]
 PlanIn = Annotated[
-    Path, typer.Argument(readable=False, metavar="PLAN", help="Plan that search made of the same source.")
+    Path,
+    typer.Argument(
+        readable=False, metavar="PLAN", help="Plan of the same source: of search, or of plan make or compose."
+    ),
 ]
 PlanOut = Annotated[
     Path,

@@ -29,14 +29,16 @@ class AlsoHeal:
         str | Path | None,
         Setting(
             "Text to heal on: .txt, or .jsonl or .parquet with a field text or messages; a pattern takes all that "
-            "match; hub:org/name[:split[:column]] is a dataset.",
+            "match; hub:org/name[/config][:split[:column]] is a dataset.",
             key="heal_text",
             default="encyclopedia, code and documentation, which ship with the package",
             metavar="FILE",
         ),
     ] = None
     tokens: Annotated[
-        Whole, Field(ge=1024), Setting("About how many tokens of the text to heal on.", key="heal_tokens")
+        Whole,
+        Field(ge=1024),
+        Setting("About how many tokens of the text to heal on; what ships has about 80,000.", key="heal_tokens"),
     ] = 200_000
 
     def towards(self, teacher: str | Path) -> "Healing":
@@ -94,15 +96,17 @@ class Healing:
         str | Path | None,
         Setting(
             "Text to heal on: .txt, or .jsonl or .parquet with a field text or messages; a pattern like "
-            "'docs/**/*.txt' takes all that match; hub:org/name[:split[:column]] is a dataset. A sixteenth is held "
-            "out, to judge the healing.",
+            "'docs/**/*.txt' takes all that match; hub:org/name[/config][:split[:column]] is a dataset. A sixteenth is "
+            "held out, to judge the healing.",
             key="text",
             default="encyclopedia, code and documentation, which ship with the package",
             metavar="FILE",
         ),
     ] = None
     tokens: Annotated[
-        Whole, Field(ge=1024), Setting("About how many tokens of the text to heal on, spread evenly over it.")
+        Whole,
+        Field(ge=1024),
+        Setting("About how many tokens of the text to heal on, spread evenly over it; what ships has about 80,000."),
     ] = 200_000
     length: Annotated[
         Whole, Field(ge=16), Setting("Tokens that run together; documents are packed to this length.")

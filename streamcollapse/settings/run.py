@@ -160,17 +160,17 @@ class Repair:
         Setting(
             "Fit the layers before cuts to what the original hands on above them. linear: one matrix of each, in "
             "closed form; local: every matrix of each, by Adam; auto: the one, then the other, then by what the whole "
-            "says; magnitude: only scale what the layers above cuts add. Dropped where the loss on text that was not "
+            "says. magnitude: only scale what the layers above cuts add. Dropped where the loss on text that was not "
             "fitted to does not fall.",
             key="repair",
-            default="auto where greedy search prunes with effort standard or thorough, or a text is given; else none",
+            default="auto where prune searches by greedy, not with effort quick, or a text is given; else none",
         ),
     ] = None
     file: Annotated[
         str | Path | None,
         Setting(
             "Text to repair on: .txt, or .jsonl or .parquet with a field text or messages; a pattern takes all that "
-            "match; hub:org/name[:split[:column]] is a dataset. A sixth is held out, to judge the repair.",
+            "match; hub:org/name[/config][:split[:column]] is a dataset. A sixth is held out, to judge the repair.",
             key="repair_text",
             default="encyclopedia, code and documentation, which ship with the package",
             metavar="FILE",

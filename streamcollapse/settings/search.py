@@ -168,6 +168,7 @@ class SearchOptions:
         Setting(
             "Prune as far as the loss on held-out text rises by no more than this, in nats per token. With a target: "
             "how much it may rise, else the exit code is 3.",
+            default="no limit",
             metavar="NATS",
         ),
     ] = None
@@ -190,7 +191,10 @@ class SearchOptions:
     effort: Annotated[
         str,
         OneOf(tuple(EFFORTS)),
-        Setting("How much greedy search and scales compute; thorough: every merge in every round, on all tokens."),
+        Setting(
+            "How much greedy search and scales compute. quick: 64 tokens of each sample, no exchanges and no repair; "
+            "standard: exchanges at the end; thorough: every merge in every round, on all tokens, no exchanges."
+        ),
     ] = FROM_STRATEGY
     merges_per_round: Annotated[
         Whole, Field(ge=1), Setting("Merges taken in a round of greedy search, if they have no layer in common.")

@@ -90,8 +90,8 @@ def test_the_table_and_the_verdict():
     text = markdown([{"model": "smollm2", "layers": 10, "dense": {"code": 1.0, "encyclopedia": 2.0}, "rows": rows}])
     assert "| `laco` | 0.300 (10) | 0.200 |" in text
     assert "| `greedy quick` | 0.100 | broken off at 9 |" in text
-    assert "9 layers: `greedy standard` 0.102, the least 0.100 (`greedy quick`): within 3 %." in text
-    assert "8 layers: `greedy standard` 0.210, the least 0.200 (`laco`): 5% more: missed." in text
+    assert "9 layers: `greedy standard` 0.102, the least of all others 0.100 (`greedy quick`): within 3 %." in text
+    assert "8 layers: `greedy standard` 0.210, the least of all others 0.200 (`laco`): 5% more: missed." in text
 
 
 def test_files_of_one_model_are_one_table():
@@ -114,4 +114,4 @@ def test_files_of_one_model_are_one_table():
     assert "| `greedy standard` | 0.210 | 9 s |" in text
     assert "| `rule-based` | refused |  |" in text
     assert "| `greedy standard, exchanges` | 0.190 |  |" in text, "its time is of another day"
-    assert "7 layers: `greedy standard, exchanges, repair auto` 0.100, the least 0.100" in text
+    assert "7 layers: `greedy standard, exchanges, repair auto` 0.100, the least of all others 0.190" in text

@@ -43,7 +43,7 @@ def bench(
     verbose: o.Verbose = False,
 ) -> None:
     """Prune SOURCE into a directory that is removed again, and say what each phase took against what the disk can do.
-    Without options of the method by laco, which is quick."""
+    Without options of the method by laco, which is quick; with any, as prune does, its repair included."""
     check_source(source)
     from streamcollapse.cli import plots
     from streamcollapse.jobs.bench import bench as run

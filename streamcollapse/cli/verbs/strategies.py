@@ -30,7 +30,7 @@ def _show_strategies() -> None:
         chosen = [_option_text(known[key], value) for key, value in strategy.defaults.items()]
         rows.append(("default", " ".join([*filter(None, chosen), f"--calibration {strategy.samples}"])))
         if strategy.needs_target:
-            rows.append(("needs", "--target-layers or --target-ratio"))
+            rows.append(("needs", "a target: --target-layers, --target-ratio, --target-memory or --max-loss"))
         console.print(Text(name, "bold"))
         console.print(lines_of([(f"  {key}", value) for key, value in rows]))
 
