@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
+from rich.markup import escape
 
 from streamcollapse.cli.screen import one_line_errors
 from streamcollapse.settings.declared import REQUIRED, Declared, declared, is_group, make
@@ -61,7 +62,7 @@ def option(setting: Declared) -> inspect.Parameter:
 def _help(setting: Declared) -> str:
     """The sentence for --help, with the paper's letter and the range. Ranges are checked with the settings, which are
     made from files of jobs and from Python as well, so that the message is the same."""
-    text = setting.said.help
+    text = escape(setting.said.help)  # typer reads it as markup
     if setting.said.letter:
         text = f"{setting.said.letter}: {text[0].lower()}{text[1:]}"
     least, most = setting.least, setting.most
