@@ -14,7 +14,7 @@ import torch
 from streamcollapse.errors import CalibrationError, NonFiniteError
 from streamcollapse.forward.batches import MOST_CALL_TOKENS, Batch, groups, make_batches
 from streamcollapse.forward.head import Head
-from streamcollapse.forward.model import StreamedModel, overflow
+from streamcollapse.forward.model import StreamedModel, Weights, overflow
 from streamcollapse.forward.walk import Passed, Stack, walk
 from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.storage.source import check_finite, is_finite
@@ -23,6 +23,7 @@ MAX_HIDDEN_BYTES = 1 << 30  # hidden states held at once; a longer text takes se
 
 
 _States = Sequence[torch.Tensor]  # hidden states [N, T, D], for each batch
+_Refits = tuple[tuple[str, str], ...]  # by name, what was fitted anew after a stack
 _Piece = tuple[Batch, list[int]]  # and how many tokens of each row are predicted
 
 
@@ -130,24 +131,31 @@ def streamed_perplexities(
 
 
 class _Heads:
-    """The head of each stack, by what was fitted anew after it (``refits``); equal ones are one. Raises
-    NonFiniteError."""
+    """The head of each stack, by what was fitted anew after it (``refits``). One is in memory at a time. Raises
+    NonFiniteError for any of them, at once."""
 
     def __init__(self, model: StreamedModel, vocabulary: int, refits: Sequence[dict[str, str]]) -> None:
         self._model, self._vocabulary = model, vocabulary
         self._keys = [tuple(sorted(one.items())) for one in refits]
-        self._weights = {key: model.head(dict(key)) for key in dict.fromkeys(self._keys)}
-        self._known: dict[tuple[tuple[str, str], ...], Head] = {}
-        for weights in self._weights.values():
-            for name, weight in weights.items():
+        self._weights: tuple[_Refits, Weights] | None = None
+        self._head: tuple[_Refits, Head] | None = None
+        for key in reversed(dict.fromkeys(self._keys)):
+            for name, weight in self._read(key).items():
                 check_finite(name, weight)
 
     def of(self, stacks: Sequence[int], example_1D: torch.Tensor) -> Iterator[tuple[Head, list[int]]]:
         """Each head with those of ``stacks``, by number, that have it. ``example_1D``: the state of a token."""
         for key in dict.fromkeys(self._keys[one] for one in stacks):
-            if key not in self._known:
-                self._known[key] = Head(self._model, self._weights[key], self._vocabulary, example_1D)
-            yield self._known[key], [one for one in stacks if self._keys[one] == key]
+            if self._head is None or self._head[0] != key:
+                self._head = None
+                self._head = key, Head(self._model, self._read(key), self._vocabulary, example_1D)
+            yield self._head[1], [one for one in stacks if self._keys[one] == key]
+
+    def _read(self, key: _Refits) -> Weights:
+        if self._weights is None or self._weights[0] != key:
+            self._weights = None
+            self._weights = key, self._model.head(dict(key))
+        return self._weights[1]
 
 
 def _walks(stacks: Sequence[Sequence[PlanLayer]], merge_norms: Sequence[bool]) -> list[tuple[bool, list[int]]]:
