@@ -166,8 +166,8 @@ class SearchOptions:
     max_loss: Annotated[
         Annotated[float, Field(gt=0.0)] | None,
         Setting(
-            "Prune as far as the loss on held-out text rises by no more than this, in nats per token. With a target: "
-            "how much it may rise, else the exit code is 3.",
+            "Prune as far as the loss on held-out text rises by no more than this, in nats per token, before a repair. "
+            "With a target: how much that of the result may rise, else the exit code is 3.",
             default="no limit",
             metavar="NATS",
         ),
