@@ -47,7 +47,7 @@ def healed(source: Path, pruned: Path, text: HealText, given: argparse.Namespace
     """Ours, in the cgroup."""
     tokens = sum(text.tokens)
     asked = ["heal", pruned, "--teacher", source, "--out", place / "healed", "--tokens", tokens, "--length", LENGTH]
-    asked += ["--batch-tokens", given.batch_tokens, "--judge-every", 1000, "--ram-budget", given.limit]
+    asked += ["--batch-tokens", given.batch_tokens, "--judge-every", 1000]
     asked += ["--loss-tokens", given.loss_tokens] if given.loss_tokens else []
     program = [sys.executable, "-m", "streamcollapse", *map(str, asked), "--no-verdict", "--json"]
     with memory_group(parse_bytes(given.limit)) as group:
