@@ -42,7 +42,8 @@ def main() -> None:
     for axes, document in zip(panels[0], documents, strict=True):
         for setting, points in lines(document).items():
             effort, scaled = setting.startswith("greedy"), setting.endswith("scales")
-            style = {"color": f"C{names.index(setting) % 10}", "linestyle": "none" if scaled else "-"}
+            color = "black" if "repair" in setting else f"C{names.index(setting) % 10}"
+            style = {"color": color, "linestyle": "none" if scaled else "-"}
             axes.plot(
                 *zip(*points, strict=True),
                 marker="*" if scaled else ".",
