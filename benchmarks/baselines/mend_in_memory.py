@@ -12,7 +12,7 @@ NAME:
     lora        the layers of least block influence go, and peft's adapters (rank 16, all linear modules) learn the text
                 (AdamW, next-token loss).
 
-The result has N layers. Adam's default rates are those that came out best of three on SmolLM2 (bench_mending.py says).
+The result has N layers. Default rates have not been tuned: bench_mending.py tries several.
 TEXTS.json: see texts.py. Needs torch and transformers, and peft for lora. The last line of stdout is one JSON document.
 """
 

@@ -7,8 +7,8 @@ NAME:
     torch-pruning  torch-pruning with Taylor importance of groups, as LLM-Pruner (arXiv 2305.11627) has it: gradients of
                    the text's loss
 
-The share of neurons is the least that leaves at most N parameters. TEXTS.json: see texts.py. Needs torch, transformers
-and the package. The last line of stdout is one JSON document.
+At most N parameters are left. Look at how many the document says: optipfair was seen to take many more than its share.
+TEXTS.json: see texts.py. Needs torch, transformers and the package. The last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
