@@ -7,13 +7,14 @@ NAME:
     torch-pruning  torch-pruning with Taylor importance of groups, as LLM-Pruner (arXiv 2305.11627) has it: gradients of
                    the text's loss
 
-At most N parameters are left. Look at how many the document says: optipfair was seen to take many more than its share.
+The share of neurons is about the least that leaves at most N parameters; the document says how many are left.
 TEXTS.json: see texts.py. Needs torch, transformers and the package. The last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ def optipfair(model: Any, fit: Windows, wanted: int) -> Any:
     loader = [{"input_ids": torch.tensor([ids])} for ids in fit[:SAMPLES]]
     percent = 100.0 * share(model, wanted)
     while True:
-        found = prune_model(model, "MLP_GLU", "MAW", pruning_percentage=percent, dataloader=loader, show_progress=False)
+        found = prune_model(
+            copy.deepcopy(model), "MLP_GLU", "MAW", pruning_percentage=percent, dataloader=loader, show_progress=False
+        )
         if parameters(found) <= wanted:
             return found
         percent += 0.2
