@@ -6,6 +6,7 @@ Question   Part 1   Do the tests that need a GPU pass? How fast are the bus, and
            Part 2   Does streaming reach its ceiling on the 13B with nothing resident? Are budgets of GPU memory kept,
                     and those that are too small refused, also beside another process?
            Part 3   Do searches on the 70B stay within 20 GiB of the GPU and 32 GiB of memory?
+           Part 4   How long does a repair of a 7B take? How fast do a 7B and a 70B heal, and within which memory?
 Ceiling    Of a streamed pass: the slower of reading alone from the page cache and copying alone, measured in its row.
 Method     Every row is a process of its own with a time limit, forked from one that has made the imports. One that
            fails, dies or does not end is a row as well, and the others go on. Checkpoints are made on the GPU, into the
@@ -14,11 +15,11 @@ Method     Every row is a process of its own with a time limit, forked from one 
            device's and the process's (beyond what was held before the job, with the context there).
 Rehearsal  ``--rehearse`` runs the same rows on a CPU with tiny shapes, and does not judge speed: figures mean nothing.
 
-    python benchmarks/gpu_day.py --part 1|2|3 --out DIR [--work DIR] [--limit 540] [--only ROW ...] [--rehearse]
+    python benchmarks/gpu_day.py --part 1|2|3|4 ... --out DIR [--work DIR] [--limit 540] [--only ROW ...] [--rehearse]
 
 Needs one GPU of 80 GB, 128 GiB of memory and 40 GB of disk in --work; no network. The package runs from its source
-tree. After every row DIR/gpu-day-partN.json and .md are written anew. Exit code 1 if a row was not measured, or a
-wanted figure was missed.
+tree. Of several parts what they share is made once. After every row DIR/gpu-day-partN.json and .md are written anew.
+Exit code 1 if a row was not measured, or a wanted figure was missed.
 """
 
 from __future__ import annotations
@@ -56,14 +57,15 @@ ENVIRONMENT = {
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, with the rows it means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", type=int, choices=PARTS, required=True)
+    parser.add_argument("--part", type=int, choices=PARTS, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True, help="directory for the two files of results")
     parser.add_argument("--work", type=Path, help="directory in which checkpoints are made and removed")
-    parser.add_argument("--limit", type=float, default=540.0, help="seconds for the part")
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows, and those that they need")
+    parser.add_argument("--limit", type=float, default=540.0, help="seconds for all of it")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows in this order, each after what it needs")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with tiny shapes")
     given = parser.parse_args(arguments)
-    here = {row.name: row for row in ROWS if given.part in row.parts or not row.parts}
+    here = {row.name: row for row in ROWS if not row.parts or not {*row.parts}.isdisjoint(given.part)}
+    given.part = "-".join(map(str, given.part))
     for name in given.only or ():
         if name not in here:
             rows = ", ".join(row.name for row in here.values() if row.parts)
@@ -73,11 +75,12 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen(here: dict[str, Row], only: Sequence[str] | None) -> list[Row]:
-    """The rows of a part, or ``only`` some and what they need, in the order of the table."""
-    names = {row.name for row in here.values() if row.parts} if only is None else set(only)
-    while needed := {need for name in names for need in here[name].needs} - names:
-        names |= needed
-    return [row for row in here.values() if row.name in names]
+    """The rows of a part, or ``only`` some in their order, each after those that it needs."""
+    found: list[Row] = []
+    for name in [row.name for row in here.values() if row.parts] if only is None else only:
+        for row in (*chosen(here, here[name].needs), here[name]):
+            found += [] if row in found else [row]
+    return found
 
 
 def missing() -> list[str]:

@@ -16,11 +16,11 @@ _BAD = ("MISSED", "FAILED", "DIED", "KILLED", "NO TIME", "NOT RUN")  # the last 
 
 @dataclass
 class Results:
-    """The outcomes of one part, kept in the directory ``out``. ``header``: lines on the machine; ``environment``: the
-    same as figures."""
+    """The outcomes of a ``part``, or of several, kept in the directory ``out``. ``header``: lines on the machine;
+    ``environment``: the same as figures."""
 
     out: Path
-    part: int
+    part: str
     rehearsal: bool
     header: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)

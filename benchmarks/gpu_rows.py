@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-PARTS = (1, 2, 3)
+PARTS = (1, 2, 3, 4)
 RING_WANTED = 1.15  # as bench_engine.py wants it of a pass
 OF_CEILING = 0.8
 SEARCH_SECONDS = 2.0
@@ -56,10 +56,10 @@ class Row:
 ABOUT = Row("about", (), "What machine is this?", "gpu_bench:about", 150)  # the first imports are its own
 
 _ONE = (
-    Row("tests", (1,), "Do the tests that need a GPU pass?", "gpu_checks:tests", 150, "none fails, none is skipped"),
+    Row("tests", (1,), "Do the tests that need a GPU pass?", "gpu_checks:tests", 240, "none fails, none is skipped"),
     Row("bus", (1,), "How fast is memory copied to the device, and pinned?", "gpu_bus:bus", 60),
     Row("mixing", (1,), "Do both devices mix tensors to the same bits?", "gpu_checks:mixing", 60, "0 elements differ"),
-    Row("make-7b", (1, 2), "The 7B, dense", "gpu_jobs:make", 120, given={"shape": "llama2-7b"}),
+    Row("make-7b", (1, 2, 4), "The 7B, dense", "gpu_jobs:make", 120, given={"shape": "llama2-7b"}),
     Row(
         "laco-7b",
         (1,),
@@ -214,7 +214,7 @@ _KEEPS = "reserved at most 20 GiB, at most 32 GiB of memory"
 _THREE = (
     Row(
         "make-70b",
-        (3,),
+        (3, 4),
         "The 70B, sparse: holes that read as zeros",
         "gpu_jobs:make",
         60,
@@ -252,6 +252,38 @@ _THREE = (
     ),
 )
 
+_FOUR = (
+    Row(
+        "repair-7b",
+        (4,),
+        "--repair auto, 7B without a quarter of its layers, on 32,000 tokens: how long?",
+        "gpu_mending:repair",
+        180,
+        needs=("make-7b",),
+        given={"shape": "llama2-7b", "tokens": 32_000},
+    ),
+    Row(
+        "heal-7b",
+        (4,),
+        "Healing the same with adapters, 8 GiB of GPU memory: how fast?",
+        "gpu_mending:heal",
+        120,
+        "reserved at most 8 GiB",
+        ("make-7b",),
+        {"shape": "llama2-7b", "steps": 8, "batch_tokens": 8192, "vram": 8 * GIB},
+    ),
+    Row(
+        "heal-70b",
+        (4,),
+        "Healing the 70B with adapters, one GPU of 80 GB, 128 GiB of memory: how fast?",
+        "gpu_mending:heal",
+        240,
+        "reserved at most 72 GiB, at most 112 GiB of memory",
+        ("make-70b",),
+        {"shape": "llama2-70b", "steps": 2, "batch_tokens": 8192, "vram": 72 * GIB, "ram": 112 * GIB},
+    ),
+)
+
 # What can go wrong, to be called by name alone: they show that a part goes on.
 _DRILLS = (
     Row("fails", (), "A row that fails", "gpu_rows:fails", 30),
@@ -262,7 +294,7 @@ _DRILLS = (
     Row("waits-for-killed", (), "A row that needs one that was killed", "gpu_rows:misses", 30, needs=("sleeps",)),
 )
 
-ROWS = (*_ONE, *_TWO, *_THREE, *_DRILLS)
+ROWS = (*_ONE, *_TWO, *_THREE, *_FOUR, *_DRILLS)
 
 
 def fails(bench: Any) -> Finding:

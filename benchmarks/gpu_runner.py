@@ -26,7 +26,14 @@ from typing import Any, Literal
 
 from gpu_rows import Finding, Row
 
-PRELOADED = ("transformers.models.llama.modeling_llama", "gpu_bus", "gpu_checks", "gpu_jobs", "gpu_streamed")
+PRELOADED = (
+    "transformers.models.llama.modeling_llama",
+    "gpu_bus",
+    "gpu_checks",
+    "gpu_jobs",
+    "gpu_mending",
+    "gpu_streamed",
+)
 TOLD_LINES = 14  # of a traceback, or of a program's output
 TOLD_FRAMES = 8  # of each thread of a process that was killed or died
 _GONE_SECONDS = 20.0  # a killed process may still have to let go of the device

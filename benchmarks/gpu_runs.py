@@ -70,14 +70,16 @@ def recorded(module: Any, name: str) -> Iterator[list[Any]]:
 
 def telling(bench: Bench) -> Listener:
     """A listener that notes how far a job has come."""
-    start, decisions = time.perf_counter(), 0
+    start, decisions, phases = time.perf_counter(), 0, dict[str, str]()
 
     def listener(event: Event) -> None:
         nonlocal decisions
         if isinstance(event, PhaseStarted | DecisionMade):
             decisions += isinstance(event, DecisionMade)
-            phase = {"phase": event.name} if isinstance(event, PhaseStarted) else {"decisions": decisions}
-            bench.note(**phase, after=format_seconds(time.perf_counter() - start))
+            after = format_seconds(time.perf_counter() - start)
+            if isinstance(event, PhaseStarted):
+                phases[event.name] = after
+            bench.note(phases=phases, decisions=decisions, after=after)
 
     return listener
 

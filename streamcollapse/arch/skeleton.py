@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoModelForCausalLM,
@@ -25,6 +24,7 @@ from transformers import (
 )
 
 from streamcollapse.arch.config import THEIR_ERRORS, ModelConfig, first_line
+from streamcollapse.arch.substitute import Substitute
 from streamcollapse.errors import ModelError, is_of_device
 
 
@@ -149,6 +149,8 @@ class DecoderStack:
 
     def __init__(self, skeleton: Skeleton) -> None:
         self._skeleton = skeleton
+        self._model, self._decoder = Substitute(skeleton.model), Substitute(skeleton.decoder)
+        self._layers = [Substitute(layer) for layer in skeleton.layers]
         self._kind: _Wrap | None = None  # what the layers of this architecture return, once it is known
 
     def record(self, tensors: Tensors, input_ids_NT: torch.Tensor) -> Recording:
@@ -197,9 +199,8 @@ class DecoderStack:
             hiddens.append(hidden)
             return wrap(hidden.view_as(hidden))  # another tensor, to tell layers apart; the same memory
 
-        with self._layers_run([layer] * len(self._skeleton.layers)):
-            inputs = {"input_ids": input_ids_NT, "use_cache": False}
-            output = functional_call(self._skeleton.decoder, dict(tensors), (), inputs)
+        with self._layers_run([layer] * len(self._skeleton.layers)), self._decoder.holding(tensors) as decoder:
+            output = decoder(input_ids=input_ids_NT, use_cache=False)
         expected = (*input_ids_NT.shape, hiddens[0].shape[-1])
         all_called = len(calls) == len(self._skeleton.layers)
         if all_called and all(h.shape == expected for h in hiddens) and output[0].shape[:2] == expected[:2]:
@@ -218,7 +219,8 @@ class DecoderStack:
         if call.hidden_by_name:
             args, kwargs = call.args, {**call.kwargs, "hidden_states": hidden_NTD}
         try:
-            output = functional_call(layer, dict(tensors), args, kwargs)
+            with self._layers[layer_index].holding(tensors):
+                output = layer(*args, **kwargs)
         except RuntimeError as error:
             if is_of_device(error):
                 raise
@@ -228,14 +230,14 @@ class DecoderStack:
 
     def last_hidden(self, tensors: Tensors, hidden_NTD: torch.Tensor) -> torch.Tensor:
         """Last hidden states (after the final norm) of what leaves the top layer. [N, T, D']"""
-        return self._tail(self._skeleton.decoder, tensors, hidden_NTD, lambda output: output[0])
+        return self._tail(self._decoder, tensors, hidden_NTD, lambda output: output[0])
 
     def logits(self, tensors: Tensors, hidden_NTD: torch.Tensor) -> torch.Tensor:
         """Logits of what leaves the top layer; ``tensors`` are named relative to the model. [N, T, vocabulary]"""
-        return self._tail(self._skeleton.model, tensors, hidden_NTD, lambda output: output.logits)
+        return self._tail(self._model, tensors, hidden_NTD, lambda output: output.logits)
 
     def _tail(
-        self, module: torch.nn.Module, tensors: Tensors, hidden_NTD: torch.Tensor, pick: Callable[[Any], torch.Tensor]
+        self, substitute: Substitute, tensors: Tensors, hidden_NTD: torch.Tensor, pick: Callable[[Any], torch.Tensor]
     ) -> torch.Tensor:
         width = self._skeleton.model.get_input_embeddings().weight.shape[-1]
         unused = hidden_NTD.new_zeros(*hidden_NTD.shape[:2], width)
@@ -247,9 +249,9 @@ class DecoderStack:
             def top(*args: Any, **kwargs: Any) -> Any:
                 return wrap(hidden_NTD)
 
-            with self._layers_run([below] * (len(self._skeleton.layers) - 1) + [top]):
-                inputs = {"inputs_embeds": unused, "use_cache": False}
-                result = pick(functional_call(module, dict(tensors), (), inputs))
+            forwards = [below] * (len(self._skeleton.layers) - 1) + [top]
+            with self._layers_run(forwards), substitute.holding(tensors) as module:
+                result = pick(module(inputs_embeds=unused, use_cache=False))
             return result if result.dim() == 3 and result.shape[:2] == hidden_NTD.shape[:2] else None
 
         return self._in_the_right_kind(attempt)

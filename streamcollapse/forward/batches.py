@@ -28,9 +28,10 @@ class Batch:
     lengths: tuple[int, ...]
 
 
-def call_tokens(width: int) -> int:
-    """How many tokens a call of a layer takes whose widest matrix has ``width`` columns: activations of like size."""
-    return min(max(MAX_CALL_TOKENS * 28_672 // width, MAX_CALL_TOKENS), MOST_CALL_TOKENS)
+def call_tokens(width: int, grain: int = 1) -> int:
+    """How many tokens a call of a layer takes whose widest matrix has ``width`` columns: activations of like size.
+    ``grain``: of the device (Placement)."""
+    return grain * min(max(MAX_CALL_TOKENS * 28_672 // width, MAX_CALL_TOKENS), MOST_CALL_TOKENS)
 
 
 def make_batches(samples: Sequence[Sequence[int]], max_tokens: int = MAX_CALL_TOKENS) -> list[Batch]:
@@ -95,9 +96,9 @@ def distributions_bytes(lengths: Sequence[Sequence[int]], vocabulary: int, every
     return itemsize * vocabulary * sum(len(range(every // 2, length, every)) for batch in lengths for length in batch)
 
 
-def logits_tokens(vocabulary: int) -> int:
-    """The tokens whose logits are made at once."""
-    return max(LOGITS_BYTES // (4 * vocabulary), LOGITS_TOKENS)
+def logits_tokens(vocabulary: int, grain: int) -> int:
+    """The tokens whose logits are made at once. ``grain``: of the device (Placement)."""
+    return grain * max(LOGITS_BYTES // (4 * vocabulary), LOGITS_TOKENS)
 
 
 def _pad(group: Sequence[Sequence[int]]) -> Batch:
@@ -107,6 +108,6 @@ def _pad(group: Sequence[Sequence[int]]) -> Batch:
     return Batch(input_ids, tuple(len(s) for s in group))
 
 
-def logits_bytes(vocabulary: int) -> int:
-    """Bytes of the logits that are made at once, in float32."""
-    return 4 * vocabulary * logits_tokens(vocabulary)
+def logits_bytes(vocabulary: int, grain: int) -> int:
+    """Bytes of the logits that are made at once, in float32. ``grain``: of the device (Placement)."""
+    return 4 * vocabulary * logits_tokens(vocabulary, grain)

@@ -30,10 +30,11 @@ class Head:
     def __init__(self, model: StreamedModel, weights: Weights, vocabulary: int, example_1D: torch.Tensor) -> None:
         self._model, self._weights, self._vocabulary = model, weights, vocabulary
         self._rows = model.head_rows(weights)
-        self._part = PART_BYTES if model.placement.device.type == "cpu" else logits_bytes(vocabulary)
+        is_cpu, grain = model.placement.device.type == "cpu", model.placement.grain
+        self._part = PART_BYTES if is_cpu else logits_bytes(vocabulary, grain)
         if not self._is_cut_at_will(example_1D):
             self._rows = ()
-        self.tokens = BLOCK_TOKENS if self._rows else logits_tokens(vocabulary)
+        self.tokens = grain * BLOCK_TOKENS if self._rows else logits_tokens(vocabulary, grain)
 
     def parts(self, tokens: int) -> Iterator[slice]:
         """Parts of the vocabulary, whose logits of ``tokens`` are small together."""

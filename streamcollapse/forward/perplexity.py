@@ -74,13 +74,18 @@ def make_windows(
 
 @torch.inference_mode()
 def streamed_perplexity(
-    model: StreamedModel, layers: Sequence[PlanLayer], merge_norms: bool, windows: Sequence[Window], vocabulary: int
+    model: StreamedModel,
+    layers: Sequence[PlanLayer],
+    merge_norms: bool,
+    windows: Sequence[Window],
+    vocabulary: int,
+    call_tokens: int = MOST_CALL_TOKENS,
 ) -> Perplexity:
     """Perplexity over ``windows`` of the model whose layers are ``layers`` (with ``merge_norms``) of the source.
 
     Raises what ``streamed_perplexities`` raises, and NonFiniteError when the result is not finite.
     """
-    (found,) = streamed_perplexities(model, [layers], [merge_norms], windows, vocabulary)
+    (found,) = streamed_perplexities(model, [layers], [merge_norms], windows, vocabulary, call_tokens)
     if not math.isfinite(found.nll):
         raise NonFiniteError(overflow("the logits", model.placement.dtype_name))
     return found

@@ -64,23 +64,24 @@ class Judge:
         that by ``left_NTD``, [N, T, D]. ``teacher_NTD`` left the teacher's top layer; ``nll`` needs none."""
         total, found = 0.0, torch.zeros_like(left_NTD) if gradient else None
         # the logits of both are held: as many as two blocks of a search in float32
-        size = min(2 * logits_tokens(self.vocabulary), *(head.tokens for head in self.heads))
-        for row, counted in enumerate(places):
-            for first in range(0, len(counted), size):
-                some = counted[first : first + size]
-                chunk = slice(some.start, some.stop, some.step)
-                if self.loss == "nll":
-                    wanted = batch.input_ids_NT[row, 1:][chunk]
-                else:
-                    assert teacher_NTD is not None
-                    wanted = teacher_NTD[row, chunk]
-                part = left_NTD[row, chunk].detach().requires_grad_(gradient)
-                way = self._by_states if self.loss == "mse" else self._by_words
-                loss, by_part = way(part, wanted.to(part.device), tokens)
-                if found is not None:
-                    assert by_part is not None
-                    found[row, chunk] = by_part.to(found.dtype)
-                total += loss
+        size = 2 * logits_tokens(self.vocabulary, self.student.placement.grain)
+        size = min(size, *(head.tokens for head in self.heads))
+        counted = [(row, place) for row, some in enumerate(places) for place in some]
+        for first in range(0, len(counted), size):
+            some = torch.tensor(counted[first : first + size]).unbind(1)
+            if self.loss == "nll":
+                wanted = batch.input_ids_NT[some[0], some[1] + 1]
+            else:
+                assert teacher_NTD is not None
+                wanted = teacher_NTD[some]
+            there = some[0].to(left_NTD.device), some[1].to(left_NTD.device)
+            part = left_NTD[there].detach().requires_grad_(gradient)
+            way = self._by_states if self.loss == "mse" else self._by_words
+            loss, by_part = way(part, wanted.to(part.device), tokens)
+            if found is not None:
+                assert by_part is not None
+                found[there] = by_part.to(found.dtype)
+            total += loss
         return total, found
 
     def _by_states(self, left_TD: torch.Tensor, wanted_TD: torch.Tensor, tokens: int) -> _Found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamcollapse.forward.batches import call_tokens, make_batches
+from streamcollapse.forward.batches import make_batches
 from streamcollapse.progress import TimeExpected
 from streamcollapse.repair.climb import plan_climb
 from streamcollapse.run.repair_needs import Cuts, RepairText, repair_seconds
@@ -90,7 +90,7 @@ def _read_with(prepared: Prepared) -> Samples | None:
     if prepared.held_out is None:
         return None
     ids = [window.token_ids for window in prepared.held_out.windows]
-    return Samples(make_batches(ids, call_tokens(prepared.job.width))[:1], "")
+    return Samples(make_batches(ids, prepared.job.call_tokens)[:1], "")
 
 
 def _search(prepared: Prepared, rates: Rates) -> Phases:

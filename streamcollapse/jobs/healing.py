@@ -22,9 +22,10 @@ from streamcollapse.healing.updown import Student, visit
 from streamcollapse.jobs.lessons import Lessons
 from streamcollapse.merge.healed import HealRecord
 from streamcollapse.merge.plan import Plan, PlanLayer
+from streamcollapse.merge.view import MergedView
 from streamcollapse.output.report import Healed
 from streamcollapse.progress import PhaseStarted, StepLearned, WarningRaised
-from streamcollapse.resources.device import heap_for
+from streamcollapse.resources.device import heap_for, in_fixed_order
 from streamcollapse.run.opened import Job, Run, open_run
 from streamcollapse.run.refits import store_refits
 from streamcollapse.run.work_directory import TemporaryWork, WorkDirectory
@@ -56,10 +57,9 @@ def healed(job: Job, lessons: Lessons, plan: Plan, work: WorkDirectory) -> Heale
 def trained_below_cuts(
     run: Run, lessons: Lessons, plan: Plan, work: TemporaryWork, states: tuple[list[torch.Tensor], list[torch.Tensor]]
 ) -> Plan:
-    """``plan`` of the model of ``run`` with what ``lessons`` make of it, in whose memory nothing else stays.
+    """``plan`` of the model of ``run`` with what ``lessons`` make of it, which say what stays in memory.
     ``states``: what left the top of the source for each call, and what enters the lowest layer below a cut. Raises
     NothingLearnedError, NonFiniteError."""
-    run.stream.keep_none()
     with run.job.meter.phase(BELOW_CUTS):
         run.job.listener(PhaseStarted("layers below", len(lessons.positions(plan.layers))))
         return _healed(_Patient(run, lessons, plan, work, BELOW_CUTS), *states).plan
@@ -72,7 +72,8 @@ def _healed(
     that is trained, None where that is not known yet."""
     lessons, plan = patient.lessons, patient.plan
     batches, steps, held_out = lessons.text.calls()
-    with heap_for(lessons.memory.activations):
+    patient.run.stream.keep(patient.resident_names())
+    with heap_for(lessons.memory.activations), in_fixed_order(patient.run.job.placement.device):
         trained = patient.to_train()
         if entering is None:
             entering = patient.entering(trained.positions[0], batches)
@@ -119,6 +120,14 @@ class _Patient:
     @property
     def _identity(self) -> str:
         return self.lessons.identity(self.plan.digest)
+
+    def resident_names(self) -> set[str]:
+        """The tensors of layers that stay on the device: the highest, which every step visits; not those of mixes."""
+        plan, model, found = self.plan, self.run.model, set[str]()
+        view = MergedView(model.stream.source, model.layout, plan.layers, plan.merge_norms)
+        for position in range(max(len(plan.layers) - self.lessons.memory.resident_layers, 0), len(plan.layers)):
+            found |= set(view.source_names(position)) if len(plan.layers[position].mix) == 1 else set()
+        return found
 
     def to_train(self) -> Trained:
         """The masters, from what the stack has. Raises OptionError for layers that it has not."""
@@ -170,7 +179,8 @@ class _Patient:
         progress, masters = load_progress(self.work, self._identity)
         if masters:
             trained.put(masters)
-        scratch = self.work.files if lessons.memory.spill else Scratch()
+        on_device = model.placement.device if lessons.memory.states_on_device else torch.device("cpu")
+        scratch = self.work.files if lessons.memory.spill else Scratch(on_device)
         student = Student(model, self.plan.layers, self.plan.merge_norms, trained, scratch)
         judge = self._judge(lesson, trained.head)
         job.listener(PhaseStarted(self.phase, lessons.visits(len(self.plan.layers) - student.lowest, progress)))

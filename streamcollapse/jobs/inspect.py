@@ -60,7 +60,7 @@ def inspect(source: str | Path, *, settings: RunSettings = RunSettings()) -> Ins
     placement, usual = resolve(settings.compute, checkpoint.weights_dtype), complete(SearchOptions())
     strategy = strategy_of(usual)
     demand = Demand(len(model.layers), metric=usual.metric, samples=strategy.samples)
-    work = workload_of(checkpoint, model, placement.dtype, demand)
+    work = workload_of(checkpoint, model, placement, demand)
     plan = least(work, Streaming(), placement.device.type != "cpu")
     return replace(describe(checkpoint, model, placement, plan), strategy=strategy.name)
 

@@ -66,10 +66,11 @@ def perplexity(
     prefix = opening_tokens(tokenizer)
     windows = make_windows(prefix, token_ids, window, asked.stride)
     scored = contents if len(token_ids) == len(whole) else tokenizer.decode(token_ids)
-    choice = plan_one_layer(job, settings.streaming, MOST_CALL_TOKENS)
+    calls = max(job.call_tokens, MOST_CALL_TOKENS)
+    choice = plan_one_layer(job, settings.streaming, calls)
     with open_stream(job, choice) as stream, job.meter.phase("perplexity"), heap_for(choice.activations):
         listener(PhaseStarted("perplexity", len(layers)))
-        result = streamed_perplexity(job.model(stream), layers, merge_norms, windows, job.vocabulary)
+        result = streamed_perplexity(job.model(stream), layers, merge_norms, windows, job.vocabulary, calls)
     bits = result.nll * result.tokens / math.log(2) / max(len(scored.encode()), 1)
     step = asked.stride or window - len(prefix)
     usage = job.meter.summary()

@@ -18,7 +18,7 @@ from streamcollapse.progress import PhaseStarted, WarningRaised
 from streamcollapse.repair.climb import plan_climb
 from streamcollapse.repair.fits import fit_by
 from streamcollapse.repair.mend import Climbed, How, mend
-from streamcollapse.resources.device import heap_for
+from streamcollapse.resources.device import heap_for, in_fixed_order
 from streamcollapse.run.fit_text import FitText
 from streamcollapse.run.opened import Run
 from streamcollapse.run.refits import find_stored, store_refits
@@ -48,8 +48,10 @@ def repaired(prepared: Prepared, plan: Plan, run: Run, work: TemporaryWork) -> P
             to_top=to_top,
             above=above,
         )
-        scratch = work.scratch if run.memory.spill else Scratch()
-        outcome = run.stream.sparing(lambda: mend(run.model, plan.layers, text.batches, how, scratch))
+        device = job.placement.device
+        scratch = work.scratch if run.memory.spill else Scratch(device)
+        with in_fixed_order(device):
+            outcome = run.stream.sparing(lambda: mend(run.model, plan.layers, text.batches, how, scratch))
         found = tuple(RepairedLayer(one.position, one.how, one.before, one.after) for one in outcome.done)
     layers = outcome.layers
     if found and method == "auto":
@@ -73,10 +75,11 @@ def _end_to_end(
     done with each, where that lowers it and there is memory for it; else as they are."""
     text, fitted = prepared.fit_text, replace(plan, layers=outcome.layers)
     assert text is not None
+    states = [one.cpu() for one in outcome.top], [one.cpu() for one in outcome.entering]
     for rate in CUT_RATES:
         try:
             lessons = lessons_of_cuts(run.job, text, fitted.layers, prepared.settings.streaming, rate)
-            layers = trained_below_cuts(run, lessons, fitted, work, (outcome.top, outcome.entering)).layers
+            layers = trained_below_cuts(run, lessons, fitted, work, states).layers
         except BudgetError as error:
             run.job.listener(WarningRaised(f"layers below cuts were not trained end to end: {error}"))
             break

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamcollapse.forward.batches import call_tokens
 from streamcollapse.forward.continuation import continuations
 from streamcollapse.jobs.compare import compared, open_source
 from streamcollapse.merge.plan import original_layers
@@ -84,7 +83,7 @@ def _samples(job: Job, results: Sequence[Result], comparison: Comparison, settin
     stacks = [(original_layers(job.num_layers), False), *((r.plan.layers, r.plan.merge_norms) for r in results)]
     models = [(m.name, *stack) for m, stack in zip(comparison.models, stacks, strict=True) if m.nll is not None]
     said: list[list[tuple[str, str]]] = [[] for _ in prompts]
-    memory = plan_one_layer(job, settings.streaming, call_tokens(job.width))
+    memory = plan_one_layer(job, settings.streaming, job.call_tokens)
     with open_stream(job, memory) as stream, job.meter.phase("samples"), heap_for(memory.activations):
         job.listener(PhaseStarted("samples", NEW_TOKENS * sum(len(layers) for _, layers, _ in models)))
         model = job.model(stream)

@@ -12,15 +12,19 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from streamcollapse.errors import BudgetError, DeviceError, DeviceFailedError, is_of_device
 from streamcollapse.settings.run import Compute
 from streamcollapse.units import format_bytes
+
+GPU_GRAIN = 8  # tokens of a call, and logits at once, beside those on a CPU
 
 
 def resolve(compute: Compute, weights_dtype: torch.dtype) -> Placement:
@@ -58,6 +62,11 @@ class Placement:
     dtype: torch.dtype
 
     @property
+    def grain(self) -> int:
+        """How many times as much as on a CPU is computed at once: a GPU has done little before it is told more."""
+        return 1 if self.device.type == "cpu" else GPU_GRAIN
+
+    @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
@@ -77,6 +86,28 @@ def _cpu_multiplies_bfloat16() -> bool:
 def _gpu_multiplies_bfloat16(device: torch.device) -> bool:
     with torch.cuda.device(device):  # the question is always about the current one
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+@contextmanager
+def in_fixed_order(device: torch.device) -> Iterator[None]:
+    """While the body runs, gradients on a CUDA ``device`` are added up in the same order every time, so that training
+    ends in the same bits, where torch has such kernels; that of attention has to be asked for. Nothing changes for a
+    CPU, where it is so."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    kernels: Any = torch.utils.deterministic
+    filling = kernels.fill_uninitialized_memory
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Deterministic behavior was enabled|.*deterministic")
+        kernels.fill_uninitialized_memory = False  # a debugging aid, of every new tensor
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            kernels.fill_uninitialized_memory = filling
 
 
 def free_vram(device: torch.device) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from streamcollapse.forward.batches import logits_bytes
 from streamcollapse.resources.budget import Budget, budget_for
@@ -14,8 +15,11 @@ from streamcollapse.settings.run import Streaming
 from streamcollapse.stream.loaders import DeviceLoader
 from streamcollapse.stream.slots import layer_slot_bytes
 
+Kept = Literal["vram", "ram", "disk"]  # where hidden states between layers are
+_KEPT_IN: tuple[Kept, ...] = ("vram", "ram", "disk")  # the first that has room: copies take as long as layers
 _FLOAT32 = 4
 _MASTERS = 6  # of what is trained: itself, its gradient, two moments, the best so far, and a copy while that is made
+_RESIDENT_SHARE = 0.75  # of what is left of a device: gradients come in pieces of all sizes
 _KEPT = 4  # times the activations of a call that the gradients of a layer need
 _LOGITS = 6  # blocks: of both models, their logarithms, their difference, and the gradient
 
@@ -36,18 +40,32 @@ class Course:
 def plan_healing(job: Job, teacher: Job, course: Course, streaming: Streaming) -> tuple[MemoryPlan, MemoryPlan]:
     """How memory is spent, by the teacher's pass and by healing. Raises BudgetError before a weight is read."""
     budget = budget_for(streaming, job.placement.device)
-    needs = _needs(job, teacher, course, spill=True)
-    refuse(needs, budget)
-    in_memory = _needs(job, teacher, course, spill=False)
-    spill = not _fits(in_memory, budget)
-    needs = needs if spill else in_memory
+    refuse(_needs(job, teacher, course, "disk"), budget)
+    kept = next(where for where in _KEPT_IN if where == "disk" or _fits(_needs(job, teacher, course, where), budget))
+    needs = _needs(job, teacher, course, kept)
     plans = []
     for one in (teacher, job):
         drop = one.checkpoint.num_bytes + peak_bytes(needs) > budget.ram
-        plan = MemoryPlan(streaming.prefetch, spill=spill, drop_after_use=drop, needs=tuple(needs), budget=budget)
-        plan = replace(plan, activations=_KEPT * _sizes(one, course.call)[2])
+        plan = MemoryPlan(streaming.prefetch, spill=kept == "disk", drop_after_use=drop, needs=tuple(needs))
+        plan = replace(
+            plan, budget=budget, states_on_device=kept == "vram", activations=_KEPT * _sizes(one, course.call)[2]
+        )
+        if one is job:
+            plan = _with_residents(job, plan)
         plans.append(replace(plan, io=choose_io(one, streaming.io, plan)))
     return plans[0], plans[1]
+
+
+def _with_residents(job: Job, plan: MemoryPlan) -> MemoryPlan:
+    """``plan`` with as many layers on the device as it has memory to spare for: they are visited in every step."""
+    assert plan.budget is not None
+    if plan.budget.vram is None:
+        return plan
+    spare = int(_RESIDENT_SHARE * (plan.budget.vram - peak_bytes(plan.needs, "vram")))
+    layer = _sizes(job, 1)[0]
+    stay = min(spare // layer, job.num_layers)
+    row = Need("heal", f"resident layers: {stay}", stay * layer, "vram")
+    return replace(plan, resident_layers=stay, needs=(*plan.needs, *([row] if stay else [])))
 
 
 def _fits(needs: Sequence[Need], budget: Budget) -> bool:
@@ -64,11 +82,11 @@ def _sizes(job: Job, call: int) -> tuple[int, int, int]:
     return stored, slot, activation_bytes(shapes, job.hidden_size, (1, call), itemsize)
 
 
-def _needs(job: Job, teacher: Job, course: Course, spill: bool) -> list[Need]:
+def _needs(job: Job, teacher: Job, course: Course, kept: Kept) -> list[Need]:
     item, on_device = job.placement.dtype.itemsize, job.placement.device.type != "cpu"
     here: Memory = "vram" if on_device else "ram"
     state = job.hidden_size * item
-    between = 2 * min(course.call, course.tokens) if spill else (job.num_layers + 2) * course.tokens
+    between = 2 * min(course.call, course.tokens) if kept == "disk" else (job.num_layers + 2) * course.tokens
     head = (job.architecture.survey.head + teacher.architecture.survey.head) * item
     found: list[Need] = []
     for phase, one in (("teacher", teacher), ("heal", job)):
@@ -82,15 +100,18 @@ def _needs(job: Job, teacher: Job, course: Course, spill: bool) -> list[Need]:
             Need(phase, "one layer, mixed or converted", slot, here),
             Need(phase, "activations", activations * (1 if phase == "teacher" else _KEPT), here),
         ]
-    where = " of a call (the others on the disk)" if spill else ""
+    where = " of a call (the others on the disk)" if kept == "disk" else ""
+    there: Memory = "vram" if on_device and kept == "vram" else "ram"
     return [
         *found,
         Need("teacher", "hidden states, going up", 2 * course.teacher * teacher.hidden_size * item, here),
         Need("heal", "what is trained, gradients and moments", _MASTERS * _FLOAT32 * course.trained, here),
         Need("heal", "what is trained whole, in the compute dtype", 2 * item * course.whole, here),
         Need("heal", "hidden states as embedded", course.tokens * state, here),
-        Need("heal", f"hidden states between layers{where}", between * state),
+        Need("heal", f"hidden states between layers{where}", between * state, there),
         Need("heal", "the teacher's states of a step", course.tokens * teacher.hidden_size * item),
-        Need("heal", "both heads, and logits", head + _LOGITS * logits_bytes(job.vocabulary), here),
+        Need(
+            "heal", "both heads, and logits", head + _LOGITS * logits_bytes(job.vocabulary, job.placement.grain), here
+        ),
         Need("write", "tensors", 4 * max(info.num_bytes for info in map(job.source.info, job.source.names))),
     ]

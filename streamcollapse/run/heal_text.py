@@ -68,13 +68,8 @@ def heal_text(job: Job, healing: Healing) -> HealText:
     learn = [ids for n, ids in enumerate(chosen) if n not in held_out]
     order = torch.randperm(len(learn), generator=torch.Generator().manual_seed(_SEED)).tolist()
     a_step = max(healing.batch_tokens // length, 1)
-    return HealText(
-        name,
-        [learn[n] for n in order],
-        [chosen[n] for n in sorted(held_out)],
-        a_step,
-        max(call_tokens(job.width), length),
-    )
+    calls = max(min(job.call_tokens, max(a_step * length, call_tokens(job.width))), length)
+    return HealText(name, [learn[n] for n in order], [chosen[n] for n in sorted(held_out)], a_step, calls)
 
 
 def _packed(job: Job, tokenizer: object, texts: Sequence[str], length: int) -> list[list[int]]:

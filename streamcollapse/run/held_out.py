@@ -70,7 +70,7 @@ def held_out_text(job: Job, file: str | Path | None = None, max_tokens: int | No
     token_ids = list(tokenizer(text[:_MOST_CHARACTERS], add_special_tokens=False, verbose=False)["input_ids"])
     check_vocabulary(token_ids, job.vocabulary)
     tokens = max_tokens or held_out_tokens(job.vocabulary)
-    # no larger than a call of a search, whose memory is planned
+    # no larger than a call of a search on a CPU, whose memory is planned: the same on every device
     longest = min(longest_context(job) or _LONGEST_WINDOW, _LONGEST_WINDOW, call_tokens(job.width), max(tokens, 2))
     windows = make_windows(opening_tokens(tokenizer), token_ids, longest)
     if not windows:
@@ -86,8 +86,7 @@ def plans_on(model: StreamedModel, text: HeldOut, plans: Sequence[Plan], job: Jo
     window. Raises CalibrationError, NonFiniteError."""
     stacks = [original_layers(job.num_layers), *(plan.layers for plan in plans)]
     norms = [False, *(plan.merge_norms for plan in plans)]
-    calls = call_tokens(job.width)
-    before, *after = streamed_perplexities(model, stacks, norms, text.windows, job.vocabulary, calls)
+    before, *after = streamed_perplexities(model, stacks, norms, text.windows, job.vocabulary, job.call_tokens)
     if before.nll == float("inf"):
         raise NonFiniteError(overflow("the logits", model.placement.dtype_name))
     return [before, *after]
@@ -95,7 +94,7 @@ def plans_on(model: StreamedModel, text: HeldOut, plans: Sequence[Plan], job: Jo
 
 def held_out_perplexities(job: Job, text: HeldOut, plans: Sequence[Plan], streaming: Streaming) -> list[Perplexity]:
     """``plans_on`` with a weight stream of its own, as the phase ``held out``: for where no run is under way."""
-    memory = plan_one_layer(job, streaming, max(call_tokens(job.width), text.longest))
+    memory = plan_one_layer(job, streaming, max(job.call_tokens, text.longest))
     with open_stream(job, memory) as stream, job.meter.phase("held out"), heap_for(memory.activations):
         stacks = [Stack(layers, 0) for layers in (original_layers(job.num_layers), *(plan.layers for plan in plans))]
         job.listener(PhaseStarted("held out", len(schedule(stacks))))

@@ -41,9 +41,9 @@ _WHOLE_MIB = 1 << 20
 
 def plan_memory(job: Job, samples: Samples | None, streaming: Streaming, demand: Demand) -> MemoryPlan:
     """How a search spends the memory it may use. Raises BudgetError before any weight is read."""
-    work = workload_of(job.checkpoint, job.architecture.survey, job.placement.dtype, demand, samples)
+    work = workload_of(job.checkpoint, job.architecture.survey, job.placement, demand, samples)
     plan = spend(work, budget_for(streaming, job.placement.device), streaming)
-    activations = max(work.activations, 4 * logits_bytes(job.vocabulary) if work.head else 0)
+    activations = max(work.activations, 4 * logits_bytes(job.vocabulary, job.placement.grain) if work.head else 0)
     return replace(plan, io=choose_io(job, streaming.io, plan), activations=activations)
 
 

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from streamcollapse.arch.survey import Survey
 from streamcollapse.forward.batches import KEPT_BYTES, MAX_CALL_TOKENS, distributions_bytes, logits_bytes, one_in
 from streamcollapse.merge.mixing import mixing_bytes
@@ -22,6 +20,7 @@ from streamcollapse.stream.loaders import DeviceLoader
 from streamcollapse.stream.slots import layer_slot_bytes
 
 if TYPE_CHECKING:  # inspecting a checkpoint needs no samples, and no model: importing that takes seconds
+    from streamcollapse.resources.device import Placement
     from streamcollapse.run.samples import Samples
 
 MOST_CANDIDATES = 512  # in one sweep on its own account; benchmarks/simulate_reads.py shows what they save
@@ -99,7 +98,8 @@ class MemoryPlan:
     """How the budget is spent. ``drop_after_use``: file pages are dropped, because the checkpoint is
     larger than what may stay; ``slot_bytes``: for all slots of the weight stream together; ``io``: the way of reading;
     ``activations``: what a call of a layer, or of the head, makes and lets go of; ``gram_block``: input channels that a
-    repair solves for at a time (None: all)."""
+    repair solves for at a time (None: all); ``states_on_device``: hidden states between layers that are trained stay
+    where they are computed."""
 
     prefetch: int
     candidates: int = 1
@@ -112,6 +112,7 @@ class MemoryPlan:
     io: str = "mmap"
     activations: int = 0
     gram_block: int | None = None
+    states_on_device: bool = False
 
     @property
     def budgets(self) -> dict[str, int]:
@@ -138,11 +139,12 @@ class MemoryPlan:
 
 
 def workload_of(
-    source: TensorSource, model: Survey, dtype: torch.dtype, demand: Demand, samples: Samples | None = None
+    source: TensorSource, model: Survey, placement: Placement, demand: Demand, samples: Samples | None = None
 ) -> Workload:
     """What a search of ``demand`` has to hold with ``samples``, or with as many tokens as those that it takes."""
+    dtype, grain = placement.dtype, placement.grain
     tokens = ASSUMED_TOKENS[demand.samples] if samples is None else samples.num_tokens
-    calls = [(1, MAX_CALL_TOKENS) if samples is None else samples.largest_call]
+    calls = [(1, grain * MAX_CALL_TOKENS) if samples is None else samples.largest_call]
     calls += [] if demand.repair is None else [(1, demand.repair[2])]
     call = max(calls, key=math.prod)
     layers = [[source.info(name) for name in names] for names in model.layers]
@@ -158,11 +160,11 @@ def workload_of(
         finer = one_in(lengths, demand.effort.exchange_tokens(model.vocabulary)) if demand.effort.exchanges else 0
         more = distributions_bytes(lengths, model.vocabulary, finer, item) if kept and finer else 0
         held = sum(one for one in (kept, more) if one <= KEPT_BYTES)
-        head = model.head * dtype.itemsize + 4 * logits_bytes(model.vocabulary) + held
+        head = model.head * dtype.itemsize + 4 * logits_bytes(model.vocabulary, grain) + held
     judging = 0
     if demand.held_out:
         states = 3 * demand.held_out * model.hidden_size  # what entered, and two stacks
-        judging = (states + model.head) * dtype.itemsize + 4 * logits_bytes(model.vocabulary)
+        judging = (states + model.head) * dtype.itemsize + 4 * logits_bytes(model.vocabulary, grain)
     return Workload(
         num_layers=len(layers),
         layer=max(sum(info.num_bytes for info in layer) for layer in layers),

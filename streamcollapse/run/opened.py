@@ -9,6 +9,7 @@ from pathlib import Path
 
 from streamcollapse.arch.architecture import Architecture, load_architecture
 from streamcollapse.errors import printable
+from streamcollapse.forward.batches import call_tokens
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.forward.stored import StoredLayers
 from streamcollapse.merge.plan import PlanLayer, original_layers
@@ -66,6 +67,11 @@ class Job:
         """Columns or rows of the widest matrix in a layer, experts apart."""
         shapes = [self.source.info(name).shape for name in self.architecture.layout.layer_names(0)]
         return max((max(shape[-2:]) for shape in shapes if len(shape) > 1), default=self.hidden_size)
+
+    @property
+    def call_tokens(self) -> int:
+        """How many tokens a call of a layer takes."""
+        return call_tokens(self.width, self.placement.grain)
 
     @property
     def vocabulary(self) -> int:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from streamcollapse.arch.config import THEIR_ERRORS, first_line
 from streamcollapse.errors import CalibrationError
-from streamcollapse.forward.batches import Batch, call_tokens, make_batches
+from streamcollapse.forward.batches import Batch, make_batches
 from streamcollapse.run.opened import Job
 from streamcollapse.run.text_names import is_of_hub
 from streamcollapse.run.texts import each_document
@@ -118,7 +118,7 @@ def calibration_samples(job: Job, calibration: Calibration, usual: str) -> Sampl
     texts = load_samples(calibration, usual, tokenizer)
     limit = min(calibration.max_tokens, longest_context(job) or calibration.max_tokens)
     token_ids = tokenize(tokenizer, texts, limit, job.vocabulary)
-    return Samples(make_batches(token_ids, call_tokens(job.width)), samples_digest(token_ids))
+    return Samples(make_batches(token_ids, job.call_tokens), samples_digest(token_ids))
 
 
 def longest_context(job: Job) -> int | None:

@@ -114,7 +114,7 @@ class _Computing:
 
     def word(self) -> float:
         """Seconds for the logits of a token."""
-        count, device = logits_tokens(self.vocabulary), self.model.placement.device
+        count, device = logits_tokens(self.vocabulary, self.model.placement.grain), self.model.placement.device
         hidden_1TD = torch.zeros(1, count, self.model.hidden_size, dtype=self.model.placement.dtype, device=device)
         head = self.model.head()
         self.model.logits(head, hidden_1TD)

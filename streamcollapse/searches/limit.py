@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from streamcollapse.forward.batches import call_tokens
 from streamcollapse.forward.perplexity import streamed_perplexities
 from streamcollapse.merge.plan import PlanLayer, original_layers
 from streamcollapse.run.held_out import HeldOut
@@ -52,6 +51,6 @@ class LossLimit:
 
     def _losses(self, stacks: Sequence[tuple[PlanLayer, ...]]) -> list[float]:
         job = self.run.job
-        norms, calls = [self.merge_norms] * len(stacks), call_tokens(job.width)
+        norms, calls = [self.merge_norms] * len(stacks), job.call_tokens
         found = streamed_perplexities(self.run.model, stacks, norms, self.text.windows, job.vocabulary, calls)
         return [one.nll for one in found]

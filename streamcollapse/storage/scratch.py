@@ -1,4 +1,4 @@
-"""Where tensors that a run makes are kept: in memory, or in files of a directory, whose pages the system can drop."""
+"""Where tensors that a run makes are kept: in memory, on a device, or in files, whose pages the system can drop."""
 
 import math
 import os
@@ -12,11 +12,14 @@ from streamcollapse.storage.mapping import forget_pages
 
 
 class Scratch:
-    """Room for tensors in this process's memory."""
+    """Room for tensors in this process's memory, or in that of ``device``."""
+
+    def __init__(self, device: torch.device = torch.device("cpu")) -> None:  # noqa: B008 - immutable
+        self._device = device
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialised tensor on the CPU. Raises OutputError where there is no space for it."""
-        return torch.empty(shape, dtype=dtype)
+        """An uninitialised tensor. Raises OutputError where there is no space for it."""
+        return torch.empty(shape, dtype=dtype, device=self._device)
 
     def page_out(self, tensor: torch.Tensor) -> None:
         """``tensor``, or a contiguous part of one, will not be needed for a while."""
@@ -26,6 +29,7 @@ class DiskScratch(Scratch):
     """Room in files of ``directory``, one for each name; what is there already can be found again."""
 
     def __init__(self, directory: Path) -> None:
+        super().__init__()
         self._directory = directory
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -7,6 +7,7 @@ slow, late or fail.
 import contextlib
 import mmap
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -58,6 +59,8 @@ class CudaCopies:
         self._compute = torch.cuda.current_stream(device)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._registered: list[tuple[mmap.mmap, int]] = []
+        # without ``free``, memory that is let go of would stay pinned, and its addresses could not be pinned again
+        weakref.finalize(self, _unregister, self._registered).atexit = False
 
     def host_block(self, num_bytes: int) -> torch.Tensor:
         memory = private_memory(num_bytes)
@@ -123,14 +126,18 @@ class CudaCopies:
         try:
             self._stream.synchronize()
         finally:
-            while self._registered:
-                _, address = self._registered.pop()
-                _driver().cudaHostUnregister(address)
+            _unregister(self._registered)
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
         with torch.cuda.device(self._device), torch.cuda.stream(self._compute):
             yield
+
+
+def _unregister(registered: list[tuple[mmap.mmap, int]]) -> None:
+    while registered:
+        _, address = registered.pop()
+        _driver().cudaHostUnregister(address)
 
 
 def _driver() -> Any:

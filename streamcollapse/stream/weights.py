@@ -138,9 +138,13 @@ class WeightStream:
     def keep_none(self) -> bool:
         """Let go of the tensors that stayed, and let none stay from now on. Returns whether that frees anything."""
         found = bool(self._keep)
-        self._keep = frozenset()
-        self.resident.clear()
+        self.keep(())
         return found
+
+    def keep(self, names: Collection[str]) -> None:
+        """Let go of the tensors that stayed; from now on let these ``names`` stay."""
+        self.resident.clear()
+        self._keep = frozenset(names)
 
     def sparing(self, attempt: Callable[[], Result]) -> Result:
         """What ``attempt`` comes to; where the device's memory runs out, what it comes to once nothing stays."""

@@ -29,7 +29,7 @@ def test_what_a_device_reports_is_not_taken_for_a_fault_of_the_model(
         raise error
 
     stack = DecoderStack(load_architecture(Checkpoint(llama)).skeleton)
-    monkeypatch.setattr(replay, "functional_call", fail)
+    monkeypatch.setattr(replay.Substitute, "holding", fail)
     with pytest.raises(kind):
         stack.run(0, {}, torch.zeros(1, 2, 32), LayerCall((), {}, False))
     with pytest.raises(kind):

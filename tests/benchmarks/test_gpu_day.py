@@ -67,7 +67,7 @@ def rows_of(out: Path, part: int) -> dict[str, Any]:
     return {row["row"]: row for row in document["rows"]}
 
 
-@pytest.mark.parametrize("part", [1, 2, 3])
+@pytest.mark.parametrize("part", [1, 2, 3, 4])
 def test_every_row_of_a_part_comes_to_a_figure(part: int, rehearse: Callable[..., Done], tmp_path: Path) -> None:
     from gpu_rows import ROWS
 

@@ -44,7 +44,7 @@ def test_equals_a_plain_search_in_memory(
         if blocks == "nothing kept":
             monkeypatch.setattr(measure, "KEPT_BYTES", 0)
         if blocks == "head in one piece":
-            monkeypatch.setattr(head, "logits_tokens", lambda vocabulary: 7)
+            monkeypatch.setattr(head, "logits_tokens", lambda vocabulary, grain: 7)
             monkeypatch.setattr(head.Head, "_is_cut_at_will", lambda self, example: False)
         monkeypatch.setattr(head, "BLOCK_TOKENS", 45 if blocks == "rows" else 7)
         if blocks in ("words", "nothing kept"):

@@ -235,6 +235,18 @@ def test_memory_that_is_short_changes_no_bit(pruned: Path, healing: Healing, tmp
         heal(pruned, tmp_path / "no", healing, settings=replace(QUIET, streaming=Streaming(ram_budget="60MiB")))
 
 
+def test_layers_that_stay_change_no_bit(pruned: Path, healed: Path, healing: Healing, tmp_path: Path) -> None:
+    """As on a device that has room for them; each of their tensors is read once."""
+    read = []
+    for stay in (0, 20):
+        prepared = prepare_heal(pruned, tmp_path / f"{stay}", healing, QUIET)
+        memory = replace(prepared.lessons.memory, resident_layers=stay, io="pread", states_on_device=stay > 0)
+        done = run_heal(replace(prepared, lessons=replace(prepared.lessons, memory=memory)))
+        assert same(healed, done.out)
+        read.append(next(p["bytes_read"] for p in done.report["usage"]["phases"] if p["name"] == "heal"))
+    assert read[1] < 0.2 * read[0]
+
+
 def test_a_part_of_the_tokens_is_learned_from(pruned: Path, healed: Path, healing: Healing, tmp_path: Path) -> None:
     prepared = prepare_heal(pruned, tmp_path / "out", replace(healing, loss_tokens=64), QUIET)
     text = prepared.lessons.text

@@ -32,7 +32,7 @@ def allotted(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def give(**changes: Any) -> None:
         def plan_memory(job: Any, samples: Any, streaming: Streaming, options: Any) -> MemoryPlan:
-            work = workload_of(job.checkpoint, job.architecture.survey, job.placement.dtype, Demand(8), samples)
+            work = workload_of(job.checkpoint, job.architecture.survey, job.placement, Demand(8), samples)
             choice = replace(least(work, streaming, False), candidates=streaming.lookahead or 5, **changes)
             return replace(choice, io=memory_plan.choose_io(job, streaming.io, choice))
 

@@ -43,6 +43,17 @@ def test_what_arrives_is_what_is_stored_while_the_device_is_busy(llama_bf16: Pat
             for name in names:
                 expected = checkpoint.read(name, torch.device("cpu")).to(device).float().sum()
                 assert torch.equal(found[name], expected), name
+    stream.close()
+
+
+def test_memory_of_copies_that_nobody_let_go_of_can_be_pinned_again() -> None:
+    copies = CudaCopies(torch.device("cuda", 0))
+    block = copies.host_block(3 << 20)
+    address = block.data_ptr()
+    del copies
+    gc.collect()
+    assert int(torch.cuda.cudart().cudaHostRegister(address, 3 << 20, 0)) == 0  # type: ignore[no-untyped-call]
+    torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]
 
 
 def test_pinned_memory_has_its_exact_size_and_can_be_let_go() -> None:

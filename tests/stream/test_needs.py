@@ -40,7 +40,7 @@ def test_work_follows_from_the_shapes(llama_bf16: Path) -> None:
     parameters = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32
     for dtype in (torch.float32, torch.bfloat16):
         job = open_job(llama_bf16, RunSettings(Compute("cpu", str(dtype).removeprefix("torch."))))
-        work = workload_of(job.checkpoint, job.architecture.survey, dtype, Demand(boundaries=5), samples)
+        work = workload_of(job.checkpoint, job.architecture.survey, job.placement, Demand(boundaries=5), samples)
         assert (work.num_layers, work.layer, work.slot) == (8, 2 * parameters, dtype.itemsize * parameters)
         assert work.converted == (dtype == torch.float32)
         assert (work.state, work.boundaries, work.tensor) == (100 * 32 * dtype.itemsize, 5, 2 * 48 * 32)
