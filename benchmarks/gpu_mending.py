@@ -81,7 +81,7 @@ def heal(
     words += f"{format_bytes(usage['bytes_read'])} read; {described_peaks(used)}"
     figures = {"usage": usage, "seconds_of_a_step": each, "tokens_per_second": rate, "peaks": used}
     figures |= {"memory": lessons.memory.to_json(), "times": [one - times[0] for one in times]}
-    return Finding(words, figures, holds=within_limits(used, vram, ram))
+    return Finding(words, figures, holds=None if vram is None else within_limits(used, vram, ram))
 
 
 def _cut(job: Job) -> Plan:
