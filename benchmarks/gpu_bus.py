@@ -17,12 +17,13 @@ from streamcollapse.resources.meter import SAMPLE_SECONDS, sample_memory
 from streamcollapse.run.opened import Job, open_job
 from streamcollapse.settings.run import RunSettings, Streaming
 from streamcollapse.storage.extents import Extent, coalesce, needed_bytes
-from streamcollapse.storage.reader import IN_FLIGHT, FileReader
+from streamcollapse.storage.reader import FileReader
 from streamcollapse.stream import loaders
 from streamcollapse.stream.weights import Limits, WeightStream
 from streamcollapse.units import format_bytes, format_seconds
 
 ROUNDS = 3
+IN_FLIGHT = loaders.DeviceLoader.IN_FLIGHT  # as shipped
 
 
 @dataclass(frozen=True)
@@ -192,5 +193,5 @@ def copy_alone(layers: Layers, device: Device) -> float:
 @contextmanager
 def requests(in_flight: int) -> Iterator[None]:
     """While the body runs, loaders read with ``in_flight`` requests at once."""
-    with patch.object(loaders, "FileReader", partial(FileReader, in_flight=in_flight)):
+    with patch.object(loaders.DeviceLoader, "IN_FLIGHT", in_flight):
         yield

