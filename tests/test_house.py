@@ -169,9 +169,9 @@ def test_each_verb_has_a_file_of_its_own() -> None:
     commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     assert verbs == commands
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__", "prepare", "prepare_heal"}
-    # strategies and demo have no job of their own; plan's and batch's are called after what they make; repair, healing,
-    # what it learns from and the time that is expected are a part of others
-    parts = {"planning", "repair", "healing", "lessons", "expected"}
+    # strategies and demo have no job of their own; plan's and batch's are called after what they make; repair and what
+    # is kept of it, healing, what it learns from and the time that is expected are a part of others
+    parts = {"planning", "repair", "repair_journal", "healing", "lessons", "expected"}
     assert jobs - parts == commands - {"strategies", "demo", "plan", "batch"}
 
 

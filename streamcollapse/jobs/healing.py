@@ -19,7 +19,7 @@ from streamcollapse.healing.state import kept_states, load_progress, save_progre
 from streamcollapse.healing.teacher import Layers, states_above, teacher_states
 from streamcollapse.healing.trained import Adapting, Trained, adapted, as_masters
 from streamcollapse.healing.updown import Student, visit
-from streamcollapse.jobs.lessons import Lessons
+from streamcollapse.jobs.lessons import BELOW_CUTS, Lessons
 from streamcollapse.merge.healed import HealRecord
 from streamcollapse.merge.plan import Plan, PlanLayer
 from streamcollapse.merge.view import MergedView
@@ -31,7 +31,6 @@ from streamcollapse.run.refits import store_refits
 from streamcollapse.run.work_directory import TemporaryWork, WorkDirectory
 from streamcollapse.storage.scratch import Scratch
 
-BELOW_CUTS = "end to end"  # the phase of a repair
 _REFITS = "refits"  # in a work directory: healed tensors
 _SAVE_SECONDS = 20.0  # between saves, and so about what a kill loses, beside the step under way
 _SAVE_SHARE = 0.05  # of the time; states of large models take longer than steps

@@ -11,16 +11,17 @@ from typing import Any
 
 from torch import nn
 
-from streamcollapse.errors import CalibrationError, ModelError, OptionError, PlanError
+from streamcollapse.errors import BudgetError, CalibrationError, ModelError, OptionError, PlanError
 from streamcollapse.forward.batches import one_in
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.healing.learn import Progress, Schedule
 from streamcollapse.healing.teacher import MOST_TOKENS
 from streamcollapse.healing.trained import linear_modules
 from streamcollapse.merge.plan import PLAN_FILE, Plan, PlanLayer
+from streamcollapse.progress import WarningRaised
 from streamcollapse.repair.climb import Climb, plan_climb
 from streamcollapse.run.fit_text import FitText
-from streamcollapse.run.heal_plan import Course, plan_healing
+from streamcollapse.run.heal_plan import Course, healing_needs, plan_healing
 from streamcollapse.run.heal_text import HealText, heal_text
 from streamcollapse.run.needs import MemoryPlan
 from streamcollapse.run.opened import Job
@@ -33,6 +34,7 @@ from streamcollapse.storage.source import ObservedSource
 from streamcollapse.stream.loaders import PlainLoader
 from streamcollapse.stream.weights import Limits, WeightStream
 
+BELOW_CUTS = "end to end"  # the phase of the last step of a repair
 CUT_RATES = (0.005, 0.0015)  # of a repair; the second where the first is too large to learn by
 _ELSEWHERE = ("teacher", "file", "adapter")  # settings that are paths, or make no difference to the course
 
@@ -145,13 +147,37 @@ def lessons_of_cuts(
     job: Job, text: FitText, layers: Sequence[PlanLayer], streaming: Streaming, rate: float = CUT_RATES[0]
 ) -> Lessons:
     """How the layers below cuts of the stack ``layers`` are trained end to end on ``text``. Raises BudgetError."""
+    healing, lessons = _of_cuts(job, text, rate)
+    climb = plan_climb(layers, job.num_layers)
+    return _planned(job, job, healing, lessons, [layers[n].base for n in climb.mended], climb, streaming)
+
+
+def told_with_cuts(
+    job: Job, memory: MemoryPlan, text: FitText | None, layers: Sequence[PlanLayer], settings: RunSettings
+) -> MemoryPlan:
+    """``memory`` with what the last step of a repair of ``layers`` on ``text`` needs, if it has one; where there is no
+    memory for that, a warning."""
+    if text is None or settings.repair.chosen != "auto":
+        return memory
+    climb = plan_climb(layers, job.num_layers)
+    if not climb.mended:
+        return memory
+    try:
+        course = _course(job, *_of_cuts(job, text), [layers[n].base for n in climb.mended])
+        needs = healing_needs(job, course, settings.streaming)
+    except BudgetError as error:
+        job.listener(WarningRaised(f"layers below cuts will not be trained end to end: {error}"))
+        return memory
+    return replace(memory, needs=(*memory.needs, *(replace(need, phase=BELOW_CUTS) for need in needs)))
+
+
+def _of_cuts(job: Job, text: FitText, rate: float = CUT_RATES[0]) -> tuple[Healing, HealText]:
+    """How layers below cuts are trained, and on what."""
     compared = EFFORTS["standard"].head_tokens(job.vocabulary)
     healing = Healing(job.checkpoint.directory, train="cuts", rounds=CUT_ROUNDS, rate=rate, loss_tokens=compared)
     every = max(-(-len(text.fit) // text.a_step) * CUT_ROUNDS // CUT_JUDGEMENTS, 1)
     healing = replace(healing, judge_every=every, patience=10 * CUT_JUDGEMENTS)  # a large rate is worse at first
-    lessons = HealText(text.name, text.fit, text.held_out, text.a_step, text.call_tokens)
-    climb = plan_climb(layers, job.num_layers)
-    return _planned(job, job, healing, lessons, [layers[n].base for n in climb.mended], climb, streaming)
+    return healing, HealText(text.name, text.fit, text.held_out, text.a_step, text.call_tokens)
 
 
 def _planned(

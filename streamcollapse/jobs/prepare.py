@@ -9,9 +9,9 @@ from typing import Any
 from streamcollapse.errors import BudgetError, CalibrationError, PlanError
 from streamcollapse.jobs.expected import expected_time, is_long, work_of
 from streamcollapse.jobs.inspect import Inspection, describe
-from streamcollapse.jobs.lessons import Lessons, healing_disk, told_with, wanted_lessons
+from streamcollapse.jobs.lessons import Lessons, healing_disk, told_with, told_with_cuts, wanted_lessons
 from streamcollapse.merge.composing import refuse_identity
-from streamcollapse.merge.plan import Plan
+from streamcollapse.merge.plan import Plan, PlanLayer, original_layers
 from streamcollapse.output.report import sizes
 from streamcollapse.progress import Listener, NoteMade, TimeExpected, WarningRaised, silent
 from streamcollapse.run.first_checks import check_out, check_plan_path, check_source
@@ -180,9 +180,15 @@ def _prepare_search(
     key, layers = work_key(job, samples, options.merge_norms), fewest_layers(strategy, space)
     smallest, largest = sizes(job.view(layers), len(layers)).bytes, job.checkpoint.num_bytes
     lessons = wanted_lessons(job, settings) if writes else None
-    memory = told_with(memory, lessons)
+    memory = told_with(told_with_cuts(job, memory, text, _supposed(job, len(layers)), settings), lessons)
     found = Prepared(job, settings, memory, key, out, complete(options), space, samples, None, held_out, text, lessons)
     return replace(found, smallest_output=smallest, largest_output=largest)
+
+
+def _supposed(job: Job, kept: int) -> tuple[PlanLayer, ...]:
+    """A stack of ``kept`` layers, for as long as nothing is known of it: it is cut in the middle."""
+    layers = original_layers(job.num_layers)
+    return (*layers[: kept - kept // 2], *layers[job.num_layers - kept // 2 :])
 
 
 @dataclass(frozen=True)
@@ -274,6 +280,7 @@ def prepare_apply(
     else:
         repair = settings.repair.chosen, sum(text.tokens), text.call_tokens
         memory = plan_repair(job, settings.streaming, repair)
+        memory = told_with_cuts(job, memory, text, plan.layers, settings)
     held_out = _held_out(job, settings)
     key = work_key(job, None, plan.merge_norms, plan.digest)
     found = Prepared(

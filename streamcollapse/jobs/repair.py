@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
-from streamcollapse.errors import BudgetError, NothingLearnedError, OutputError, PlanError
+from streamcollapse.errors import BudgetError, NothingLearnedError
 from streamcollapse.forward.perplexity import streamed_perplexities
 from streamcollapse.forward.walk import Stack, schedule
 from streamcollapse.jobs.healing import trained_below_cuts
 from streamcollapse.jobs.lessons import CUT_RATES, lessons_of_cuts
 from streamcollapse.jobs.prepare import Prepared
+from streamcollapse.jobs.repair_journal import RepairJournal
 from streamcollapse.merge.plan import Plan, PlanLayer
 from streamcollapse.merge.repaired import RepairedLayer, RepairRecord
 from streamcollapse.progress import PhaseStarted, WarningRaised
@@ -21,12 +21,8 @@ from streamcollapse.repair.mend import Climbed, How, mend
 from streamcollapse.resources.device import heap_for, in_fixed_order
 from streamcollapse.run.fit_text import FitText
 from streamcollapse.run.opened import Run
-from streamcollapse.run.refits import find_stored, store_refits
-from streamcollapse.run.work_directory import TemporaryWork, WorkDirectory, read_document, write_document
+from streamcollapse.run.work_directory import TemporaryWork
 from streamcollapse.storage.scratch import Scratch
-
-_REPAIR = "repair.json"  # in a work directory: a repair that is complete
-_REFITS = "refits"  # the directory of its tensors
 
 
 def repaired(prepared: Prepared, plan: Plan, run: Run, work: TemporaryWork) -> Plan:
@@ -35,15 +31,16 @@ def repaired(prepared: Prepared, plan: Plan, run: Run, work: TemporaryWork) -> P
     text, job, method = prepared.fit_text, run.job, prepared.settings.repair.chosen
     if text is None:
         return plan
-    key = {"plan": plan.digest, "repair": method, "text": text.digest}
-    if (known := _known(run, work, plan, key)) is not None:
+    journal = RepairJournal(run, work, plan, {"plan": plan.digest, "repair": method, "text": text.digest})
+    if (known := journal.whole()) is not None:
         return known
     with job.meter.phase("repair"), heap_for(run.memory.activations):
         to_top, above = method == "auto", method == "magnitude"
         job.listener(PhaseStarted("repair", len(plan_climb(plan.layers, job.num_layers, to_top, above).steps)))
         how = How(
             fit_by(method, run.memory.gram_block),
-            lambda tensors: store_refits(job, work.path / _REFITS, tensors),
+            journal.keep,
+            (lambda position: None) if above else journal.known,  # what is above goes by what was done below
             plan.merge_norms,
             to_top=to_top,
             above=above,
@@ -64,7 +61,7 @@ def repaired(prepared: Prepared, plan: Plan, run: Run, work: TemporaryWork) -> P
     if not is_kept:
         job.listener(WarningRaised(f"not repaired: {_why_not(record)}"))
     result = replace(plan, layers=layers if is_kept else plan.layers, repair=record)
-    _save(work, result, key)
+    journal.complete(result)
     return result
 
 
@@ -112,23 +109,3 @@ def _why_not(record: RepairRecord) -> str:
         return "the loss on text that it was not fitted to is infinite"
     losses = f"{record.loss_after:.4f} instead of {record.loss_before:.4f}"
     return f"the loss on text that it was not fitted to would be {losses}"
-
-
-def _known(run: Run, work: TemporaryWork, plan: Plan, key: dict[str, Any]) -> Plan | None:
-    """The repaired plan where an earlier run completed the same repair, and its tensors are still there."""
-    path = work.path / _REPAIR
-    if not isinstance(work, WorkDirectory) or not path.is_file():
-        return None
-    try:
-        document = read_document(path)
-        found = Plan.from_json(document["plan"]) if document["key"] == key else None
-    except (OutputError, PlanError, KeyError):
-        return None
-    if found is None or not find_stored(run.job, work.path / _REFITS, found.layers):
-        return None
-    return replace(found, origin=plan.origin)
-
-
-def _save(work: TemporaryWork, plan: Plan, key: dict[str, Any]) -> None:
-    if isinstance(work, WorkDirectory):
-        write_document(work.path / _REPAIR, {"key": key, "plan": json.loads(json.dumps(plan.to_json()))})

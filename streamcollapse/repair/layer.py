@@ -78,6 +78,10 @@ class FittedLayer:
             count += int((weight > 0).sum())
         return total / max(count, 1.0)
 
+    def holding(self, matrices: Matrices) -> FittedLayer:
+        """The same with ``matrices``, by suffix, in the place of its own."""
+        return self.but({name: matrices[suffix] for name, suffix in self.writable.items() if suffix in matrices})
+
     def but(self, fitted: Mapping[str, torch.Tensor]) -> FittedLayer:
         """The same with ``fitted`` in the place of ``writable`` parameters, by name, rounded as they are stored."""
         stored, parameters = dict(self.weights.stored), dict(self.weights.parameters)

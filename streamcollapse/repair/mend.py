@@ -33,18 +33,30 @@ class Mended:
     after: float
 
 
+@dataclass(frozen=True)
+class Known:
+    """How a layer was ``mended`` by an earlier run that did not come to its end: digests of its tensors by suffix, and
+    the ``matrices`` themselves."""
+
+    mended: Mended
+    refits: dict[str, str]
+    matrices: Matrices
+
+
 # From a layer and its error before to the fitted one, how that was done, and the error after; None: it does not fall.
 Fit = Callable[[FittedLayer, float], tuple[FittedLayer, str, float] | None]
 
 
 @dataclass(frozen=True)
 class How:
-    """``fit`` is what is done with a layer; ``store`` keeps tensors by suffix and gives their digests. ``to_top``: the
+    """``fit`` is what is done with a layer; ``keep`` keeps what came of it and gives the digests of its tensors, and
+    ``known`` says what was kept of the layer at a position. ``to_top``: the
     source goes on to its top, for what comes after the fits. ``above``: the layers above cuts are fitted, and told how
     much larger the source's hidden states are."""
 
     fit: Fit
-    store: Callable[[Matrices], dict[str, str]]
+    keep: Callable[[Mended, Matrices], dict[str, str]]
+    known: Callable[[int], Known | None] = lambda position: None
     merge_norms: bool = False
     to_top: bool = False
     above: bool = False
@@ -147,15 +159,25 @@ class _Going:
             fit, held_out = (self._tokens(base, states, part) for part in self._parts)
             growth = self._growth(base, states) if self._how.above else 1.0
             layer = FittedLayer(self._model, base, weights, dtypes, fit, held_out, growth=growth)
-            before = layer.error()
-            fitted, words, after = self._how.fit(layer, before) or (layer, None, before)
-            self.done.append(Mended(step.position, words, before, after))
-            if fitted.changed:
-                self.refits[step.position] = {**step.layer.refits, **self._how.store(fitted.matrices)}
-            weights = fitted.weights
+            weights = self._fitted(layer, step).weights
         for number, entering in enumerate(states.tensors):
             placed = entering.to(self._model.placement.device)
             states.put(number, self._model.run(base, weights, placed, self._calls[number][base]))
+
+    def _fitted(self, layer: FittedLayer, step: Step) -> FittedLayer:
+        """``layer`` as it is from now on, from an earlier run where that is known."""
+        assert step.position is not None
+        if (known := self._how.known(step.position)) is not None:
+            mended, refits, fitted = known.mended, known.refits, layer.holding(known.matrices)
+        else:
+            before = layer.error()
+            fitted, words, after = self._how.fit(layer, before) or (layer, None, before)
+            mended = Mended(step.position, words, before, after)
+            refits = self._how.keep(mended, fitted.matrices)
+        self.done.append(mended)
+        if refits:
+            self.refits[step.position] = {**step.layer.refits, **refits}
+        return fitted
 
     def _weights(self, states: _States) -> list[torch.Tensor]:
         """``token_weights`` of each batch."""

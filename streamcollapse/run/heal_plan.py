@@ -39,10 +39,7 @@ class Course:
 
 def plan_healing(job: Job, teacher: Job, course: Course, streaming: Streaming) -> tuple[MemoryPlan, MemoryPlan]:
     """How memory is spent, by the teacher's pass and by healing. Raises BudgetError before a weight is read."""
-    budget = budget_for(streaming, job.placement.device)
-    refuse(_needs(job, teacher, course, "disk"), budget)
-    kept = next(where for where in _KEPT_IN if where == "disk" or _fits(_needs(job, teacher, course, where), budget))
-    needs = _needs(job, teacher, course, kept)
+    kept, needs, budget = _spent(job, teacher, course, streaming)
     plans = []
     for one in (teacher, job):
         drop = one.checkpoint.num_bytes + peak_bytes(needs) > budget.ram
@@ -50,10 +47,21 @@ def plan_healing(job: Job, teacher: Job, course: Course, streaming: Streaming) -
         plan = replace(
             plan, budget=budget, states_on_device=kept == "vram", activations=_KEPT * _sizes(one, course.call)[2]
         )
-        if one is job:
-            plan = _with_residents(job, plan)
         plans.append(replace(plan, io=choose_io(one, streaming.io, plan)))
-    return plans[0], plans[1]
+    return plans[0], _with_residents(job, plans[1])
+
+
+def healing_needs(job: Job, course: Course, streaming: Streaming) -> list[Need]:
+    """What healing towards the source of ``job`` needs, without what the pass of a teacher does. Raises BudgetError."""
+    return [need for need in _spent(job, job, course, streaming)[1] if need.phase == "heal"]
+
+
+def _spent(job: Job, teacher: Job, course: Course, streaming: Streaming) -> tuple[Kept, list[Need], Budget]:
+    """Where hidden states between layers are kept, what is needed with that, and the budget. Raises BudgetError."""
+    budget = budget_for(streaming, job.placement.device)
+    refuse(_needs(job, teacher, course, "disk"), budget)
+    kept = next(where for where in _KEPT_IN if where == "disk" or _fits(_needs(job, teacher, course, where), budget))
+    return kept, _needs(job, teacher, course, kept), budget
 
 
 def _with_residents(job: Job, plan: MemoryPlan) -> MemoryPlan:

@@ -22,6 +22,7 @@ from streamcollapse.jobs.planning import compose_plans, export_plan, make_plan
 from streamcollapse.jobs.prepare import prepare_apply
 from streamcollapse.merge.plan import PLAN_FILE, PlanLayer
 from streamcollapse.progress import Event, LayerDone, PhaseStarted, StepLearned, WarningRaised
+from streamcollapse.repair import fits
 from streamcollapse.repair.climb import plan_climb
 from streamcollapse.run.held_out import unjudged_text
 from streamcollapse.run.memory_plan import plan_memory
@@ -197,6 +198,33 @@ def test_auto_ends_in_the_same_bytes_after_a_break(
     assert seen[0] == 3, "the step that was broken off"
     one, other = (load_file(path / "model.safetensors") for path in (whole, out))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_layer_that_was_fitted_before_a_break_is_not_fitted_again(
+    trained: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, begun = fits.local_fit, list[int]()
+    drop, how = replace(DROP, target_layers=12), settings(text, "local")
+    whole = prune(trained, tmp_path / "whole", drop, settings=how)
+    assert whole.plan.repair is not None
+    positions = [layer.position for layer in whole.plan.repair.layers]
+    assert len(positions) >= 2
+
+    def breaking(layer: Any, before: float) -> Any:
+        begun.append(layer.base)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return fit(layer, before)
+
+    monkeypatch.setattr(fits, "local_fit", breaking)
+    out = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt, match="resume with"):
+        prune(trained, out, drop, settings=how)
+    resume(work_of(out))
+    bases = [whole.plan.layers[position].base for position in positions]
+    assert begun == [*bases[:2], *bases[1:]], "the one that was broken off is begun again, the one before it is not"
+    assert Plan.load(out).layers == whole.plan.layers
+    assert Plan.load(out).repair == whole.plan.repair
 
 
 def test_a_rate_that_learns_nothing_is_followed_by_a_smaller_one(

@@ -52,8 +52,9 @@ def scaled(directory: Path) -> tuple[list[Mended], list[Matrices], list[FittedLa
     job = open_job(directory, RunSettings(Compute("cpu", "float32")))
     stored, seen, fit = list[Matrices](), list[FittedLayer](), Magnitudes()
 
-    def store(matrices: Matrices) -> dict[str, str]:
-        stored.append(matrices)
+    def store(one: Mended, matrices: Matrices) -> dict[str, str]:
+        if matrices:
+            stored.append(matrices)
         return dict.fromkeys(matrices, "0" * 64)
 
     def fitted(layer: FittedLayer, before: float) -> Any:
@@ -112,5 +113,7 @@ def test_a_stack_without_its_top_has_nothing_above(tmp_path: Path) -> None:
     job = open_job(save_model(FAMILIES["llama"](), tmp_path / "m"), RunSettings(Compute("cpu", "float32")))
     batches = make_batches(texts(4, 1), 64), make_batches(texts(2, 2), 64)
     layers: tuple[PlanLayer, ...] = original_layers(6)[:4]
-    found = mend(job.model(plain_stream(job)), layers, batches, How(Magnitudes(), dict, above=True))
+    found = mend(
+        job.model(plain_stream(job)), layers, batches, How(Magnitudes(), lambda mended, matrices: {}, above=True)
+    )
     assert (found.layers, found.done) == (layers, [])
