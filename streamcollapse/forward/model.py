@@ -91,13 +91,21 @@ class StreamedModel:
             yield LayerWeights(stored, parameters)
 
     def _load(self, view: MergedView, name: str, slot: LayerSlot) -> torch.Tensor:
-        info, device = view.info(name), self.placement.device
-        dtype = self.placement.dtype if info.dtype.is_floating_point else info.dtype
-        if view.untouched(name) and dtype == info.dtype and device.type == "cpu":
-            return view.read(name, device)
-        weight = slot.carve(info.shape, dtype)
+        if self._is_used_as_it_is(view, name):
+            return view.read(name, self.placement.device)
+        info = view.info(name)
+        weight = slot.carve(info.shape, self.placement.dtype if info.dtype.is_floating_point else info.dtype)
         view.read_into(weight, name)
         return weight
+
+    def is_in_place(self, view: MergedView, position: int) -> bool:
+        """Whether all tensors of layer ``position`` of ``view`` are used as they are, none in the slot."""
+        return all(self._is_used_as_it_is(view, name) for name in view.layer_names(position).values())
+
+    def _is_used_as_it_is(self, view: MergedView, name: str) -> bool:
+        dtype = view.info(name).dtype
+        same = not dtype.is_floating_point or dtype == self.placement.dtype
+        return view.untouched(name) and same and self.placement.device.type == "cpu"
 
     def check_weights(self, view: MergedView, position: int, weights: LayerWeights) -> None:
         """Raise NonFiniteError, naming the tensor of the source, if a weight of layer ``position`` is not finite in

@@ -2,7 +2,8 @@
 
 The weights of a layer come twice, once on the way up and once on the way down, where the layer is run again for its
 gradient (Chen et al. 2016, checkpoints at every layer). So one layer is in memory with its graph, and between layers
-only hidden states and their gradients, of all calls of the step.
+only hidden states and their gradients, of all calls of the step. Where weights are used in place and there is memory
+for the graphs of all layers, these are kept instead, and no layer is run again.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ Entering = Sequence[torch.Tensor] | None
 @dataclass(frozen=True)
 class Student:
     """The stack ``layers`` of the source of ``model``, and what of it is ``trained``. ``scratch``: where hidden states
-    between layers are."""
+    between layers are; none are needed if it ``keeps_graphs``, for which the model has its layers in place."""
 
     model: StreamedModel
     layers: tuple[PlanLayer, ...]
     merge_norms: bool
     trained: Trained
     scratch: Scratch = field(default_factory=Scratch)
+    keeps_graphs: bool = False
 
     def view(self) -> MergedView:
         """The tensors of the stack as it was before healing."""
@@ -64,6 +66,8 @@ class Student:
 
     def gradients(self, batches: Sequence[Batch], entering: Entering, objective: Objective) -> float:
         """The sum of ``objective`` over ``batches``; its gradients are added to those of the masters."""
+        if self.keeps_graphs:
+            return self._gradients_of_graphs(batches, entering, objective)
         calls, states = self._entering(batches, entering)
         lowest, top = self.lowest, len(self.layers) - 1
         first = 0 if entering is None else lowest
@@ -96,6 +100,38 @@ class Student:
 
         visit(self.model, self.layers, self.merge_norms, range(top, lowest - 1, -1), down)
         return total
+
+    def _gradients_of_graphs(self, batches: Sequence[Batch], entering: Entering, objective: Objective) -> float:
+        """``gradients`` with the graphs of all layers that are trained, and those above, from one pass upward."""
+        calls, states = self._entering(batches, entering)
+        lowest, top, total = self.lowest, len(self.layers) - 1, 0.0
+        graphs: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in batches]
+
+        def up(position: int, weights: LayerWeights) -> None:
+            nonlocal total
+            for b, hidden in enumerate(states):
+                entering = hidden.detach().requires_grad_(position > lowest)
+                with torch.set_grad_enabled(position >= lowest):
+                    left = self._run(position, weights, entering, calls[b])
+                graphs[b] += [(entering, left)] if position >= lowest else []
+                states[b] = left.detach()
+            if position == top:  # while the weights of all layers are held
+                total = sum(self._down(graphs[b], b, objective) for b in range(len(batches)))
+
+        with torch.no_grad():
+            first = 0 if entering is None else lowest
+            visit(self.model, self.layers, self.merge_norms, range(first, top + 1), up)
+        return total
+
+    def _down(self, graph: list[tuple[torch.Tensor, torch.Tensor]], b: int, objective: Objective) -> float:
+        """The loss of call ``b``; its gradients go down the ``graph`` of what enters and leaves each layer."""
+        loss, gradient = objective(b, graph[-1][1].detach(), True)
+        while graph:
+            entering, left = graph.pop()
+            if left.requires_grad:
+                left.backward(gradient)  # type: ignore[no-untyped-call]
+            gradient = entering.grad
+        return loss
 
     def _entering(
         self, batches: Sequence[Batch], entering: Entering

@@ -125,7 +125,9 @@ def _after_the_search(prepared: Prepared, rates: Rates, tokens: int) -> Phases:
     phases: Phases = {}
     if prepared.fit_text is not None:
         fitted = RepairText(*prepared.fit_text.tokens, prepared.fit_text.every(job.vocabulary))
-        phases |= repair_seconds(prepared.settings.repair.chosen, fitted, stack, (each, rates.word))
+        phases |= repair_seconds(
+            prepared.settings.repair.chosen, fitted, stack, (each, rates.word), prepared.memory.kept == "graphs"
+        )
     if prepared.lessons is not None:
         lowest = prepared.lessons.healing.positions(stack.kept, stack.lowest)[0]
         phases |= prepared.lessons.expected(each, rates.word, stack.kept, lowest)

@@ -174,18 +174,25 @@ class _Patient:
 
     def learned(self, trained: Trained, lesson: Lesson) -> Progress:
         """The whole course, from where an earlier run was; the best of it is in ``trained``."""
-        lessons, job, model = self.lessons, self.run.job, self.run.model
+        lessons, job = self.lessons, self.run.job
         progress, masters = load_progress(self.work, self._identity)
         if masters:
             trained.put(masters)
-        on_device = model.placement.device if lessons.memory.states_on_device else torch.device("cpu")
-        scratch = self.work.files if lessons.memory.spill else Scratch(on_device)
-        student = Student(model, self.plan.layers, self.plan.merge_norms, trained, scratch)
+        student = self._student(trained)
         judge = self._judge(lesson, trained.head)
-        job.listener(PhaseStarted(self.phase, lessons.visits(len(self.plan.layers) - student.lowest, progress)))
+        job.listener(PhaseStarted(self.phase, lessons.visits(student, progress)))
         found = learn(student, judge, lesson, lessons.schedule, progress, Watch(self._telling(), self._saving()))
         self._check(found)
         return found
+
+    def _student(self, trained: Trained) -> Student:
+        memory, model = self.lessons.memory, self.run.model
+        on_device = model.placement.device if memory.kept == "vram" else torch.device("cpu")
+        scratch = self.work.files if memory.spill else Scratch(on_device)
+        student = Student(model, self.plan.layers, self.plan.merge_norms, trained, scratch)
+        view, above = student.view(), range(student.lowest, len(self.plan.layers))
+        in_place = self.run.stream.loader.stays and all(model.is_in_place(view, position) for position in above)
+        return replace(student, keeps_graphs=memory.kept == "graphs" and in_place)
 
     def _judge(self, lesson: Lesson, learned: dict[str, torch.Tensor]) -> Judge:
         lessons, job, model, tail = self.lessons, self.run.job, self.run.model, self.lessons.teacher_tail

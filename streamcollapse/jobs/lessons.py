@@ -17,6 +17,7 @@ from streamcollapse.forward.model import StreamedModel
 from streamcollapse.healing.learn import Progress, Schedule
 from streamcollapse.healing.teacher import MOST_TOKENS
 from streamcollapse.healing.trained import linear_modules
+from streamcollapse.healing.updown import Student
 from streamcollapse.merge.plan import PLAN_FILE, Plan, PlanLayer
 from streamcollapse.progress import WarningRaised
 from streamcollapse.repair.climb import Climb, plan_climb
@@ -87,22 +88,23 @@ class Lessons:
         settings = {name: str(value) for name, value in asdict(self.healing).items() if name not in _ELSEWHERE}
         return _digest([self.teacher_identity, plan_digest, settings, *(self.climb.mended if self.climb else ())])
 
-    def visits(self, trained: int, progress: Progress) -> int:
-        """Layers that are still to be visited, where from the lowest that is trained up there are ``trained``."""
-        schedule = self.schedule
+    def visits(self, student: Student, progress: Progress) -> int:
+        """Layers that are still to be visited by ``student``."""
+        schedule, trained = self.schedule, len(student.layers) - student.lowest
         left = schedule.steps - progress.step
         judged = left // schedule.every + 1 + (progress.step == 0)
-        return left * (2 * trained - 1) + judged * trained
+        return left * (trained if student.keeps_graphs else 2 * trained - 1) + judged * trained
 
     def expected(self, layer: float, word: float, num_layers: int, lowest: int) -> dict[str, list[tuple[float, float]]]:
         """Seconds of each phase, as TimeExpected has them, of a stack of ``num_layers`` that is trained from the
-        ``lowest`` up, where a token takes ``layer`` in a layer and ``word`` in the head: up, up again and twice as much
-        down; judgements; and once up to the lowest."""
+        ``lowest`` up, where a token takes ``layer`` in a layer and ``word`` in the head: up, up again (but where graphs
+        are kept) and twice as much down; judgements; and once up to the lowest."""
         schedule, trained = self.schedule, num_layers - lowest
         learned = schedule.steps * self.course.tokens
         judged = (schedule.steps // schedule.every + 1) * self.course.held_out
         head = word / self.every
-        seconds = learned * (4 * trained * layer + 4 * head) + judged * (trained * layer + 2 * head)
+        runs = 3 if self.memory.kept == "graphs" else 4
+        seconds = learned * (runs * trained * layer + 4 * head) + judged * (trained * layer + 2 * head)
         seconds += sum(self.text.tokens) * lowest * layer
         found = {"heal": [(seconds, 0.0)]}
         if self.healing.loss == "nll":
@@ -164,11 +166,11 @@ def told_with_cuts(
         return memory
     try:
         course = _course(job, *_of_cuts(job, text), [layers[n].base for n in climb.mended])
-        needs = healing_needs(job, course, settings.streaming)
+        kept, needs = healing_needs(job, course, settings.streaming)
     except BudgetError as error:
         job.listener(WarningRaised(f"layers below cuts will not be trained end to end: {error}"))
         return memory
-    return replace(memory, needs=(*memory.needs, *(replace(need, phase=BELOW_CUTS) for need in needs)))
+    return replace(memory, kept=kept, needs=(*memory.needs, *(replace(need, phase=BELOW_CUTS) for need in needs)))
 
 
 def _of_cuts(job: Job, text: FitText, rate: float = CUT_RATES[0]) -> tuple[Healing, HealText]:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from streamcollapse.forward.batches import logits_bytes
 from streamcollapse.resources.budget import Budget, budget_for
 from streamcollapse.run.memory_plan import choose_io, refuse
-from streamcollapse.run.needs import DEVICE_LIBRARIES, LIBRARIES, Memory, MemoryPlan, Need, activation_bytes, peak_bytes
+from streamcollapse.run.needs import (
+    DEVICE_LIBRARIES,
+    LIBRARIES,
+    Kept,
+    Memory,
+    MemoryPlan,
+    Need,
+    activation_bytes,
+    peak_bytes,
+)
 from streamcollapse.run.opened import Job
 from streamcollapse.settings.run import Streaming
 from streamcollapse.stream.loaders import DeviceLoader
 from streamcollapse.stream.slots import layer_slot_bytes
 
-Kept = Literal["vram", "ram", "disk"]  # where hidden states between layers are
-_KEPT_IN: tuple[Kept, ...] = ("vram", "ram", "disk")  # the first that has room: copies take as long as layers
+# of a step, the first that there is room for: graphs of all layers save a run of each; on a GPU copies of hidden states
+# take as long as layers
+_KEPT_IN: tuple[Kept, ...] = ("graphs", "vram", "ram", "disk")
+_GRAPHS = 2  # times the activations that a graph has: 1.1 to 1.7 of three models
 _FLOAT32 = 4
 _MASTERS = 6  # of what is trained: itself, its gradient, two moments, the best so far, and a copy while that is made
 _RESIDENT_SHARE = 0.75  # of what is left of a device: gradients come in pieces of all sizes
@@ -44,24 +53,37 @@ def plan_healing(job: Job, teacher: Job, course: Course, streaming: Streaming) -
     for one in (teacher, job):
         drop = one.checkpoint.num_bytes + peak_bytes(needs) > budget.ram
         plan = MemoryPlan(streaming.prefetch, spill=kept == "disk", drop_after_use=drop, needs=tuple(needs))
-        plan = replace(
-            plan, budget=budget, states_on_device=kept == "vram", activations=_KEPT * _sizes(one, course.call)[2]
-        )
+        plan = replace(plan, budget=budget, kept=kept, activations=_KEPT * _sizes(one, course.call)[2])
         plans.append(replace(plan, io=choose_io(one, streaming.io, plan)))
     return plans[0], _with_residents(job, plans[1])
 
 
-def healing_needs(job: Job, course: Course, streaming: Streaming) -> list[Need]:
-    """What healing towards the source of ``job`` needs, without what the pass of a teacher does. Raises BudgetError."""
-    return [need for need in _spent(job, job, course, streaming)[1] if need.phase == "heal"]
+def healing_needs(job: Job, course: Course, streaming: Streaming) -> tuple[Kept, list[Need]]:
+    """What healing towards the source of ``job`` keeps and needs, without what the pass of a teacher does. Raises
+    BudgetError."""
+    kept, needs, _ = _spent(job, job, course, streaming)
+    return kept, [need for need in needs if need.phase == "heal"]
 
 
 def _spent(job: Job, teacher: Job, course: Course, streaming: Streaming) -> tuple[Kept, list[Need], Budget]:
     """Where hidden states between layers are kept, what is needed with that, and the budget. Raises BudgetError."""
     budget = budget_for(streaming, job.placement.device)
     refuse(_needs(job, teacher, course, "disk"), budget)
-    kept = next(where for where in _KEPT_IN if where == "disk" or _fits(_needs(job, teacher, course, where), budget))
-    return kept, _needs(job, teacher, course, kept), budget
+    for kept in _KEPT_IN[0 if _is_in_place(job) else 1 :]:
+        needs = _needs(job, teacher, course, kept)
+        held = job.checkpoint.num_bytes if kept == "graphs" else 0  # whose pages the graphs hold
+        if peak_bytes(needs, "ram") + held <= budget.ram and peak_bytes(needs, "vram") <= (budget.vram or 0):
+            break
+    return kept, needs, budget
+
+
+def _is_in_place(job: Job) -> bool:
+    """Whether layers are computed with as they are in the mapped file, so that graphs may hold their weights."""
+    names = (name for i in range(job.num_layers) for name in job.architecture.layout.layer_names(i))
+    dtypes = {job.source.info(name).dtype for name in names}
+    floating = {dtype for dtype in dtypes if dtype.is_floating_point}
+    is_as_stored = floating == {job.placement.dtype} and not job.architecture.survey.fused
+    return job.placement.device.type == "cpu" and is_as_stored
 
 
 def _with_residents(job: Job, plan: MemoryPlan) -> MemoryPlan:
@@ -74,10 +96,6 @@ def _with_residents(job: Job, plan: MemoryPlan) -> MemoryPlan:
     stay = min(spare // layer, job.num_layers)
     row = Need("heal", f"resident layers: {stay}", stay * layer, "vram")
     return replace(plan, resident_layers=stay, needs=(*plan.needs, *([row] if stay else [])))
-
-
-def _fits(needs: Sequence[Need], budget: Budget) -> bool:
-    return peak_bytes(needs, "ram") <= budget.ram and peak_bytes(needs, "vram") <= (budget.vram or 0)
 
 
 def _sizes(job: Job, call: int) -> tuple[int, int, int]:
@@ -110,13 +128,19 @@ def _needs(job: Job, teacher: Job, course: Course, kept: Kept) -> list[Need]:
         ]
     where = " of a call (the others on the disk)" if kept == "disk" else ""
     there: Memory = "vram" if on_device and kept == "vram" else "ram"
+    if kept == "graphs":
+        calls = -(-course.tokens // course.call)
+        graphs = job.num_layers * _GRAPHS * _sizes(job, course.tokens)[2] + calls * item * course.trained
+        states = Need("heal", "graphs of all layers", graphs)
+    else:
+        states = Need("heal", f"hidden states between layers{where}", between * state, there)
     return [
         *found,
+        states,
         Need("teacher", "hidden states, going up", 2 * course.teacher * teacher.hidden_size * item, here),
         Need("heal", "what is trained, gradients and moments", _MASTERS * _FLOAT32 * course.trained, here),
         Need("heal", "what is trained whole, in the compute dtype", 2 * item * course.whole, here),
         Need("heal", "hidden states as embedded", course.tokens * state, here),
-        Need("heal", f"hidden states between layers{where}", between * state, there),
         Need("heal", "the teacher's states of a step", course.tokens * teacher.hidden_size * item),
         Need(
             "heal", "both heads, and logits", head + _LOGITS * logits_bytes(job.vocabulary, job.placement.grain), here

@@ -33,6 +33,7 @@ DEVICE_LIBRARIES = 128 << 20
 ASSUMED_TOKENS = {"sentences": 10 * 64, "passages": 24 * 256}
 
 Memory = Literal["ram", "vram"]
+Kept = Literal["graphs", "vram", "ram", "disk"]
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ class MemoryPlan:
     """How the budget is spent. ``drop_after_use``: file pages are dropped, because the checkpoint is
     larger than what may stay; ``slot_bytes``: for all slots of the weight stream together; ``io``: the way of reading;
     ``activations``: what a call of a layer, or of the head, makes and lets go of; ``gram_block``: input channels that a
-    repair solves for at a time (None: all); ``states_on_device``: hidden states between layers that are trained stay
-    where they are computed."""
+    repair solves for at a time (None: all); ``kept``: where hidden states between layers that are trained are,
+    or that graphs of the layers are kept instead."""
 
     prefetch: int
     candidates: int = 1
@@ -112,7 +113,7 @@ class MemoryPlan:
     io: str = "mmap"
     activations: int = 0
     gram_block: int | None = None
-    states_on_device: bool = False
+    kept: Kept = "ram"
 
     @property
     def budgets(self) -> dict[str, int]:

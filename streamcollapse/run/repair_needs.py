@@ -90,17 +90,17 @@ class RepairText:
 
 
 def repair_seconds(
-    method: str, text: RepairText, stack: Cuts, each: tuple[float, float]
+    method: str, text: RepairText, stack: Cuts, each: tuple[float, float], graphs: bool
 ) -> dict[str, list[tuple[float, float]]]:
     """Seconds of each phase, as TimeExpected has them, of a repair of ``stack`` by ``method`` on ``text``. ``each``:
-    seconds of a token in a layer and in the head."""
+    seconds of a token in a layer and in the head. ``graphs``: those of all layers are kept in the last step."""
     layer, word = each
     whole, above = text.fit + text.held_out, stack.kept - stack.lowest
     fits = (_SOLVING if method in SOLVES else 0) + (_TRAINING if method in TRAINS else 0)
     found = {"repair": whole * (stack.source + above) * layer + stack.count * fits * text.fit * layer}
     if method == "auto":
         head = word / text.every
-        learned = CUT_ROUNDS * text.fit * (4 * above * layer + 4 * head)
+        learned = CUT_ROUNDS * text.fit * ((3 if graphs else 4) * above * layer + 4 * head)
         found["end to end"] = learned + (CUT_JUDGEMENTS + 1) * text.held_out * (above * layer + 2 * head)
     found["repair check"] = text.held_out * 2 * (stack.kept * layer + word)
     return {phase: [(seconds, 0.0)] for phase, seconds in found.items()}

@@ -37,7 +37,10 @@ class Loaded:
 
 
 class Loader:
-    """Loads chunks for one pass after the other; ``load`` runs in a thread of its own, one call at a time."""
+    """Loads chunks for one pass after the other; ``load`` runs in a thread of its own, one call at a time. ``stays``:
+    what was loaded is there until the pass ends, for whoever has not let go of it."""
+
+    stays = False
 
     def size(self, names: Sequence[str]) -> int:
         """Bytes that a chunk of ``names`` takes in a slot; 0 where no slots are needed."""
@@ -63,6 +66,8 @@ class Loader:
 class PlainLoader(Loader):
     """Reads from any ``source``, onto ``device``."""
 
+    stays = True
+
     def __init__(self, source: TensorSource, device: torch.device) -> None:
         self._source, self._device = source, device
 
@@ -76,6 +81,8 @@ class MappedLoader(Loader):
 
     A checkpoint that does not fit into memory would otherwise push out the very pages that are needed next.
     """
+
+    stays = True
 
     def __init__(self, tensors: PlacedTensors, drop_after_use: bool) -> None:
         self._placed, self._from_cache = tensors, drop_after_use

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,9 +100,21 @@ def streamed(job: Job, model: StreamedModel, trained: Trained, judge: Judge, scr
 
     found = student.gradients(batches, None, objective)
     assert student.losses(batches, None, objective) == pytest.approx(found, rel=1e-3)
+    check_graphs(student, batches, objective, found)
     if student.lowest:
         check_frozen_layers(student, batches, objective, found)
     return found
+
+
+def check_graphs(student: Student, batches: list[Batch], objective: Objective, loss: float) -> None:
+    """Graphs that are kept instead of layers that are run again change no bit."""
+    masters = student.trained.tensors
+    gradients = {name: master.grad for name, master in masters.items()}
+    for master in masters.values():
+        master.grad = None
+    assert replace(student, keeps_graphs=True).gradients(batches, None, objective) == loss
+    for name, master in masters.items():
+        assert torch.equal(master.grad, gradients[name]), name
 
 
 def check_frozen_layers(student: Student, batches: list[Batch], objective: Objective, loss: float) -> None:

@@ -40,7 +40,7 @@ from streamcollapse.jobs.heal import run_heal
 from streamcollapse.jobs.planning import compose_plans, export_plan
 from streamcollapse.jobs.prepare_heal import prepare_heal
 from streamcollapse.merge.plan import PLAN_FILE
-from streamcollapse.progress import Event, StepLearned
+from streamcollapse.progress import Event, LayerDone, StepLearned
 from streamcollapse.repair.climb import plan_climb
 from streamcollapse.resources.processes import fresh_processes
 from streamcollapse.run.held_out import unjudged_text
@@ -235,12 +235,32 @@ def test_memory_that_is_short_changes_no_bit(pruned: Path, healing: Healing, tmp
         heal(pruned, tmp_path / "no", healing, settings=replace(QUIET, streaming=Streaming(ram_budget="60MiB")))
 
 
+@pytest.mark.parametrize("train", ["lora", "cuts"])
+def test_graphs_that_are_kept_change_no_bit(train: str, pruned: Path, healing: Healing, tmp_path: Path) -> None:
+    """In the dtype of the checkpoint, whose weights are then used in place; else there are no graphs to keep."""
+    how, course = RunSettings(Compute("cpu", "bfloat16"), judging=Judging(verdict=False)), replace(healing, train=train)
+    outs, seen = [], list[int]()
+    for kept in ("graphs", "ram"):
+        seen.append(0)
+
+        def count(event: Event, n: int = len(outs)) -> None:
+            seen[n] += isinstance(event, LayerDone)
+
+        prepared = prepare_heal(pruned, tmp_path / kept, course, how, count)
+        assert prepared.lessons.memory.kept == "graphs"
+        memory = replace(prepared.lessons.memory, kept=kept)
+        outs.append(run_heal(replace(prepared, lessons=replace(prepared.lessons, memory=memory))).out)
+    assert same(*outs)
+    assert seen[0] < 0.8 * seen[1]
+    assert prepare_heal(pruned, tmp_path / "wide", course, QUIET).lessons.memory.kept != "graphs"
+
+
 def test_layers_that_stay_change_no_bit(pruned: Path, healed: Path, healing: Healing, tmp_path: Path) -> None:
     """As on a device that has room for them; each of their tensors is read once."""
     read = []
     for stay in (0, 20):
         prepared = prepare_heal(pruned, tmp_path / f"{stay}", healing, QUIET)
-        memory = replace(prepared.lessons.memory, resident_layers=stay, io="pread", states_on_device=stay > 0)
+        memory = replace(prepared.lessons.memory, resident_layers=stay, io="pread", kept="vram" if stay else "ram")
         done = run_heal(replace(prepared, lessons=replace(prepared.lessons, memory=memory)))
         assert same(healed, done.out)
         read.append(next(p["bytes_read"] for p in done.report["usage"]["phases"] if p["name"] == "heal"))
