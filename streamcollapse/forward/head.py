@@ -31,7 +31,7 @@ class Head:
         self._model, self._weights, self._vocabulary = model, weights, vocabulary
         self._rows = model.head_rows(weights)
         is_cpu, grain = model.placement.device.type == "cpu", model.placement.grain
-        self._part = PART_BYTES if is_cpu else logits_bytes(vocabulary, grain)
+        self._part = PART_BYTES if is_cpu else logits_bytes(vocabulary, grain) // 2  # and as much again is made of it
         if not self._is_cut_at_will(example_1D):
             self._rows = ()
         self.tokens = grain * BLOCK_TOKENS if self._rows else logits_tokens(vocabulary, grain)
