@@ -69,7 +69,8 @@ def heal(
     try:
         healed(job, lessons, _cut(job), work)
     except NothingLearnedError:
-        pass  # holes have no gradients
+        if not times:
+            raise  # holes have no gradients, but losses
     finally:
         work.close()
     usage = job.meter.summary()

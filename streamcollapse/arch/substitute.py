@@ -24,7 +24,7 @@ class Substitute:
         self.module = module
         self._places: dict[str, list[_Place]] = {}
         tied = defaultdict[int, list[_Place]](list)
-        for path, owner in module.named_modules():
+        for path, owner in module.named_modules(remove_duplicate=False):
             prefix = f"{path}." if path else ""
             for name, parameter in owner._parameters.items():
                 if parameter is not None:

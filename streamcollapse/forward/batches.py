@@ -111,3 +111,10 @@ def _pad(group: Sequence[Sequence[int]]) -> Batch:
 def logits_bytes(vocabulary: int, grain: int) -> int:
     """Bytes of the logits that are made at once, in float32. ``grain``: of the device (Placement)."""
     return 4 * vocabulary * logits_tokens(vocabulary, grain)
+
+
+def activation_bytes(shapes: Sequence[tuple[int, ...]], hidden_size: int, call: tuple[int, int], itemsize: int) -> int:
+    """Six states of the model's width (residual, norm, query, key, value, attended) and four of the widest matrix
+    (gate, up, their product, one temporary) for each token. Attention scores are never whole in memory."""
+    widest = max((max(shape[-2:]) for shape in shapes if len(shape) > 1), default=hidden_size)
+    return call[0] * call[1] * (6 * hidden_size + 4 * widest) * itemsize

@@ -127,6 +127,7 @@ class Student:
         """The loss of call ``b``; its gradients go down the ``graph`` of what enters and leaves each layer."""
         loss, gradient = objective(b, graph[-1][1].detach(), True)
         while graph:
+            self.model.stream.loader.check()
             entering, left = graph.pop()
             if left.requires_grad:
                 left.backward(gradient)  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ write       stream the healed tensors into a new checkpoint
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from streamcollapse.jobs.apply import Pruned, finished, write_pruned
@@ -60,7 +61,7 @@ def run_heal(prepared: PreparedHealing) -> Pruned:
             if lessons.healing.adapter:
                 write_adapter(stage / ADAPTER, outcome.trained, job, lessons.healing)
 
-        with open_run(job, lessons.memory, work.path) as run:
+        with open_run(job, replace(lessons.memory, resident_layers=0), work.path) as run:
             return write_pruned(writing, outcome.plan, run, work, finish)
 
 

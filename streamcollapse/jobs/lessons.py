@@ -142,7 +142,7 @@ def lessons_of(job: Job, teacher: Job, healing: Healing, streaming: Streaming) -
     text = heal_text(job, healing)
     at_most = climb or Climb(0, ())  # where a search has yet to say what is cut out
     trained = healing.positions(job.num_layers, at_most.start, at_most.mended)
-    return _planned(job, teacher, healing, text, trained, climb, streaming)
+    return _planned(job, teacher, healing, text, _course(job, healing, text, trained), climb, streaming)
 
 
 def lessons_of_cuts(
@@ -151,7 +151,8 @@ def lessons_of_cuts(
     """How the layers below cuts of the stack ``layers`` are trained end to end on ``text``. Raises BudgetError."""
     healing, lessons = _of_cuts(job, text, rate)
     climb = plan_climb(layers, job.num_layers)
-    return _planned(job, job, healing, lessons, [layers[n].base for n in climb.mended], climb, streaming)
+    course = _course_of_cuts(job, healing, lessons, layers, climb)
+    return _planned(job, job, healing, lessons, course, climb, streaming)
 
 
 def told_with_cuts(
@@ -165,12 +166,22 @@ def told_with_cuts(
     if not climb.mended:
         return memory
     try:
-        course = _course(job, *_of_cuts(job, text), [layers[n].base for n in climb.mended])
+        course = _course_of_cuts(job, *_of_cuts(job, text), layers, climb)
         kept, needs = healing_needs(job, course, settings.streaming)
     except BudgetError as error:
         job.listener(WarningRaised(f"layers below cuts will not be trained end to end: {error}"))
         return memory
     return replace(memory, kept=kept, needs=(*memory.needs, *(replace(need, phase=BELOW_CUTS) for need in needs)))
+
+
+def _course_of_cuts(job: Job, healing: Healing, text: HealText, layers: Sequence[PlanLayer], climb: Climb) -> Course:
+    course = _course(job, healing, text, [layers[n].base for n in climb.mended])
+    return replace(course, at_hand=sum(text.tokens))
+
+
+def is_told(memory: MemoryPlan) -> bool:
+    """Whether ``told_with_cuts`` has put the last step of a repair into the table."""
+    return any(need.phase == BELOW_CUTS for need in memory.needs)
 
 
 def _of_cuts(job: Job, text: FitText, rate: float = CUT_RATES[0]) -> tuple[Healing, HealText]:
@@ -183,15 +194,8 @@ def _of_cuts(job: Job, text: FitText, rate: float = CUT_RATES[0]) -> tuple[Heali
 
 
 def _planned(
-    job: Job,
-    teacher: Job,
-    healing: Healing,
-    text: HealText,
-    trained: Sequence[int],
-    climb: Climb | None,
-    streaming: Streaming,
+    job: Job, teacher: Job, healing: Healing, text: HealText, course: Course, climb: Climb | None, streaming: Streaming
 ) -> Lessons:
-    course = _course(job, healing, text, trained)
     teacher_memory, memory = plan_healing(job, teacher, course, streaming)
     return Lessons(teacher, healing, text, course, teacher_memory, memory, climb)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from streamcollapse.errors import BudgetError, NothingLearnedError
 from streamcollapse.forward.perplexity import streamed_perplexities
 from streamcollapse.forward.walk import Stack, schedule
 from streamcollapse.jobs.healing import trained_below_cuts
-from streamcollapse.jobs.lessons import CUT_RATES, lessons_of_cuts
+from streamcollapse.jobs.lessons import CUT_RATES, is_told, lessons_of_cuts
 from streamcollapse.jobs.prepare import Prepared
 from streamcollapse.jobs.repair_journal import RepairJournal
 from streamcollapse.merge.plan import Plan, PlanLayer
@@ -17,7 +19,7 @@ from streamcollapse.merge.repaired import RepairedLayer, RepairRecord
 from streamcollapse.progress import PhaseStarted, WarningRaised
 from streamcollapse.repair.climb import plan_climb
 from streamcollapse.repair.fits import fit_by
-from streamcollapse.repair.mend import Climbed, How, mend
+from streamcollapse.repair.mend import How, mend
 from streamcollapse.resources.device import heap_for, in_fixed_order
 from streamcollapse.run.fit_text import FitText
 from streamcollapse.run.opened import Run
@@ -31,7 +33,9 @@ def repaired(prepared: Prepared, plan: Plan, run: Run, work: TemporaryWork) -> P
     text, job, method = prepared.fit_text, run.job, prepared.settings.repair.chosen
     if text is None:
         return plan
-    journal = RepairJournal(run, work, plan, {"plan": plan.digest, "repair": method, "text": text.digest})
+    journal = RepairJournal(
+        run, work, plan, {"plan": plan.digest, "repair": method, "text": text.digest, "block": run.memory.gram_block}
+    )
     if (known := journal.whole()) is not None:
         return known
     with job.meter.phase("repair"), heap_for(run.memory.activations):
@@ -52,7 +56,9 @@ def repaired(prepared: Prepared, plan: Plan, run: Run, work: TemporaryWork) -> P
         found = tuple(RepairedLayer(one.position, one.how, one.before, one.after) for one in outcome.done)
     layers = outcome.layers
     if found and method == "auto":
-        layers, found = _end_to_end(prepared, run, plan, outcome, found, work)
+        states = [one.cpu() for one in outcome.top], [one.cpu() for one in outcome.entering]
+        outcome = replace(outcome, top=[], entering=[])  # a device has better use for the memory
+        layers, found = _end_to_end(prepared, run, replace(plan, layers=layers), states, found, work)
     with job.meter.phase("repair check"), heap_for(run.memory.activations):
         losses = _losses(run, plan, layers, text) if layers != plan.layers else (None, None)
     is_kept = losses[0] is not None and losses[1] is not None and losses[1] < losses[0]
@@ -66,25 +72,34 @@ def repaired(prepared: Prepared, plan: Plan, run: Run, work: TemporaryWork) -> P
 
 
 def _end_to_end(
-    prepared: Prepared, run: Run, plan: Plan, outcome: Climbed, found: tuple[RepairedLayer, ...], work: TemporaryWork
+    prepared: Prepared,
+    run: Run,
+    fitted: Plan,
+    states: tuple[list[torch.Tensor], list[torch.Tensor]],
+    found: tuple[RepairedLayer, ...],
+    work: TemporaryWork,
 ) -> tuple[tuple[PlanLayer, ...], tuple[RepairedLayer, ...]]:
-    """The layers of ``outcome``, those below cuts trained on the divergence of next-token distributions, and what was
-    done with each, where that lowers it and there is memory for it; else as they are."""
-    text, fitted = prepared.fit_text, replace(plan, layers=outcome.layers)
+    """The layers of ``fitted``, those below cuts trained on the divergence of next-token distributions by the
+    ``states`` (trained_below_cuts), and what was done with each, where that lowers it and there is memory for it; else
+    as they are."""
+    text = prepared.fit_text
     assert text is not None
-    states = [one.cpu() for one in outcome.top], [one.cpu() for one in outcome.entering]
     for rate in CUT_RATES:
+        run.stream.keep_none()  # before it is asked what memory there is
         try:
             lessons = lessons_of_cuts(run.job, text, fitted.layers, prepared.settings.streaming, rate)
             layers = trained_below_cuts(run, lessons, fitted, work, states).layers
         except BudgetError as error:
-            run.job.listener(WarningRaised(f"layers below cuts were not trained end to end: {error}"))
+            if is_told(run.memory):
+                run.job.listener(WarningRaised(f"layers below cuts were not trained end to end: {error}"))
             break
         except NothingLearnedError:
             continue
+        finally:
+            run.stream.keep_none()
         said = [f"{one.how}; end to end" if one.how else "end to end" for one in found]
         return layers, tuple(replace(one, how=how) for one, how in zip(found, said, strict=True))
-    return outcome.layers, found
+    return fitted.layers, found
 
 
 def _losses(run: Run, plan: Plan, layers: Any, text: FitText) -> tuple[float | None, float | None]:

@@ -15,9 +15,8 @@ from streamcollapse.repair.layer import Matrices
 from streamcollapse.repair.mend import Known, Mended
 from streamcollapse.run.opened import Run
 from streamcollapse.run.refits import find_stored, store_refits
-from streamcollapse.run.work_directory import TemporaryWork, WorkDirectory, read_document, write_document
+from streamcollapse.run.work_directory import FITS, REPAIR, TemporaryWork, WorkDirectory, read_document, write_document
 
-_REPAIR, _FITS = "repair.json", "fits.json"
 _REFITS = "refits"  # the directory of tensors
 _CPU = torch.device("cpu")
 
@@ -29,12 +28,12 @@ class RepairJournal:
     def __init__(self, run: Run, work: TemporaryWork, plan: Plan, key: dict[str, Any]) -> None:
         self._run, self._work, self._plan, self._key = run, work, plan, key
         self._directory = work.path / _REFITS
-        self._fits: list[dict[str, Any]] = self._read(_FITS).get("layers", [])
+        self._fits = self._kept()
 
     def whole(self) -> Plan | None:
         """The repaired plan, if that is complete and its tensors are there."""
         try:
-            found = Plan.from_json(self._read(_REPAIR)["plan"])
+            found = Plan.from_json(self._read(REPAIR)["plan"])
         except (PlanError, KeyError):
             return None
         if not find_stored(self._run.job, self._directory, found.layers):
@@ -43,12 +42,11 @@ class RepairJournal:
 
     def complete(self, result: Plan) -> None:
         """The repair has come to ``result``."""
-        self._write(_REPAIR, {"plan": json.loads(json.dumps(result.to_json()))})
+        self._write(REPAIR, {"plan": json.loads(json.dumps(result.to_json()))})
 
     def known(self, position: int) -> Known | None:
         """What the layer at ``position`` was fitted to, if it was."""
-        for one in self._fits:
-            mended, refits = Mended(**one["mended"]), one["refits"]
+        for mended, refits in self._fits:
             layer = PlanLayer(self._plan.layers[position].base, {}, refits)
             if mended.position == position and find_stored(self._run.job, self._directory, [layer]):
                 read = self._run.job.overlay.read
@@ -58,10 +56,15 @@ class RepairJournal:
     def keep(self, mended: Mended, matrices: Matrices) -> dict[str, str]:
         """A layer was fitted: the digests of its ``matrices``."""
         refits = store_refits(self._run.job, self._directory, matrices)
-        self._fits = [one for one in self._fits if one["mended"]["position"] != mended.position]
-        self._fits.append({"mended": asdict(mended), "refits": refits})
-        self._write(_FITS, {"layers": self._fits})
+        self._fits = [*(one for one in self._fits if one[0].position != mended.position), (mended, refits)]
+        self._write(FITS, {"layers": [{"mended": asdict(one), "refits": digests} for one, digests in self._fits]})
         return refits
+
+    def _kept(self) -> list[tuple[Mended, dict[str, str]]]:
+        try:
+            return [(Mended(**one["mended"]), dict(one["refits"])) for one in self._read(FITS).get("layers", [])]
+        except (KeyError, TypeError, ValueError):
+            return []
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self._work.path / name

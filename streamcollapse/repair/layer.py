@@ -20,7 +20,7 @@ Matrices = Mapping[str, torch.Tensor]  # by suffix, in the dtype in which they a
 
 @dataclass(frozen=True)
 class Tokens:
-    """Hidden states by batch: ``entering`` the layer, ``targets`` that should leave it, [N, T, D] each, on the CPU; and
+    """Hidden states by batch: ``entering`` the layer, ``targets`` that should leave it, [N, T, D] each; and
     the other arguments of the layer, ``calls``."""
 
     batches: Sequence[Batch]

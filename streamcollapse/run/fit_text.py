@@ -79,7 +79,7 @@ def fit_text(job: Job, settings: Repair) -> FitText:
     if len(whole) < 2:
         raise CalibrationError(f"{name}: too short for a repair, which needs two windows of {longest} tokens at least")
     chosen = [whole[n * len(whole) // count] for n in range(count)]
-    calls = min(job.call_tokens, max(_STEP_TOKENS, longest))
+    calls = min(job.call_tokens, _STEP_TOKENS)
     held_out = chosen[_HELD_OUT // 2 :: _HELD_OUT] or chosen[-1:]
     fit = [ids for n, ids in enumerate(chosen) if not any(ids is one for one in held_out)]
     return FitText(name, fit, held_out, max(_STEP_TOKENS // longest, 1), calls)

@@ -1,22 +1,14 @@
-"""What healing needs in memory, phase by phase, and whether hidden states between layers go to the disk."""
+"""What healing needs in memory, phase by phase, and what of a step is kept where: graphs, hidden states, layers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from streamcollapse.forward.batches import logits_bytes
+from streamcollapse.forward.batches import activation_bytes, logits_bytes
 from streamcollapse.resources.budget import Budget, budget_for
 from streamcollapse.run.memory_plan import choose_io, refuse
-from streamcollapse.run.needs import (
-    DEVICE_LIBRARIES,
-    LIBRARIES,
-    Kept,
-    Memory,
-    MemoryPlan,
-    Need,
-    activation_bytes,
-    peak_bytes,
-)
+from streamcollapse.run.needs import DEVICE_LIBRARIES, LIBRARIES, Kept, Memory, MemoryPlan, Need, peak_bytes
 from streamcollapse.run.opened import Job
 from streamcollapse.settings.run import Streaming
 from streamcollapse.stream.loaders import DeviceLoader
@@ -36,7 +28,8 @@ _LOGITS = 6  # blocks: of both models, their logarithms, their difference, and t
 @dataclass(frozen=True)
 class Course:
     """``trained`` numbers in all and ``whole`` ones in the largest layer that is trained whole; the largest step's
-    ``tokens``, in calls of ``call``; tokens that go up together for the ``teacher``, and ``held_out`` ones."""
+    ``tokens``, in calls of ``call``; tokens that go up together for the ``teacher``, and ``held_out`` ones;
+    and those ``at_hand``, whose states, of teacher and student, are in memory all the time."""
 
     trained: int
     whole: int
@@ -44,6 +37,7 @@ class Course:
     call: int
     teacher: int
     held_out: int
+    at_hand: int = 0
 
 
 def plan_healing(job: Job, teacher: Job, course: Course, streaming: Streaming) -> tuple[MemoryPlan, MemoryPlan]:
@@ -55,21 +49,22 @@ def plan_healing(job: Job, teacher: Job, course: Course, streaming: Streaming) -
         plan = MemoryPlan(streaming.prefetch, spill=kept == "disk", drop_after_use=drop, needs=tuple(needs))
         plan = replace(plan, budget=budget, kept=kept, activations=_KEPT * _sizes(one, course.call)[2])
         plans.append(replace(plan, io=choose_io(one, streaming.io, plan)))
-    return plans[0], _with_residents(job, plans[1])
+    stay, more = _residents(job, needs, budget)
+    return plans[0], replace(plans[1], resident_layers=stay, needs=(*plans[1].needs, *more))
 
 
 def healing_needs(job: Job, course: Course, streaming: Streaming) -> tuple[Kept, list[Need]]:
     """What healing towards the source of ``job`` keeps and needs, without what the pass of a teacher does. Raises
     BudgetError."""
-    kept, needs, _ = _spent(job, job, course, streaming)
-    return kept, [need for need in needs if need.phase == "heal"]
+    kept, needs, budget = _spent(job, job, course, streaming)
+    return kept, [need for need in (*needs, *_residents(job, needs, budget)[1]) if need.phase == "heal"]
 
 
 def _spent(job: Job, teacher: Job, course: Course, streaming: Streaming) -> tuple[Kept, list[Need], Budget]:
     """Where hidden states between layers are kept, what is needed with that, and the budget. Raises BudgetError."""
     budget = budget_for(streaming, job.placement.device)
     refuse(_needs(job, teacher, course, "disk"), budget)
-    for kept in _KEPT_IN[0 if _is_in_place(job) else 1 :]:
+    for kept in _KEPT_IN[0 if streaming.io in ("auto", "mmap") and _is_in_place(job) else 1 :]:
         needs = _needs(job, teacher, course, kept)
         held = job.checkpoint.num_bytes if kept == "graphs" else 0  # whose pages the graphs hold
         if peak_bytes(needs, "ram") + held <= budget.ram and peak_bytes(needs, "vram") <= (budget.vram or 0):
@@ -86,16 +81,14 @@ def _is_in_place(job: Job) -> bool:
     return job.placement.device.type == "cpu" and is_as_stored
 
 
-def _with_residents(job: Job, plan: MemoryPlan) -> MemoryPlan:
-    """``plan`` with as many layers on the device as it has memory to spare for: they are visited in every step."""
-    assert plan.budget is not None
-    if plan.budget.vram is None:
-        return plan
-    spare = int(_RESIDENT_SHARE * (plan.budget.vram - peak_bytes(plan.needs, "vram")))
+def _residents(job: Job, needs: Sequence[Need], budget: Budget) -> tuple[int, list[Need]]:
+    """How many layers stay on the device, as many as it has memory to spare for, since each step visits them; and what
+    they take."""
+    if budget.vram is None:
+        return 0, []
     layer = _sizes(job, 1)[0]
-    stay = min(spare // layer, job.num_layers)
-    row = Need("heal", f"resident layers: {stay}", stay * layer, "vram")
-    return replace(plan, resident_layers=stay, needs=(*plan.needs, *([row] if stay else [])))
+    stay = min(int(_RESIDENT_SHARE * (budget.vram - peak_bytes(needs, "vram"))) // layer, job.num_layers)
+    return stay, [Need("heal", f"resident layers: {stay}", stay * layer, "vram")] if stay else []
 
 
 def _sizes(job: Job, call: int) -> tuple[int, int, int]:
@@ -129,7 +122,7 @@ def _needs(job: Job, teacher: Job, course: Course, kept: Kept) -> list[Need]:
     where = " of a call (the others on the disk)" if kept == "disk" else ""
     there: Memory = "vram" if on_device and kept == "vram" else "ram"
     if kept == "graphs":
-        calls = -(-course.tokens // course.call)
+        calls = 2 * -(-course.tokens // course.call)  # at the most: a call has whole rows
         graphs = job.num_layers * _GRAPHS * _sizes(job, course.tokens)[2] + calls * item * course.trained
         states = Need("heal", "graphs of all layers", graphs)
     else:
@@ -142,6 +135,7 @@ def _needs(job: Job, teacher: Job, course: Course, kept: Kept) -> list[Need]:
         Need("heal", "what is trained whole, in the compute dtype", 2 * item * course.whole, here),
         Need("heal", "hidden states as embedded", course.tokens * state, here),
         Need("heal", "the teacher's states of a step", course.tokens * teacher.hidden_size * item),
+        *([Need("heal", "hidden states of all the text", 2 * course.at_hand * state)] if course.at_hand else []),
         Need(
             "heal", "both heads, and logits", head + _LOGITS * logits_bytes(job.vocabulary, job.placement.grain), here
         ),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from streamcollapse.errors import BudgetError
-from streamcollapse.forward.batches import MAX_CALL_TOKENS, logits_bytes
+from streamcollapse.forward.batches import MAX_CALL_TOKENS, activation_bytes, logits_bytes
 from streamcollapse.resources.budget import Budget, budget_for, free_ram
 from streamcollapse.run.needs import (
     MOST_CANDIDATES,
@@ -18,7 +18,6 @@ from streamcollapse.run.needs import (
     MemoryPlan,
     Need,
     Workload,
-    activation_bytes,
     least,
     needs_on_cpu,
     needs_on_device,

@@ -8,7 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from streamcollapse.arch.survey import Survey
-from streamcollapse.forward.batches import KEPT_BYTES, MAX_CALL_TOKENS, distributions_bytes, logits_bytes, one_in
+from streamcollapse.forward.batches import (
+    KEPT_BYTES,
+    MAX_CALL_TOKENS,
+    activation_bytes,
+    call_tokens,
+    distributions_bytes,
+    logits_bytes,
+    one_in,
+)
 from streamcollapse.merge.mixing import mixing_bytes
 from streamcollapse.progress import MemoryPlanned
 from streamcollapse.resources.budget import Budget
@@ -25,8 +33,7 @@ if TYPE_CHECKING:  # inspecting a checkpoint needs no samples, and no model: imp
 
 MOST_CANDIDATES = 512  # in one sweep on its own account; benchmarks/simulate_reads.py shows what they save
 LIBRARIES = 40 << 20  # code and buffers that libraries load on first use, whatever the model: 20 to 40 MiB were seen
-# torch's workspaces for matrix products (32 MiB each for two libraries on Hopper, less on others) and the allocator's
-# rounding of small blocks to pieces of 2 and 20 MiB; not measured
+# torch's workspaces for products (32 MiB for each of two libraries on Hopper), the allocator's rounding; not measured
 DEVICE_LIBRARIES = 128 << 20
 
 # where no samples are at hand: ten sentences, 24 passages
@@ -147,10 +154,13 @@ def workload_of(
     tokens = ASSUMED_TOKENS[demand.samples] if samples is None else samples.num_tokens
     calls = [(1, grain * MAX_CALL_TOKENS) if samples is None else samples.largest_call]
     calls += [] if demand.repair is None else [(1, demand.repair[2])]
-    call = max(calls, key=math.prod)
     layers = [[source.info(name) for name in names] for names in model.layers]
     infos = [info for layer in layers for info in layer]
-    head = 0
+    if demand.held_out:
+        widest = max((max(info.shape[-2:]) for info in infos if len(info.shape) > 1), default=model.hidden_size)
+        calls += [(1, min(demand.held_out, call_tokens(widest, grain)))]
+    call = max(calls, key=math.prod)
+    head = judging = 0
     if METRICS[demand.metric].by_logits and model.head:
         lengths = [(tokens,)] if samples is None else [batch.lengths for batch in samples.batches]
         head_tokens = demand.effort.head_tokens(model.vocabulary)
@@ -162,7 +172,6 @@ def workload_of(
         more = distributions_bytes(lengths, model.vocabulary, finer, item) if kept and finer else 0
         held = sum(one for one in (kept, more) if one <= KEPT_BYTES)
         head = model.head * dtype.itemsize + 4 * logits_bytes(model.vocabulary, grain) + held
-    judging = 0
     if demand.held_out:
         states = 3 * demand.held_out * model.hidden_size  # what entered, and two stacks
         judging = (states + model.head) * dtype.itemsize + 4 * logits_bytes(model.vocabulary, grain)
@@ -190,13 +199,6 @@ def least(work: Workload, streaming: Streaming, on_device: bool) -> MemoryPlan:
     plan = MemoryPlan(streaming.prefetch, streaming.lookahead or 1)
     needs = needs_on_device(work, plan) if on_device else needs_on_cpu(work, plan)
     return replace(plan, needs=tuple(needs))
-
-
-def activation_bytes(shapes: Sequence[tuple[int, ...]], hidden_size: int, call: tuple[int, int], itemsize: int) -> int:
-    """Six states of the model's width (residual, norm, query, key, value, attended) and four of the widest matrix
-    (gate, up, their product, one temporary) for each token. Attention scores are never whole in memory."""
-    widest = max((max(shape[-2:]) for shape in shapes if len(shape) > 1), default=hidden_size)
-    return call[0] * call[1] * (6 * hidden_size + 4 * widest) * itemsize
 
 
 def needs_on_cpu(work: Workload, plan: MemoryPlan) -> list[Need]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from streamcollapse.forward.batches import activation_bytes
 from streamcollapse.storage.source import TensorInfo
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ def repair_needs(work: Workload, plan: MemoryPlan) -> Iterator[tuple[str, int]]:
     if mending.solved:
         yield "sums of least squares", block_bytes(mending, plan.gram_block or mending.inputs)
     if mending.trained:
-        yield "a layer in training", mending.numbers * _FLOAT32 * _MOMENTS + _KEPT * work.activations
+        widest = [(mending.inputs, mending.hidden)]
+        activations = activation_bytes(widest, mending.hidden, (1, mending.call), mending.item)
+        yield "a layer in training", mending.numbers * _FLOAT32 * _MOMENTS + _KEPT * activations
 
 
 @dataclass(frozen=True)

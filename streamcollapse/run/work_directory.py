@@ -6,6 +6,7 @@ source profits, or only as long as it lasts.
     journal.jsonl    evaluated candidates, decisions, finished shards, one record a line (storage/disk.py)
     reference.json   written once the hidden states below are complete
     healing.safetensors, teacher.json, teacher-*    masters and moments after a step, and what they learn from
+    fits.json, repair.json, refits/     layers that a repair has fitted, the repaired plan, and their tensors
     boundaries-*, last_hidden-*    hidden states of the original model, one file for each batch
 
 Evaluations do not depend on threshold, rule, C or I, so a search with other settings reads only what is new. Decisions
@@ -36,6 +37,7 @@ from streamcollapse.storage.staging import gone_of, make_parents, partial_of, wo
 
 FORMAT = "streamcollapse.work/3"
 RUN, JOB, REFERENCE, HEALING = "run.json", "job.json", "reference.json", "healing.safetensors"
+FITS, REPAIR = "fits.json", "repair.json"
 _LOCK = "lock"
 _TEMPORARY = ".streamcollapse-"  # what the names of temporary directories in it begin with
 
@@ -129,7 +131,7 @@ class WorkDirectory(TemporaryWork):
 
     def is_worth_keeping(self) -> bool:
         """Whether it holds any progress."""
-        return any((self.path / name).exists() for name in (REFERENCE, HEALING)) or any(
+        return any((self.path / name).exists() for name in (REFERENCE, HEALING, FITS, REPAIR)) or any(
             record.get("kind") in ("evaluated", "shard") for record in self._journal.records
         )
 

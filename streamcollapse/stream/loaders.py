@@ -53,6 +53,9 @@ class Loader:
         """Bring in ``names``; ``own_memory``: in memory of their own, not in a slot. Raises CheckpointError."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        """Raise CheckpointError if what is loaded is about to change: where it is used for long."""
+
     def stop(self) -> None:
         """Break off a running ``load`` from another thread: it raises ReadingStopped, or comes to its end soon."""
 
@@ -118,6 +121,10 @@ class MappedLoader(Loader):
             self._leases[path] = FileLease(path)
         if self._leases[path].is_wanted_back():
             raise about_to_change(path)
+
+    def check(self) -> None:
+        for path in self._leases:
+            self._hold(path)
 
     def _give_back(self, extents: Sequence[Extent]) -> None:
         for extent in extents:

@@ -218,7 +218,8 @@ class Pass:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Have the tensors of the next step at hand while the body runs; they are not to be used after it."""
+        """Have the tensors of the next step at hand while the body runs; they are not to be used after it, but
+        where the loader says that they stay."""
         self._step += 1
         while (chunk := self._next()) is not None and chunk.first <= self._step:
             self._take()

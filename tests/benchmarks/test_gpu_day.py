@@ -125,6 +125,13 @@ def child_of_row(work: Path) -> int | None:
     return notes[0].get("child") if notes else None
 
 
+def test_rows_of_several_parts_come_in_the_order_asked_for(rehearse: Callable[..., Done], tmp_path: Path) -> None:
+    done = rehearse(3, "--part", "3", "4", "--rehearse", "--only", "misses", "rejects-70b", "make-7b")
+    assert done.returncode == 1, "one that misses"
+    document = json.loads((tmp_path / "gpu-day-part3-4.json").read_text())
+    assert [row["row"] for row in document["rows"]] == ["misses", "make-70b", "rejects-70b", "make-7b"]
+
+
 def test_a_part_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
     number = signal.SIGTERM
     command = [*PROGRAM, "--part", "3", "--rehearse", "--out", str(tmp_path), "--work", str(tmp_path / "work")]
@@ -231,7 +238,7 @@ def test_a_rehearsal_does_not_judge_speed(
 
     outcome = Outcome(ROWS[0], "measured", 1.0, Finding("1", {}, holds, fast))
     for rehearsal, verdict in ((True, rehearsed), (False, real)):
-        results = Results(tmp_path, 1, rehearsal)
+        results = Results(tmp_path, "1", rehearsal)
         results.add(outcome)
         assert results.verdict(outcome) == verdict
         assert results.good() is (verdict != "MISSED")
@@ -266,9 +273,8 @@ def test_the_stand_in_brings_what_is_stored_with_any_number_of_requests(tmp_path
     layers = Layers.of(open_job(tmp_path / "tiny", RunSettings(Compute("cpu"))))
     for count in (1, 8):
         with requests(count), stream_of(layers, HostDevice()) as stream, stream.run(layers.names) as weights:
-            reader = loaders.FileReader(False)
-            assert reader._pool._max_workers == count
-            reader.close()
+            assert isinstance(stream.loader, loaders.DeviceLoader)
+            assert stream.loader._reader._pool._max_workers == count
             for names in layers.names:
                 with weights.step():
                     assert all(torch.equal(weights.read(n, CPU), layers.job.checkpoint.read(n, CPU)) for n in names)

@@ -225,6 +225,14 @@ def test_a_layer_that_was_fitted_before_a_break_is_not_fitted_again(
     assert begun == [*bases[:2], *bases[1:]], "the one that was broken off is begun again, the one before it is not"
     assert Plan.load(out).layers == whole.plan.layers
     assert Plan.load(out).repair == whole.plan.repair
+    begun.clear()
+    cut = replace(whole.plan, layers=tuple(PlanLayer(x.base, x.mix) for x in whole.plan.layers), repair=None)
+    out = tmp_path / "applied"
+    with pytest.raises(KeyboardInterrupt, match="resume with"):
+        apply(trained, cut, out, settings=how)
+    resume(work_of(out))
+    assert begun == [*bases[:2], *bases[1:]]
+    assert Plan.load(out).layers == whole.plan.layers
 
 
 def test_a_rate_that_learns_nothing_is_followed_by_a_smaller_one(
