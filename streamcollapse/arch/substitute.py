@@ -1,7 +1,8 @@
 """Calls of a module with tensors in the place of its parameters.
 
 As torch.func.functional_call, which goes through all modules of a model for every call: for the logits of a part of a
-vocabulary that takes as long as computing them. Here it is found once where each tensor belongs.
+vocabulary that is a large share of the time (docs/decisions/0005-forward-pass.md). Here it is found once where each
+tensor belongs.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from streamcollapse.errors import CheckpointError
 from streamcollapse.forward import head
 from streamcollapse.forward.batches import Batch, make_batches
 from streamcollapse.forward.head import Head
@@ -21,12 +22,16 @@ from streamcollapse.healing.updown import Objective, Student
 from streamcollapse.merge.plan import original_layers
 from streamcollapse.run.opened import Job, open_job
 from streamcollapse.settings.run import Compute, RunSettings
+from streamcollapse.storage.locks import FileLease
 from streamcollapse.storage.scratch import DiskScratch, Scratch
+from streamcollapse.stream.loaders import MappedLoader
+from streamcollapse.stream.weights import Limits, WeightStream
 from tests.checkpoints import save_model
 from tests.families import FAMILIES
 from tests.in_memory import find_layers, mixed_model
 from tests.streams import plain_stream
 
+CPU = torch.device("cpu")
 WORDS, LENGTHS = 40, (24, 24, 17, 24, 9)
 GAIN = 3.0  # of random weights: with less, the original and the pruned model hardly differ
 TURN = 4  # a step, which says what token is the first that counts
@@ -302,6 +307,24 @@ def test_states_on_the_disk_change_no_bit(tmp_path: Path) -> None:
     for name, gradient in found[0].items():
         assert gradient is not None
         assert torch.equal(gradient, found[1][name])
+
+
+def test_a_file_that_is_about_to_change_is_seen_while_graphs_are_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = open_job(save_model(FAMILIES["llama"](), tmp_path / "m", gain=GAIN), RunSettings(Compute("cpu", "float32")))
+    loader = MappedLoader(job.overlay, False)
+    model = job.model(WeightStream(job.source, CPU, loader, job.meter, Limits(1)))
+    trained = adapted(model, LAYERS, range(len(LAYERS)), Adapting(rank=2, alpha=2.0))
+    student = Student(model, LAYERS, False, trained, keeps_graphs=True)
+    batches = make_batches(texts(), 64)
+
+    def objective(b: int, left: torch.Tensor, gradient: bool) -> tuple[float, torch.Tensor | None]:
+        monkeypatch.setattr(FileLease, "is_wanted_back", lambda lease: True)  # after all layers are loaded
+        return 0.0, torch.ones_like(left)
+
+    with pytest.raises(CheckpointError, match="change"):
+        student.gradients(batches, None, objective)
 
 
 def test_the_batches_are_padded() -> None:

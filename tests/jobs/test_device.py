@@ -17,6 +17,7 @@ from streamcollapse.errors import BudgetError, DeviceFailedError
 from streamcollapse.progress import Event, WarningRaised
 from streamcollapse.resources.device import GPU_GRAIN, Placement
 from streamcollapse.run import opened
+from streamcollapse.run.opened import open_job
 from streamcollapse.searches import evaluator
 from streamcollapse.settings.run import Repair, RunSettings, Streaming
 from streamcollapse.stream.loaders import DeviceLoader
@@ -181,7 +182,9 @@ def test_as_much_at_once_as_on_a_gpu_decides_the_same(
     options, sentences = SearchOptions(target_layers=22), Calibration("sentences")
     how = RunSettings(FLOAT32, sentences, repair=Repair("linear", None, 4096))
     found = [prune(bundled, tmp_path / "as on a CPU", options, settings=how)]
+    usual = open_job(bundled, how).call_tokens
     monkeypatch.setattr(Placement, "grain", GPU_GRAIN)
+    assert open_job(bundled, how).call_tokens == GPU_GRAIN * usual
     found.append(prune(bundled, tmp_path / "as on a GPU", options, settings=how))
     one, other = (done.plan for done in found)
     assert [layer.base for layer in one.layers] == [layer.base for layer in other.layers]
