@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -24,7 +24,7 @@ from streamcollapse.repair.climb import Climb, plan_climb
 from streamcollapse.run.fit_text import FitText
 from streamcollapse.run.heal_plan import Course, healing_needs, plan_healing
 from streamcollapse.run.heal_text import HealText, heal_text
-from streamcollapse.run.needs import MemoryPlan
+from streamcollapse.run.needs import Kept, MemoryPlan, Need
 from streamcollapse.run.opened import Job
 from streamcollapse.run.repair_needs import CUT_JUDGEMENTS, CUT_ROUNDS
 from streamcollapse.run.samples import load_tokenizer
@@ -36,7 +36,12 @@ from streamcollapse.stream.loaders import PlainLoader
 from streamcollapse.stream.weights import Limits, WeightStream
 
 BELOW_CUTS = "end to end"  # the phase of the last step of a repair
-CUT_RATES = (0.005, 0.0015)  # of a repair; the second where the first is too large to learn by
+CUT_RATES = {
+    "cuts": (0.005, 0.0015),
+    "lora:cuts": (1e-3, 3e-4),
+}  # of a repair; the second where the first learns nothing
+_CUT_RANK = 64  # of adapters on layers below cuts
+_T = TypeVar("_T")
 _ELSEWHERE = ("teacher", "file", "adapter")  # settings that are paths, or make no difference to the course
 
 
@@ -146,13 +151,18 @@ def lessons_of(job: Job, teacher: Job, healing: Healing, streaming: Streaming) -
 
 
 def lessons_of_cuts(
-    job: Job, text: FitText, layers: Sequence[PlanLayer], streaming: Streaming, rate: float = CUT_RATES[0]
+    job: Job, text: FitText, layers: Sequence[PlanLayer], streaming: Streaming, turn: int = 0
 ) -> Lessons:
-    """How the layers below cuts of the stack ``layers`` are trained end to end on ``text``. Raises BudgetError."""
-    healing, lessons = _of_cuts(job, text, rate)
+    """How the layers below cuts of the stack ``layers`` are trained end to end on ``text``, by the rate whose ``turn``
+    it is: whole, or by adapters where there is no memory for that. Raises BudgetError."""
     climb = plan_climb(layers, job.num_layers)
-    course = _course_of_cuts(job, healing, lessons, layers, climb)
-    return _planned(job, job, healing, lessons, course, climb, streaming)
+
+    def lessons(train: str) -> Lessons:
+        healing, lesson = _of_cuts(job, text, train, turn)
+        course = _course_of_cuts(job, healing, lesson, layers, climb)
+        return _planned(job, job, healing, lesson, course, climb, streaming)
+
+    return _that_fits(lessons)
 
 
 def told_with_cuts(
@@ -165,13 +175,30 @@ def told_with_cuts(
     climb = plan_climb(layers, job.num_layers)
     if not climb.mended:
         return memory
+
+    def needed(train: str) -> tuple[Kept, list[Need]]:
+        course = _course_of_cuts(job, *_of_cuts(job, text, train), layers, climb)
+        return healing_needs(job, course, settings.streaming)
+
     try:
-        course = _course_of_cuts(job, *_of_cuts(job, text), layers, climb)
-        kept, needs = healing_needs(job, course, settings.streaming)
+        kept, needs = _that_fits(needed)
     except BudgetError as error:
         job.listener(WarningRaised(f"layers below cuts will not be trained end to end: {error}"))
         return memory
     return replace(memory, kept=kept, needs=(*memory.needs, *(replace(need, phase=BELOW_CUTS) for need in needs)))
+
+
+def _that_fits(plan: Callable[[str], _T]) -> _T:
+    """``plan`` of how layers below cuts are trained: whole, or by adapters where there is no memory for that. Raises
+    BudgetError."""
+    whole, adapters = CUT_RATES
+    try:
+        return plan(whole)
+    except BudgetError as error:
+        try:
+            return plan(adapters)
+        except OptionError:  # there is nothing to put them on
+            raise error from None
 
 
 def _course_of_cuts(job: Job, healing: Healing, text: HealText, layers: Sequence[PlanLayer], climb: Climb) -> Course:
@@ -184,10 +211,11 @@ def is_told(memory: MemoryPlan) -> bool:
     return any(need.phase == BELOW_CUTS for need in memory.needs)
 
 
-def _of_cuts(job: Job, text: FitText, rate: float = CUT_RATES[0]) -> tuple[Healing, HealText]:
+def _of_cuts(job: Job, text: FitText, train: str, turn: int = 0) -> tuple[Healing, HealText]:
     """How layers below cuts are trained, and on what."""
-    compared = EFFORTS["standard"].head_tokens(job.vocabulary)
-    healing = Healing(job.checkpoint.directory, train="cuts", rounds=CUT_ROUNDS, rate=rate, loss_tokens=compared)
+    compared, rate = EFFORTS["standard"].head_tokens(job.vocabulary), CUT_RATES[train][turn]
+    healing = Healing(job.checkpoint.directory, train=train, rank=_CUT_RANK, rounds=CUT_ROUNDS, rate=rate)
+    healing = replace(healing, loss_tokens=compared)
     every = max(-(-len(text.fit) // text.a_step) * CUT_ROUNDS // CUT_JUDGEMENTS, 1)
     healing = replace(healing, judge_every=every, patience=10 * CUT_JUDGEMENTS)  # a large rate is worse at first
     return healing, HealText(text.name, text.fit, text.held_out, text.a_step, text.call_tokens)

@@ -11,7 +11,7 @@ from streamcollapse.errors import BudgetError, NothingLearnedError
 from streamcollapse.forward.perplexity import streamed_perplexities
 from streamcollapse.forward.walk import Stack, schedule
 from streamcollapse.jobs.healing import trained_below_cuts
-from streamcollapse.jobs.lessons import CUT_RATES, is_told, lessons_of_cuts
+from streamcollapse.jobs.lessons import is_told, lessons_of_cuts
 from streamcollapse.jobs.prepare import Prepared
 from streamcollapse.jobs.repair_journal import RepairJournal
 from streamcollapse.merge.plan import Plan, PlanLayer
@@ -24,6 +24,7 @@ from streamcollapse.resources.device import heap_for, in_fixed_order
 from streamcollapse.run.fit_text import FitText
 from streamcollapse.run.opened import Run
 from streamcollapse.run.work_directory import TemporaryWork
+from streamcollapse.settings.heal import Healing
 from streamcollapse.storage.scratch import Scratch
 
 
@@ -84,10 +85,11 @@ def _end_to_end(
     as they are."""
     text = prepared.fit_text
     assert text is not None
-    for rate in CUT_RATES:
+    for turn in range(2):
         run.stream.keep_none()  # before it is asked what memory there is
         try:
-            lessons = lessons_of_cuts(run.job, text, fitted.layers, prepared.settings.streaming, rate)
+            lessons = lessons_of_cuts(run.job, text, fitted.layers, prepared.settings.streaming, turn)
+            way = _way(lessons.healing, run, warns=turn == 0)
             layers = trained_below_cuts(run, lessons, fitted, work, states).layers
         except BudgetError as error:
             if is_told(run.memory):
@@ -97,9 +99,19 @@ def _end_to_end(
             continue
         finally:
             run.stream.keep_none()
-        said = [f"{one.how}; end to end" if one.how else "end to end" for one in found]
+        said = [f"{one.how}; {way}" if one.how else way for one in found]
         return layers, tuple(replace(one, how=how) for one, how in zip(found, said, strict=True))
     return fitted.layers, found
+
+
+def _way(healing: Healing, run: Run, warns: bool) -> str:
+    """How layers below cuts are trained, in words."""
+    if not healing.is_lora:
+        return "end to end"
+    if warns:
+        text = f"layers below cuts get adapters of rank {healing.rank}, since there is no memory to train them whole"
+        run.job.listener(WarningRaised(text))
+    return f"end to end, by adapters of rank {healing.rank}"
 
 
 def _losses(run: Run, plan: Plan, layers: Any, text: FitText) -> tuple[float | None, float | None]:

@@ -119,6 +119,7 @@ def _needs(job: Job, teacher: Job, course: Course, kept: Kept) -> list[Need]:
             Need(phase, "one layer, mixed or converted", slot, here),
             Need(phase, "activations", activations * (1 if phase == "teacher" else _KEPT), here),
         ]
+    learning = "what is trained" if course.whole else "adapters"
     where = " of a call (the others on the disk)" if kept == "disk" else ""
     there: Memory = "vram" if on_device and kept == "vram" else "ram"
     if kept == "graphs":
@@ -131,7 +132,7 @@ def _needs(job: Job, teacher: Job, course: Course, kept: Kept) -> list[Need]:
         *found,
         states,
         Need("teacher", "hidden states, going up", 2 * course.teacher * teacher.hidden_size * item, here),
-        Need("heal", "what is trained, gradients and moments", _MASTERS * _FLOAT32 * course.trained, here),
+        Need("heal", f"{learning}, gradients and moments", _MASTERS * _FLOAT32 * course.trained, here),
         Need("heal", "what is trained whole, in the compute dtype", 2 * item * course.whole, here),
         Need("heal", "hidden states as embedded", course.tokens * state, here),
         Need("heal", "the teacher's states of a step", course.tokens * teacher.hidden_size * item),

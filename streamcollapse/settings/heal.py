@@ -47,8 +47,10 @@ class AlsoHeal:
 
 
 def _trained(text: str) -> str:
-    if not re.fullmatch(r"lora(:all)?|(cuts|last:[1-9]\d*|layers:\d+(,\d+)*)(\+head)?", text):
-        raise ValueError("choose lora, lora:all, cuts, last:N or layers:N,N,..., the last three also with +head")
+    if not re.fullmatch(r"lora(:all|:cuts)?|(cuts|last:[1-9]\d*|layers:\d+(,\d+)*)(\+head)?", text):
+        raise ValueError(
+            "choose lora, lora:all, lora:cuts, cuts, last:N or layers:N,N,..., the last three with +head too"
+        )
     return text
 
 
@@ -65,10 +67,10 @@ class Healing:
         AfterValidator(_trained),
         Setting(
             "What is trained: lora, low-rank adapters on the matrices of the layers from the one below the lowest cut "
-            "up; lora:all, of all layers; cuts, the layers below cuts whole; last:N, the N top layers whole; "
-            "layers:N,N,..., these of PRUNED whole (counted from 0). last:N+head, and so on: final norm and head as "
-            "well.",
-            metavar="lora|lora:all|cuts|last:N|layers:N,...[+head]",
+            "up; lora:all, of all layers; lora:cuts, of the layers below cuts; cuts, these whole; last:N, the N top "
+            "layers whole; layers:N,N,..., these of PRUNED whole (counted from 0). last:N+head, and so on: final norm "
+            "and head as well.",
+            metavar="lora|lora:all|lora:cuts|cuts|last:N|layers:N,...[+head]",
         ),
     ] = "lora"
     rank: Annotated[Whole, Field(ge=1), Setting("Rank of the adapters.")] = 16
@@ -176,14 +178,15 @@ class Healing:
         """0-based positions of a stack of ``num_layers`` where something is trained, if it is the teacher's own up to
         ``parted`` and the layers at ``cuts`` are those below one. Raises OptionError."""
         kind, _, which = self.train.removesuffix("+head").partition(":")
-        if kind == "lora":
-            return list(range(0 if which == "all" else parted, num_layers))
-        if kind == "cuts":
+        if "cuts" in (kind, which):
             if not cuts:
+                instead = "lora:all" if self.is_lora else "layers:N,..."
                 raise OptionError(
-                    "train is cuts, but nothing says where layers were cut out; pass `train=layers:N,...`"
+                    f"train is {self.train}, but nothing says where layers were cut out; pass `train={instead}`"
                 )
             return list(cuts)
+        if kind == "lora":
+            return list(range(0 if which == "all" else parted, num_layers))
         found = sorted({int(n) for n in which.split(",")})
         if kind == "last":
             found = list(range(num_layers - found[0], num_layers))

@@ -333,6 +333,7 @@ def test_bad_input(pruned: Path, healed: Path, healing: Healing, text: Path, tmp
         ((pruned, out, replace(healing, train="layers:20")), OptionError, "has 20 layers, counted from 0"),
         ((pruned, out, replace(healing, train="last:21")), OptionError, "has 20 layers"),
         ((healed, out, replace(healing, train="cuts")), OptionError, "nothing says where layers were cut out"),
+        ((healed, out, replace(healing, train="lora:cuts")), OptionError, "pass `train=lora:all`"),
         ((pruned, out, replace(healing, targets="nothing")), OptionError, "no linear module is called nothing"),
         ((pruned, out, replace(healing, rate=30.0)), OutputError, "nothing was learned"),
         ((pruned, pruned, healing), OutputError, "lies inside the source"),
@@ -341,7 +342,7 @@ def test_bad_input(pruned: Path, healed: Path, healing: Healing, text: Path, tmp
             heal(*given, settings=QUIET)
         assert not out.exists()
         assert not work_of(out).exists()
-    with pytest.raises(OptionError, match="choose lora, lora:all, cuts, last:N"):
+    with pytest.raises(OptionError, match="choose lora, lora:all, lora:cuts, cuts, last:N"):
         Healing(BUNDLED, train="everything")
     with pytest.raises(OptionError, match="trained whole"):
         Healing(BUNDLED, train="last:2", adapter=True)

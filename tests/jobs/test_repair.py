@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from streamcollapse import Plan, RunSettings, SearchOptions, apply, perplexity, prune, resume, search, verify
 from streamcollapse.cli.main import app
 from streamcollapse.errors import BudgetError, CalibrationError, NothingLearnedError, OptionError, PlanError
-from streamcollapse.jobs import repair
+from streamcollapse.jobs import lessons, repair
 from streamcollapse.jobs.apply import run_apply
 from streamcollapse.jobs.planning import compose_plans, export_plan, make_plan
 from streamcollapse.jobs.prepare import prepare_apply
@@ -24,6 +24,7 @@ from streamcollapse.merge.plan import PLAN_FILE, PlanLayer
 from streamcollapse.progress import Event, LayerDone, PhaseStarted, StepLearned, WarningRaised
 from streamcollapse.repair import fits
 from streamcollapse.repair.climb import plan_climb
+from streamcollapse.run.heal_plan import Course
 from streamcollapse.run.held_out import unjudged_text
 from streamcollapse.run.memory_plan import plan_memory
 from streamcollapse.run.refits import refits_file
@@ -241,11 +242,11 @@ def test_a_rate_that_learns_nothing_is_followed_by_a_smaller_one(
     tried: list[float] = []
     train = repair.trained_below_cuts
 
-    def first_in_vain(run: Any, lessons: Any, *more: Any) -> Plan:
-        tried.append(lessons.healing.largest_rate)
+    def first_in_vain(run: Any, how: Any, *more: Any) -> Plan:
+        tried.append(how.healing.largest_rate)
         if len(tried) == 1:
             raise NothingLearnedError("nothing was learned")
-        return train(run, lessons, *more)
+        return train(run, how, *more)
 
     monkeypatch.setattr(repair, "trained_below_cuts", first_in_vain)
     drop = replace(DROP, target_layers=12)
@@ -253,6 +254,50 @@ def test_a_rate_that_learns_nothing_is_followed_by_a_smaller_one(
     assert tried == [0.005, 0.0015]
     assert found.repair is not None
     assert all(layer.how is not None and layer.how.endswith("end to end") for layer in found.repair.layers)
+
+
+def test_adapters_are_trained_where_there_is_no_memory_for_whole_layers(
+    trained: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their product is in the matrices of the layers below cuts alone, and the loss falls further than without."""
+    plan = lessons.plan_healing
+
+    def short(job: Any, teacher: Any, course: Course, streaming: Streaming) -> Any:
+        if course.whole:
+            raise BudgetError("heal needs 9 GiB of RAM, and the budget is 1 GiB")
+        return plan(job, teacher, course, streaming)
+
+    monkeypatch.setattr(lessons, "plan_healing", short)
+    how, said = SearchOptions(strategy="block-influence", target_layers=12), list[Event]()
+    found = prune(trained, tmp_path / "out", how, settings=settings(text, "auto"), listener=said.append).plan
+    local = prune(trained, tmp_path / "local", how, settings=settings(text, "local")).plan
+    warned = [event.text for event in said if isinstance(event, WarningRaised)]
+    assert any("get adapters of rank 64" in line for line in warned)
+    assert found.repair is not None
+    assert local.repair is not None
+    assert all((layer.how or "").endswith("end to end, by adapters of rank 64") for layer in found.repair.layers)
+    assert [n for n, layer in enumerate(found.layers) if layer.refits] == plan_climb(found.layers, 24).mended
+    assert found.repair.loss_after is not None
+    assert local.repair.loss_after is not None
+    assert found.repair.loss_after < local.repair.loss_after
+    assert verify(tmp_path / "out", trained).recomputed > 0
+
+
+def test_a_budget_between_both_is_told_as_adapters(trained: Path, text: Path, tmp_path: Path) -> None:
+    """The memory table has what will be done: whole layers by default, adapters in a little less than these take."""
+    plan = search(trained, replace(DROP, target_layers=12))
+
+    def last_step(budget: int | None) -> dict[str, int]:
+        run = replace(settings(text, "auto"), streaming=Streaming(ram_budget=None if budget is None else str(budget)))
+        needs = prepare_apply(trained, plan, tmp_path / "out", run).memory.needs
+        return {need.what: need.num_bytes for need in needs if need.phase == "end to end"}
+
+    roomy = last_step(None)
+    trained_whole = roomy["what is trained, gradients and moments"]
+    least = sum(roomy.values()) - roomy["hidden states between layers"] - trained_whole // 4
+    tight = last_step(least)
+    assert "adapters, gradients and moments" in tight
+    assert sum(tight.values()) <= least
 
 
 def test_what_there_is_no_memory_for_is_left_out(
