@@ -75,6 +75,26 @@ class Head:
         assert sum_T is not None
         return float((sum_T - chosen_T).sum())
 
+    def likelihoods(
+        self, hidden_TD: torch.Tensor, at_P: torch.Tensor, targets_P: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """For pairs of a token ``at_P`` of ``hidden_TD`` and a word ``targets_P``: the log probability that it comes
+        next, in nats, float64; and whether no other is more probable. [P]"""
+        chosen_P = torch.zeros(len(at_P), dtype=torch.float64, device=hidden_TD.device)
+        best_T = torch.full((len(hidden_TD),), -torch.inf, device=hidden_TD.device)
+        word_T = torch.zeros(len(hidden_TD), dtype=torch.int64, device=hidden_TD.device)
+        sum_T: torch.Tensor | None = None
+        for words in self.parts(len(hidden_TD)):
+            logits = self.logits(hidden_TD, words).float()
+            sum_T = log_sum(sum_T, logits)
+            highest_T, where_T = logits.max(-1)
+            word_T = torch.where(highest_T > best_T, where_T + words.start, word_T)  # of equals the first
+            best_T = torch.maximum(best_T, highest_T)
+            among_P, is_here_P = within(words, targets_P)
+            chosen_P += torch.where(is_here_P, logits[at_P, among_P], 0.0).double()
+        assert sum_T is not None
+        return chosen_P - sum_T[at_P], word_T[at_P] == targets_P
+
     def _is_cut_at_will(self, example_1D: torch.Tensor) -> bool:
         if not self._rows:
             return False

@@ -1,0 +1,223 @@
+"""Many sequences in one row: what they share at their beginnings is computed once, and nothing is padded.
+
+A row is a tree of tokens: each has a position and, but for the first of a sequence, the token before it. How a layer is
+called for such a row follows from how the model calls it for one long sequence: all that the arguments say of a
+position goes to the tokens that have it, and a token attends to those before it in its own sequence alone. Whether the
+code of a family takes such calls is found by trial.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import nn
+
+from streamcollapse.arch.skeleton import LayerCall
+from streamcollapse.errors import ModelError, is_of_device
+from streamcollapse.forward.batches import MOST_CALL_TOKENS, Batch, make_batches
+from streamcollapse.forward.model import LayerWeights, StreamedModel
+
+_MASK = "attention_mask"  # the argument of a layer that has it, in every family
+_AGREE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest output
+_TRIAL = ((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 7, 8), (9, 1, 2))  # which tokens, of those at hand
+
+
+@dataclass
+class PackedRow:
+    """Tokens with their positions, each after the one with the number ``before`` (-1: none). ``columns`` are where the
+    tokens of a sequence are, by its number."""
+
+    token_ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    before: list[int] = field(default_factory=list)
+    columns: dict[int, list[int]] = field(default_factory=dict)
+
+    def add(self, number: int, sequence: Sequence[int], shared: Sequence[int]) -> None:
+        """Sequence ``number``, which begins with the tokens in columns ``shared``."""
+        path = list(shared)
+        for position in range(len(shared), len(sequence)):
+            self.before.append(path[-1] if path else -1)
+            path.append(len(self.token_ids))
+            self.token_ids.append(sequence[position])
+            self.positions.append(position)
+        self.columns[number] = path
+
+    def tree(self) -> torch.Tensor:
+        """Which tokens each attends to: itself and all before it in its sequence. [T, T], bool"""
+        count = len(self.token_ids)
+        found_TT = torch.eye(count, dtype=torch.bool)
+        for column, before in enumerate(self.before):  # a token stands after the one before it
+            if before >= 0:
+                found_TT[column] |= found_TT[before]
+        return found_TT
+
+
+def pack(sequences: Sequence[Sequence[int]], most: int) -> list[PackedRow]:
+    """``sequences`` of token ids in rows of at most ``most`` tokens, or of one sequence; in order of their ids, so that
+    those which begin alike stand together, and one that another begins with takes no room at all."""
+    rows, last = list[PackedRow](), -1
+    for number in sorted(range(len(sequences)), key=lambda n: tuple(sequences[n])):
+        sequence = sequences[number]
+        shared = 0 if last < 0 else _alike(sequences[last], sequence)
+        if not rows or len(rows[-1].token_ids) + len(sequence) - shared > most:
+            rows.append(PackedRow())
+            shared = 0
+        begin = rows[-1].columns[last][:shared] if shared else []
+        rows[-1].add(number, sequence, begin)
+        last = number
+    return rows
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+class PackedCalls(Sequence[LayerCall]):
+    """The arguments of each layer for a row, made when they are asked for: masks grow with the square of its length.
+
+    ``longer`` are those for the longest sequence of the row, ``shorter`` for that without its last token: what differs
+    in shape goes by position. Raises ValueError where they do not say what a token attends to.
+    """
+
+    def __init__(
+        self, model: StreamedModel, row: PackedRow, longer: Sequence[LayerCall], shorter: Sequence[LayerCall]
+    ) -> None:
+        self._longer = longer
+        self._masks = [_mask_place(model.module(base), call) for base, call in enumerate(longer)]
+        self._values = [
+            (_parts(one.args, two.args), {name: _by_position(v, two.kwargs[name]) for name, v in one.kwargs.items()})
+            for one, two in zip(longer, shorter, strict=True)
+        ]
+        self._positions = torch.tensor(row.positions, device=model.placement.device)
+        self._tree = np.packbits(row.tree().numpy())
+
+    def __len__(self) -> int:
+        return len(self._longer)
+
+    @overload
+    def __getitem__(self, base: int) -> LayerCall: ...
+    @overload
+    def __getitem__(self, base: slice) -> Sequence[LayerCall]: ...
+    def __getitem__(self, base: int | slice) -> LayerCall | Sequence[LayerCall]:
+        if isinstance(base, slice):
+            return [self[n] for n in range(*base.indices(len(self)))]
+        parts, named = self._values[base]
+        args = [part(self._positions) for part in parts]
+        kwargs = {name: part(self._positions) for name, part in named.items()}
+        place = self._masks[base]
+        if isinstance(place, int):
+            args[place] = self._mask(args[place])
+        else:
+            kwargs[place] = self._mask(kwargs[place])
+        return LayerCall(tuple(args), kwargs, self._longer[base].hidden_by_name)
+
+    def _mask(self, known: torch.Tensor | None) -> torch.Tensor:
+        """What ``known`` lets a token attend to, of its own sequence. [1, 1, T, T]"""
+        count = len(self._positions)
+        bits = torch.from_numpy(np.unpackbits(self._tree, count=count * count))
+        tree = bits.to(self._positions.device).bool().view(1, 1, count, count)
+        if known is None:
+            return tree
+        if known.dtype != torch.bool:
+            return torch.where(tree, known, torch.finfo(known.dtype).min)
+        hides = not bool(known.flatten()[0])  # a token attends to itself: where that is False, True hides
+        return known | ~tree if hides else known & tree
+
+
+def _mask_place(layer: nn.Module, call: LayerCall) -> int | str:
+    """Where the ``call`` of ``layer`` has its mask: the number or the name of an argument. Raises ValueError."""
+    if _MASK in call.kwargs:
+        return _MASK
+    names = [name for name in inspect.signature(type(layer).forward).parameters if name != "self"]
+    place = names.index(_MASK) - (0 if call.hidden_by_name else 1)
+    if not 0 <= place < len(call.args):
+        raise ValueError(f"the layers are called without {_MASK}")
+    return place
+
+
+def _parts(values: Sequence[Any], shorter: Sequence[Any]) -> list[Callable[[torch.Tensor], Any]]:
+    return [_by_position(one, other) for one, other in zip(values, shorter, strict=True)]
+
+
+def _by_position(value: Any, shorter: Any) -> Callable[[torch.Tensor], Any]:
+    """From positions to what ``value`` says of each, as far as it goes by position."""
+    if isinstance(value, torch.Tensor):
+        dims = [dim for dim, size in enumerate(value.shape) if size != shorter.shape[dim]]
+
+        def of(positions: torch.Tensor) -> torch.Tensor:
+            found = value
+            for dim in dims:
+                found = found.index_select(dim, positions)
+            return found
+
+        return of
+    if isinstance(value, tuple | list):
+        parts = _parts(value, shorter)
+        return lambda positions: type(value)(part(positions) for part in parts)
+    if isinstance(value, dict):
+        named = {name: _by_position(one, shorter[name]) for name, one in value.items()}
+        return lambda positions: {name: part(positions) for name, part in named.items()}
+    return lambda positions: value
+
+
+def packed_entry(
+    model: StreamedModel, row: PackedRow, sequences: Sequence[Sequence[int]]
+) -> tuple[torch.Tensor, Sequence[LayerCall]]:
+    """What enters layer 0 for ``row``, of these ``sequences``, [1, T, D]; and how layers are called for it. Raises
+    ValueError where that cannot be told."""
+    longest = max(row.columns, key=lambda n: len(sequences[n]))
+    hidden_1TD: torch.Tensor | None = None
+    for batch, numbers in _rows(sequences, row.columns):
+        found = model.record([batch])[0]
+        if hidden_1TD is None:
+            hidden_1TD = found.hidden_NTD.new_empty(1, len(row.token_ids), found.hidden_NTD.shape[-1])
+        for n, number in enumerate(numbers):
+            columns = torch.tensor(row.columns[number], device=hidden_1TD.device)
+            hidden_1TD[0, columns] = found.hidden_NTD[n, : len(columns)]
+    ids = list(sequences[longest])
+    one, other = (model.record([_alone(some)])[0] for some in (ids if len(ids) > 1 else ids * 2, ids[:-1] or ids))
+    assert hidden_1TD is not None
+    return hidden_1TD, PackedCalls(model, row, one.calls, other.calls)
+
+
+def _rows(sequences: Sequence[Sequence[int]], numbers: Iterable[int]) -> Iterator[tuple[Batch, list[int]]]:
+    """Those of ``sequences`` with ``numbers`` in batches, and the numbers of the rows of each."""
+    longest_first = sorted(numbers, key=lambda n: -len(sequences[n]))  # as batches have them
+    ordered = iter(longest_first)
+    for batch in make_batches([sequences[n] for n in longest_first], MOST_CALL_TOKENS):
+        yield batch, [next(ordered) for _ in batch.lengths]
+
+
+def _alone(sequence: Sequence[int]) -> Batch:
+    return Batch(torch.tensor([list(sequence)]), (len(sequence),))
+
+
+def takes_packed(model: StreamedModel, base: int, weights: LayerWeights, token_ids: Sequence[int]) -> bool:
+    """Whether source layer ``base``, with ``weights``, gives for a packed row what it gives for its sequences. Tried
+    with ``token_ids``, ten of them."""
+    sequences = [[token_ids[n] for n in some] for some in _TRIAL]
+    (row,) = pack(sequences, 1 << 10)
+    try:
+        hidden_1TD, calls = packed_entry(model, row, sequences)
+        together = model.run(base, weights, hidden_1TD, calls[base])[0]
+        alone = []
+        for sequence in sequences:
+            one = model.record([_alone(sequence)])[0]
+            alone.append(model.run(base, weights, one.hidden_NTD, one.calls[base])[0])
+    except (ModelError, RuntimeError, ValueError, TypeError, IndexError) as error:
+        if is_of_device(error):
+            raise
+        return False
+    allowed = _AGREE[model.placement.dtype] * max(float(one.abs().max()) for one in alone)
+    return all(bool((together[row.columns[number]] - one).abs().max() <= allowed) for number, one in enumerate(alone))
