@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 from streamcollapse.searches.registry import strategies  # noqa: E402
 from streamcollapse.settings.catalogue import BEST, METRICS, RULES  # noqa: E402
 from streamcollapse.settings.declared import Declared, declared  # noqa: E402
+from streamcollapse.settings.evaluate import Evaluating  # noqa: E402
 from streamcollapse.settings.heal import AlsoHeal, Healing  # noqa: E402
 from streamcollapse.settings.run import (  # noqa: E402
     BenchConditions,
@@ -56,6 +57,7 @@ _GROUPS = (
     (Output, "Output", "`prune`, `apply`, `heal` and `convert`; `max_shard_size` is a key of a job in `batch`."),
     (RunSettings, "All of these, and trust", "Every verb that opens a model."),
     (EvaluationText, "Text to predict", "`perplexity`."),
+    (Evaluating, "Tasks", "`evaluate`."),
     (Comparing, "Comparing plans", "`compare` and `report`."),
     (BenchConditions, "Conditions of a measurement", "`bench`."),
     (Cluster, "Workers", "`batch`."),

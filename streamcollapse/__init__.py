@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from streamcollapse.jobs.compare import compare as compare
     from streamcollapse.jobs.convert import Conversion as Conversion
     from streamcollapse.jobs.convert import convert as convert
+    from streamcollapse.jobs.evaluate import evaluate as evaluate
     from streamcollapse.jobs.heal import heal as heal
     from streamcollapse.jobs.inspect import inspect as inspect
     from streamcollapse.jobs.perplexity import perplexity as perplexity
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from streamcollapse.merge.plan import Plan as Plan
     from streamcollapse.output.results import Comparison as Comparison
     from streamcollapse.searches.course import sized_plan as sized_plan
+    from streamcollapse.settings.evaluate import Evaluating as Evaluating
     from streamcollapse.settings.heal import Healing as Healing
     from streamcollapse.settings.run import BenchConditions as BenchConditions
     from streamcollapse.settings.run import Calibration as Calibration
@@ -59,6 +61,7 @@ _NAMES = {
     "jobs.bench": ["bench"],
     "jobs.compare": ["compare"],
     "jobs.convert": ["Conversion", "convert"],
+    "jobs.evaluate": ["evaluate"],
     "jobs.heal": ["heal"],
     "jobs.inspect": ["inspect"],
     "jobs.perplexity": ["perplexity"],
@@ -73,6 +76,7 @@ _NAMES = {
     "merge.plan": ["Plan"],
     "output.results": ["Comparison"],
     "searches.course": ["sized_plan"],
+    "settings.evaluate": ["Evaluating"],
     "settings.heal": ["AlsoHeal", "Healing"],
     "settings.run": [
         "BenchConditions",

@@ -25,7 +25,7 @@ LAYERS = [
     ["stream"],
     ["forward"],
     ["run"],
-    ["searches", "repair", "healing"],
+    ["searches", "repair", "healing", "evaluation"],
     ["output"],
     ["jobs"],
     ["batches"],
@@ -99,7 +99,7 @@ RETIRED = (
     "all of them numbers",
 )
 # what a declaration calls the other half of a switch
-DECLARED_FLAGS = ("--keep-norms", "--no-rescale", "--no-verdict", "--no-samples")
+DECLARED_FLAGS = ("--keep-norms", "--no-original", "--no-rescale", "--no-verdict", "--no-samples")
 RETIRED_NAMES = {
     *re.findall(
         r"\w+",

@@ -20,6 +20,7 @@ from streamcollapse.cli.verbs.bench import bench
 from streamcollapse.cli.verbs.compare import compare
 from streamcollapse.cli.verbs.convert import convert
 from streamcollapse.cli.verbs.demo import demo
+from streamcollapse.cli.verbs.evaluate import evaluate
 from streamcollapse.cli.verbs.heal import heal
 from streamcollapse.cli.verbs.inspect import inspect
 from streamcollapse.cli.verbs.perplexity import perplexity
@@ -77,6 +78,7 @@ for verb in (
     inspect,
     similarity,
     perplexity,
+    evaluate,
     compare,
     report,
     convert,

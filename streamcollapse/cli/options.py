@@ -141,6 +141,8 @@ OverwriteFile = Annotated[
 
 Trust = Annotated[RunSettings, Only(("trust_remote_code",))]
 Computing = Annotated[RunSettings, Only(("device", "compute_dtype", "trust_remote_code"))]
+EVALUATING = ("io", "prefetch", "ram_budget", "vram_budget", "work_dir")
+Evaluated = Annotated[RunSettings, Only((*declared(Compute), *EVALUATING, "trust_remote_code"))]
 SEARCHING = (*declared(Calibration), *declared(Compute), *declared(Streaming), "trust_remote_code")
 Searching = Annotated[RunSettings, Only(SEARCHING)]
 

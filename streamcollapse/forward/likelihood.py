@@ -13,13 +13,14 @@ from functools import partial
 import torch
 
 from streamcollapse.arch.skeleton import LayerCall
-from streamcollapse.forward.batches import groups, make_batches
+from streamcollapse.forward.batches import Batch, groups, make_batches
 from streamcollapse.forward.head import Head
 from streamcollapse.forward.model import StreamedModel
 from streamcollapse.forward.packed import pack, packed_entry
 from streamcollapse.forward.stacks import Heads, States, climb, walks_of
-from streamcollapse.forward.walk import Stack
+from streamcollapse.forward.walk import Stack, schedule
 from streamcollapse.merge.plan import PlanLayer
+from streamcollapse.progress import PhaseStarted
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,12 @@ def streamed_likelihoods(
             for left_NTD, call in zip(hidden, group, strict=True):
                 _judge(head, left_NTD, call, (requests, asked), [partial(done, one) for one in ones])
 
-    for group in groups(calls, lambda call: call.tokens * a_token, most_bytes):
-        for norms, ours in walks_of([layers for layers, _ in stacks], [norms for _, norms in stacks]):
+    passes = list(groups(calls, lambda call: call.tokens * a_token, most_bytes))
+    walks = walks_of([layers for layers, _ in stacks], [norms for _, norms in stacks])
+    visits = sum(len(schedule([Stack(tuple(stacks[n][0]), 0) for n in ours])) for _, ours in walks)
+    model.listener(PhaseStarted("evaluate", visits * len(passes)))
+    for group in passes:
+        for norms, ours in walks:
             entries = [call.enter() for call in group]
             text = [hidden for hidden, _ in entries], [calls for _, calls in entries]
             del entries
@@ -96,28 +101,32 @@ def streamed_likelihoods(
 
 
 def _packed(model: StreamedModel, sequences: Sequence[tuple[int, ...]], most: int) -> list[_Call]:
-    return [
-        _Call(
-            len(row.token_ids),
-            {number: (0, columns) for number, columns in row.columns.items()},
-            partial(packed_entry, model, row, sequences),
-        )
-        for row in pack(sequences, most)
-    ]
+    found, alone = list[_Call](), list[int]()
+    for row in pack(sequences, most):
+        if len(row.columns) == 1:  # which needs no mask
+            alone += row.columns
+        else:
+            places = {number: (0, columns) for number, columns in row.columns.items()}
+            found.append(_Call(len(row.token_ids), places, partial(packed_entry, model, row, sequences)))
+    return [*found, *_plain(model, sequences, most, alone)]
 
 
-def _plain(model: StreamedModel, sequences: Sequence[tuple[int, ...]], most: int) -> list[_Call]:
-    longest_first = sorted(range(len(sequences)), key=lambda n: -len(sequences[n]))  # as batches have them
+def _plain(
+    model: StreamedModel, sequences: Sequence[tuple[int, ...]], most: int, numbers: Sequence[int] | None = None
+) -> list[_Call]:
+    """Those with ``numbers`` (None: all), each in a row of its own."""
+    every = range(len(sequences)) if numbers is None else numbers
+    longest_first = sorted(every, key=lambda n: -len(sequences[n]))  # as batches have them
     ordered, found = iter(longest_first), list[_Call]()
     for batch in make_batches([sequences[n] for n in longest_first], most):
         places = {next(ordered): (row, [*range(length)]) for row, length in enumerate(batch.lengths)}
-
-        def enter(batch: object = batch) -> tuple[torch.Tensor, Sequence[LayerCall]]:
-            recording = model.record([batch])[0]  # type: ignore[list-item]
-            return recording.hidden_NTD, recording.calls
-
-        found.append(_Call(batch.input_ids_NT.numel(), places, enter))
+        found.append(_Call(batch.input_ids_NT.numel(), places, partial(_entry, model, batch)))
     return found
+
+
+def _entry(model: StreamedModel, batch: Batch) -> tuple[torch.Tensor, Sequence[LayerCall]]:
+    recording = model.record([batch])[0]
+    return recording.hidden_NTD, recording.calls
 
 
 def _judge(

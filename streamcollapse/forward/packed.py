@@ -24,7 +24,8 @@ from streamcollapse.forward.model import LayerWeights, StreamedModel
 
 _MASK = "attention_mask"  # the argument of a layer that has it, in every family
 _AGREE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest output
-_TRIAL = ((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 7, 8), (9, 1, 2))  # which tokens, of those at hand
+TRIAL_TOKENS = 10
+_TRIAL = ((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 7, 8), (9, 1, 2))  # which of them, in three sequences
 
 
 @dataclass
@@ -205,7 +206,7 @@ def _alone(sequence: Sequence[int]) -> Batch:
 
 def takes_packed(model: StreamedModel, base: int, weights: LayerWeights, token_ids: Sequence[int]) -> bool:
     """Whether source layer ``base``, with ``weights``, gives for a packed row what it gives for its sequences. Tried
-    with ``token_ids``, ten of them."""
+    with TRIAL_TOKENS ``token_ids``."""
     sequences = [[token_ids[n] for n in some] for some in _TRIAL]
     (row,) = pack(sequences, 1 << 10)
     try:

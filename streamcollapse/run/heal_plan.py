@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from streamcollapse.forward.batches import activation_bytes, logits_bytes
+from streamcollapse.forward.batches import logits_bytes
 from streamcollapse.resources.budget import Budget, budget_for
+from streamcollapse.run.layer_needs import layer_needs, layer_sizes
 from streamcollapse.run.memory_plan import choose_io, refuse
-from streamcollapse.run.needs import DEVICE_LIBRARIES, LIBRARIES, Kept, Memory, MemoryPlan, Need, peak_bytes
+from streamcollapse.run.needs import Kept, Memory, MemoryPlan, Need, peak_bytes
 from streamcollapse.run.opened import Job
 from streamcollapse.settings.run import Streaming
-from streamcollapse.stream.loaders import DeviceLoader
-from streamcollapse.stream.slots import layer_slot_bytes
 
 # of a step, the first that there is room for: graphs of all layers save a run of each; on a GPU copies of hidden states
 # take as long as layers
@@ -47,7 +46,7 @@ def plan_healing(job: Job, teacher: Job, course: Course, streaming: Streaming) -
     for one in (teacher, job):
         drop = one.checkpoint.num_bytes + peak_bytes(needs) > budget.ram
         plan = MemoryPlan(streaming.prefetch, spill=kept == "disk", drop_after_use=drop, needs=tuple(needs))
-        plan = replace(plan, budget=budget, kept=kept, activations=_KEPT * _sizes(one, course.call)[2])
+        plan = replace(plan, budget=budget, kept=kept, activations=_KEPT * layer_sizes(one, course.call)[2])
         plans.append(replace(plan, io=choose_io(one, streaming.io, plan)))
     stay, more = _residents(job, needs, budget)
     return plans[0], replace(plans[1], resident_layers=stay, needs=(*plans[1].needs, *more))
@@ -86,19 +85,9 @@ def _residents(job: Job, needs: Sequence[Need], budget: Budget) -> tuple[int, li
     they take."""
     if budget.vram is None:
         return 0, []
-    layer = _sizes(job, 1)[0]
+    layer = layer_sizes(job, 1)[0]
     stay = min(int(_RESIDENT_SHARE * (budget.vram - peak_bytes(needs, "vram"))) // layer, job.num_layers)
     return stay, [Need("heal", f"resident layers: {stay}", stay * layer, "vram")] if stay else []
-
-
-def _sizes(job: Job, call: int) -> tuple[int, int, int]:
-    """Bytes of the largest layer as stored and in the compute dtype, and of the activations of a call."""
-    layout, itemsize = job.architecture.layout, job.placement.dtype.itemsize
-    layers = [[job.source.info(name) for name in layout.layer_names(i)] for i in range(job.num_layers)]
-    shapes = [info.shape for layer in layers for info in layer]
-    stored = max(sum(info.num_bytes for info in layer) for layer in layers)
-    slot = layer_slot_bytes(layers, job.placement.dtype)
-    return stored, slot, activation_bytes(shapes, job.hidden_size, (1, call), itemsize)
 
 
 def _needs(job: Job, teacher: Job, course: Course, kept: Kept) -> list[Need]:
@@ -109,22 +98,13 @@ def _needs(job: Job, teacher: Job, course: Course, kept: Kept) -> list[Need]:
     head = (job.architecture.survey.head + teacher.architecture.survey.head) * item
     found: list[Need] = []
     for phase, one in (("teacher", teacher), ("heal", job)):
-        stored, slot, activations = _sizes(one, course.call)
-        found += [Need(phase, "libraries, on first use", LIBRARIES)]
-        if on_device:
-            found += [Need(phase, "libraries, on first use", DEVICE_LIBRARIES, "vram")]
-            found += [Need(phase, "pinned slots", DeviceLoader.HOST_SLOTS * stored)]
-        found += [
-            Need(phase, "weights in flight", 3 * stored, here),
-            Need(phase, "one layer, mixed or converted", slot, here),
-            Need(phase, "activations", activations * (1 if phase == "teacher" else _KEPT), here),
-        ]
+        found += layer_needs(phase, one, layer_sizes(one, course.call), 1 if phase == "teacher" else _KEPT)
     learning = "what is trained" if course.whole else "adapters"
     where = " of a call (the others on the disk)" if kept == "disk" else ""
     there: Memory = "vram" if on_device and kept == "vram" else "ram"
     if kept == "graphs":
         calls = 2 * -(-course.tokens // course.call)  # at the most: a call has whole rows
-        graphs = job.num_layers * _GRAPHS * _sizes(job, course.tokens)[2] + calls * item * course.trained
+        graphs = job.num_layers * _GRAPHS * layer_sizes(job, course.tokens)[2] + calls * item * course.trained
         states = Need("heal", "graphs of all layers", graphs)
     else:
         states = Need("heal", f"hidden states between layers{where}", between * state, there)
