@@ -1,28 +1,24 @@
 """Many sequences in one row: what they share at their beginnings is computed once, and nothing is padded.
 
-A row is a tree of tokens: each has a position and, but for the first of a sequence, the token before it. How a layer is
-called for such a row follows from how the model calls it for one long sequence: all that the arguments say of a
-position goes to the tokens that have it, and a token attends to those before it in its own sequence alone. Whether the
-code of a family takes such calls is found by trial.
+A row is a tree of tokens: each has a position and, but for the first of a sequence, the token before it. It attends to
+those before it in its own sequence alone. Whether the code of a family takes such calls is found by trial.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import torch
-from torch import nn
 
 from streamcollapse.arch.skeleton import LayerCall
 from streamcollapse.errors import ModelError, is_of_device
 from streamcollapse.forward.batches import MOST_CALL_TOKENS, Batch, make_batches
+from streamcollapse.forward.by_position import CallsByPosition, alone
 from streamcollapse.forward.model import LayerWeights, StreamedModel
 
-_MASK = "attention_mask"  # the argument of a layer that has it, in every family
 _AGREE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest output
 TRIAL_TOKENS = 10
 _TRIAL = ((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 7, 8), (9, 1, 2))  # which of them, in three sequences
@@ -85,26 +81,15 @@ def _alike(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 class PackedCalls(Sequence[LayerCall]):
-    """The arguments of each layer for a row, made when they are asked for: masks grow with the square of its length.
+    """The arguments of each layer for a row, made when they are asked for: masks grow with the square of its length."""
 
-    ``longer`` are those for the longest sequence of the row, ``shorter`` for that without its last token: what differs
-    in shape goes by position. Raises ValueError where they do not say what a token attends to.
-    """
-
-    def __init__(
-        self, model: StreamedModel, row: PackedRow, longer: Sequence[LayerCall], shorter: Sequence[LayerCall]
-    ) -> None:
-        self._longer = longer
-        self._masks = [_mask_place(model.module(base), call) for base, call in enumerate(longer)]
-        self._values = [
-            (_parts(one.args, two.args), {name: _by_position(v, two.kwargs[name]) for name, v in one.kwargs.items()})
-            for one, two in zip(longer, shorter, strict=True)
-        ]
-        self._positions = torch.tensor(row.positions, device=model.placement.device)
+    def __init__(self, calls: CallsByPosition, row: PackedRow) -> None:
+        self._calls = calls
+        self._positions = torch.tensor(row.positions, device=calls.device)
         self._tree = np.packbits(row.tree().numpy())
 
     def __len__(self) -> int:
-        return len(self._longer)
+        return len(self._calls)
 
     @overload
     def __getitem__(self, base: int) -> LayerCall: ...
@@ -113,63 +98,10 @@ class PackedCalls(Sequence[LayerCall]):
     def __getitem__(self, base: int | slice) -> LayerCall | Sequence[LayerCall]:
         if isinstance(base, slice):
             return [self[n] for n in range(*base.indices(len(self)))]
-        parts, named = self._values[base]
-        args = [part(self._positions) for part in parts]
-        kwargs = {name: part(self._positions) for name, part in named.items()}
-        place = self._masks[base]
-        if isinstance(place, int):
-            args[place] = self._mask(args[place])
-        else:
-            kwargs[place] = self._mask(kwargs[place])
-        return LayerCall(tuple(args), kwargs, self._longer[base].hidden_by_name)
-
-    def _mask(self, known: torch.Tensor | None) -> torch.Tensor:
-        """What ``known`` lets a token attend to, of its own sequence. [1, 1, T, T]"""
         count = len(self._positions)
         bits = torch.from_numpy(np.unpackbits(self._tree, count=count * count))
-        tree = bits.to(self._positions.device).bool().view(1, 1, count, count)
-        if known is None:
-            return tree
-        if known.dtype != torch.bool:
-            return torch.where(tree, known, torch.finfo(known.dtype).min)
-        hides = not bool(known.flatten()[0])  # a token attends to itself: where that is False, True hides
-        return known | ~tree if hides else known & tree
-
-
-def _mask_place(layer: nn.Module, call: LayerCall) -> int | str:
-    """Where the ``call`` of ``layer`` has its mask: the number or the name of an argument. Raises ValueError."""
-    if _MASK in call.kwargs:
-        return _MASK
-    names = [name for name in inspect.signature(type(layer).forward).parameters if name != "self"]
-    place = names.index(_MASK) - (0 if call.hidden_by_name else 1)
-    if not 0 <= place < len(call.args):
-        raise ValueError(f"the layers are called without {_MASK}")
-    return place
-
-
-def _parts(values: Sequence[Any], shorter: Sequence[Any]) -> list[Callable[[torch.Tensor], Any]]:
-    return [_by_position(one, other) for one, other in zip(values, shorter, strict=True)]
-
-
-def _by_position(value: Any, shorter: Any) -> Callable[[torch.Tensor], Any]:
-    """From positions to what ``value`` says of each, as far as it goes by position."""
-    if isinstance(value, torch.Tensor):
-        dims = [dim for dim, size in enumerate(value.shape) if size != shorter.shape[dim]]
-
-        def of(positions: torch.Tensor) -> torch.Tensor:
-            found = value
-            for dim in dims:
-                found = found.index_select(dim, positions)
-            return found
-
-        return of
-    if isinstance(value, tuple | list):
-        parts = _parts(value, shorter)
-        return lambda positions: type(value)(part(positions) for part in parts)
-    if isinstance(value, dict):
-        named = {name: _by_position(one, shorter[name]) for name, one in value.items()}
-        return lambda positions: {name: part(positions) for name, part in named.items()}
-    return lambda positions: value
+        attends_TT = bits.to(self._calls.device).bool().view(count, count)
+        return self._calls.at(base, self._positions, self._positions, attends_TT)
 
 
 def packed_entry(
@@ -186,10 +118,8 @@ def packed_entry(
         for n, number in enumerate(numbers):
             columns = torch.tensor(row.columns[number], device=hidden_1TD.device)
             hidden_1TD[0, columns] = found.hidden_NTD[n, : len(columns)]
-    ids = list(sequences[longest])
-    one, other = (model.record([_alone(some)])[0] for some in (ids if len(ids) > 1 else ids * 2, ids[:-1] or ids))
     assert hidden_1TD is not None
-    return hidden_1TD, PackedCalls(model, row, one.calls, other.calls)
+    return hidden_1TD, PackedCalls(CallsByPosition.of(model, sequences[longest]), row)
 
 
 def _rows(sequences: Sequence[Sequence[int]], numbers: Iterable[int]) -> Iterator[tuple[Batch, list[int]]]:
@@ -200,10 +130,6 @@ def _rows(sequences: Sequence[Sequence[int]], numbers: Iterable[int]) -> Iterato
         yield batch, [next(ordered) for _ in batch.lengths]
 
 
-def _alone(sequence: Sequence[int]) -> Batch:
-    return Batch(torch.tensor([list(sequence)]), (len(sequence),))
-
-
 def takes_packed(model: StreamedModel, base: int, weights: LayerWeights, token_ids: Sequence[int]) -> bool:
     """Whether source layer ``base``, with ``weights``, gives for a packed row what it gives for its sequences. Tried
     with TRIAL_TOKENS ``token_ids``."""
@@ -212,13 +138,13 @@ def takes_packed(model: StreamedModel, base: int, weights: LayerWeights, token_i
     try:
         hidden_1TD, calls = packed_entry(model, row, sequences)
         together = model.run(base, weights, hidden_1TD, calls[base])[0]
-        alone = []
+        singly = list[torch.Tensor]()
         for sequence in sequences:
-            one = model.record([_alone(sequence)])[0]
-            alone.append(model.run(base, weights, one.hidden_NTD, one.calls[base])[0])
+            one = model.record([alone(sequence)])[0]
+            singly.append(model.run(base, weights, one.hidden_NTD, one.calls[base])[0])
     except (ModelError, RuntimeError, ValueError, TypeError, IndexError) as error:
         if is_of_device(error):
             raise
         return False
-    allowed = _AGREE[model.placement.dtype] * max(float(one.abs().max()) for one in alone)
-    return all(bool((together[row.columns[number]] - one).abs().max() <= allowed) for number, one in enumerate(alone))
+    allowed = _AGREE[model.placement.dtype] * max(float(one.abs().max()) for one in singly)
+    return all(bool((together[row.columns[number]] - one).abs().max() <= allowed) for number, one in enumerate(singly))
