@@ -7,9 +7,9 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class PhaseStarted:
     """A phase (``reference``, ``search``, ``exchanges``, ``scales``, ``repair``, ``end to end``, ``repair check``,
-    ``write``, ``perplexity``, ``evaluate``, ``held out``, ``samples``, ``speed``, ``teacher``, ``layers below``,
-    ``heal``, ``convert``, ``verify``, ``recompute`` or ``fetch``) begins; ``total_steps`` are layers, tensors or models
-    where known."""
+    ``write``, ``perplexity``, ``evaluate``, ``generate``, ``held out``, ``samples``, ``speed``, ``teacher``,
+    ``layers below``, ``heal``, ``convert``, ``verify``, ``recompute`` or ``fetch``) begins; ``total_steps`` are layers,
+    tensors or models where known."""
 
     name: str
     total_steps: int | None = None

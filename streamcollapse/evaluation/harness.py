@@ -8,8 +8,9 @@ in memory. After an import of this module the harness knows the model ``streamco
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partialmethod
 from pathlib import Path
@@ -19,11 +20,11 @@ import torch
 from lm_eval import evaluator, utils
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.tasks import TaskManager
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
 from streamcollapse.errors import CalibrationError, OptionError
-from streamcollapse.evaluation.answers import Answers
+from streamcollapse.evaluation.answers import Answers, Question
 from streamcollapse.forward.likelihood import Continued
 from streamcollapse.merge.plan import Plan, original_layers
 from streamcollapse.run.opened import open_job
@@ -31,19 +32,8 @@ from streamcollapse.run.refits import use_plan
 from streamcollapse.run.samples import load_tokenizer, longest_context
 from streamcollapse.settings.run import Compute, RunSettings, Streaming
 
+_MOST_NEW = 256  # tokens, where a task does not say
 _LONGEST, _UNKNOWN = 2048, 1 << 62  # tokens, where neither model nor tokenizer says; what tokenizers say then
-
-
-class Tasks(TaskManager):  # type: ignore[misc]
-    """The harness's tasks, and those in the directory ``include_path``."""
-
-    def load(self, names: Any) -> Any:
-        """The tasks with these names. Raises OptionError for those that generate text, before anything is computed."""
-        loaded = super().load(names)
-        generating = [name for name, task in loaded["tasks"].items() if task.OUTPUT_TYPE == "generate_until"]
-        if generating:
-            raise OptionError(f"tasks: {', '.join(generating)} generate text, which is not streamed; leave them out")
-        return loaded
 
 
 @contextmanager
@@ -92,7 +82,7 @@ class StreamedLM(TemplateLM):  # type: ignore[misc]
             parsed = Plan.load(Path(plan))
             use_plan(job, parsed)
             layers = parsed.layers, parsed.merge_norms
-        self._begin(Answers(job, [layers], settings.streaming, None), 0, max_length)
+        self._begin(Answers(job, [layers], settings.streaming), 0, max_length)
 
     @classmethod
     def of(cls, answers: Answers, stack: int, max_length: int | None = None) -> StreamedLM:
@@ -106,6 +96,7 @@ class StreamedLM(TemplateLM):  # type: ignore[misc]
         self._answers, self._stack = answers, stack
         job = answers.job
         self.tokenizer = load_tokenizer(job.checkpoint.directory, job.trust_remote_code)
+        self._ends = _ends(job.checkpoint.directory, self.tokenizer)
         said = int(getattr(self.tokenizer, "model_max_length", _UNKNOWN))
         usual = said if said < _UNKNOWN else _LONGEST
         self.max_length = max_length or longest_context(job) or usual
@@ -187,5 +178,43 @@ class StreamedLM(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Refused, as ``Tasks`` refuses it before anything is computed."""
-        raise OptionError("tasks that generate text are not streamed; leave them out")
+        """What the model goes on with, always by the most probable token. Raises OptionError where it should not."""
+        questions = [self._question(*request.args) for request in requests]
+        answers = self._answers.generated(questions, self._stack)
+        found = list[str]()
+        for request, question, tokens in zip(requests, questions, answers, strict=True):
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            found.append(postprocess_generated_text(text, list(question.until), None))
+            self.cache_hook.add_partial("generate_until", request.args, found[-1])
+        return found
+
+    def _question(self, context: str, settings: dict[str, Any]) -> Question:
+        how = normalize_gen_kwargs(settings, _MOST_NEW)
+        if how.get("do_sample"):
+            raise OptionError("a task draws its answers at random (do_sample), which is not streamed; leave it out")
+        end = self.tokenizer.decode(self.eot_token_id)
+        until, most = tuple(handle_stop_sequences(how.get("until"), eos=end)), int(how["max_gen_toks"])
+        if most >= self.max_length:
+            raise OptionError(
+                f"a task asks for {most} tokens, which leaves no room for a question: max_length is {self.max_length}"
+            )
+        prompt = self.tok_encode(context)[-(self.max_length - most) :]
+
+        def goes_on(tokens: Sequence[int]) -> bool:
+            return tokens[-1] not in self._ends and not any(
+                stop in self.tokenizer.decode(tokens, skip_special_tokens=False) for stop in until if stop
+            )
+
+        return Question(tuple(prompt), most, until, goes_on)
+
+
+def _ends(directory: Path, tokenizer: Any) -> set[int]:
+    """The tokens that end a text, by the checkpoint's settings for generation too, if it has any."""
+    found = [tokenizer.eos_token_id]
+    for name in ("generation_config.json", "config.json"):
+        try:
+            said = json.loads((directory / name).read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError):
+            continue
+        found += said if isinstance(said, list) else [said]
+    return {one for one in found if isinstance(one, int)}

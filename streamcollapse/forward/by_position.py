@@ -70,19 +70,17 @@ class CallsByPosition:
             name: _at(value, other.kwargs[name], to[1:] * 2 if name in _OF_KEYS else to)
             for name, value in call.kwargs.items()
         }
-        for place, put in (
-            (self.masks[base], lambda known: _mask(known, attends_QK)),
-            (self.caches[base], _given(cache)),
-        ):
-            if isinstance(place, int):
-                args[place] = put(args[place])
-            elif place is not None:
-                kwargs[place] = put(kwargs.get(place))
-        return LayerCall(tuple(args), kwargs, call.hidden_by_name)
-
-
-def _given(cache: Any) -> Any:
-    return lambda known: known if cache is None else cache
+        both: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        place = self.masks[base]
+        whole: dict[Any, Any] = {**dict(enumerate(call.args)), **call.kwargs}
+        own = whole[place]
+        # the first token attends to itself: where that is False, True hides
+        hides = own is not None and own.dtype == torch.bool and not bool(own.flatten()[0])
+        both[place] = _mask(both[place], attends_QK, hides)
+        if cache is not None and self.caches[base] is not None:
+            both[self.caches[base]] = cache
+        args = [both.pop(number) for number in range(len(args))]
+        return LayerCall(tuple(args), both, call.hidden_by_name)
 
 
 def _at(value: Any, shorter: Any, to: tuple[torch.Tensor, torch.Tensor]) -> Any:
@@ -100,14 +98,13 @@ def _at(value: Any, shorter: Any, to: tuple[torch.Tensor, torch.Tensor]) -> Any:
     return value
 
 
-def _mask(known: torch.Tensor | None, attends_QK: torch.Tensor) -> torch.Tensor:
-    """``known``, a model's own mask, for tokens that attend as they should. [1, 1, Q, K]"""
+def _mask(known: torch.Tensor | None, attends_QK: torch.Tensor, hides: bool) -> torch.Tensor:
+    """``known``, a model's own mask, where True may hide, for tokens that attend as they should. [1, 1, Q, K]"""
     attends = attends_QK[None, None]
     if known is None:
         return attends
     if known.dtype != torch.bool:
         return torch.where(attends, known, torch.finfo(known.dtype).min)
-    hides = not bool(known.flatten()[0])  # a token attends to itself: where that is False, True hides
     return known | ~attends if hides else known & attends
 
 

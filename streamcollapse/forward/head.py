@@ -75,6 +75,16 @@ class Head:
         assert sum_T is not None
         return float((sum_T - chosen_T).sum())
 
+    def most_probable(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        """The word that comes next by ``hidden_TD``, of equals the first. [T], int64"""
+        best_T = torch.full((len(hidden_TD),), -torch.inf, device=hidden_TD.device)
+        word_T = torch.zeros(len(hidden_TD), dtype=torch.int64, device=hidden_TD.device)
+        for words in self.parts(len(hidden_TD)):
+            highest_T, where_T = self.logits(hidden_TD, words).float().max(-1)
+            word_T = torch.where(highest_T > best_T, where_T + words.start, word_T)
+            best_T = torch.maximum(best_T, highest_T)
+        return word_T
+
     def likelihoods(
         self, hidden_TD: torch.Tensor, at_P: torch.Tensor, targets_P: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ from streamcollapse.forward.batches import MOST_CALL_TOKENS, Batch, make_batches
 from streamcollapse.forward.by_position import CallsByPosition, alone
 from streamcollapse.forward.model import LayerWeights, StreamedModel
 
-_AGREE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest output
+AGREE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest output
 TRIAL_TOKENS = 10
 _TRIAL = ((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 7, 8), (9, 1, 2))  # which of them, in three sequences
 
@@ -146,5 +146,5 @@ def takes_packed(model: StreamedModel, base: int, weights: LayerWeights, token_i
         if is_of_device(error):
             raise
         return False
-    allowed = _AGREE[model.placement.dtype] * max(float(one.abs().max()) for one in singly)
+    allowed = AGREE[model.placement.dtype] * max(float(one.abs().max()) for one in singly)
     return all(bool((together[row.columns[number]] - one).abs().max() <= allowed) for number, one in enumerate(singly))

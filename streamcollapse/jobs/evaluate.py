@@ -83,7 +83,7 @@ def evaluate(
         stacks.append((plan.layers, plan.merge_norms))
         names.append(name)
     with _journal(job, settings) as journal:
-        answers = harness.Answers(job, stacks, settings.streaming, journal)
+        answers = harness.Answers(job, stacks, settings.streaming, journal, settings.streaming.work_dir)
         models = [
             EvaluatedModel(name, len(layers), _results(harness, answers, number, name, asked))
             for number, (name, (layers, _)) in enumerate(zip(names, stacks, strict=True))
@@ -120,11 +120,12 @@ def _results(harness: Any, answers: Any, number: int, name: str, asked: Evaluati
     """What the harness says of the stack with that ``number``. Raises OptionError, CalibrationError."""
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
+    from lm_eval.tasks import TaskManager
     from lm_eval.utils import sanitize_model_name
 
     answers.job.listener(PhaseStarted("tasks"))
     include = None if asked.include_path is None else str(asked.include_path)
-    manager = harness.Tasks(include_path=include)
+    manager = TaskManager(include_path=include)
     unknown = [task for task in asked.names if not manager.match_tasks([task])]
     if unknown:
         raise OptionError(f"tasks: the harness has no {', '.join(unknown)}; `lm_eval ls tasks` lists what it has")

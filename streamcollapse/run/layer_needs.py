@@ -47,17 +47,19 @@ def layer_needs(phase: str, job: Job, sizes: tuple[int, int, int], times: int = 
 @dataclass(frozen=True)
 class EvaluationSize:
     """How much an evaluation asks of ``stacks`` models: ``tokens`` in all, ``call`` of them in a call, or the
-    ``longest`` request."""
+    ``longest`` request; ``kept`` bytes of keys and values while text is generated."""
 
     tokens: int
     call: int
     longest: int
     stacks: int
+    kept: int = 0
 
 
 def plan_evaluation(job: Job, asked: EvaluationSize, streaming: Streaming) -> tuple[MemoryPlan, int]:
     """How an evaluation spends memory, and how many bytes of hidden states it holds at once: what does not go up
-    together takes another pass over the weights. Raises BudgetError before a weight is read."""
+    together takes another pass over the weights. Keys and values for which there is no memory are spilled. Raises
+    BudgetError before a weight is read."""
     device = job.placement.device
     here: Memory = "vram" if device.type != "cpu" else "ram"
     item = job.placement.dtype.itemsize
@@ -76,6 +78,9 @@ def plan_evaluation(job: Job, asked: EvaluationSize, streaming: Streaming) -> tu
     held = max(min(asked.tokens * a_token, int(left)), largest * a_token)
     needs.append(Need("evaluate", "hidden states", held, here))
     refuse(needs, budget)
+    spill = asked.kept > limit - peak_bytes(needs, here)
+    if asked.kept and not spill:
+        needs.append(Need("evaluate", "keys and values", asked.kept, here))
     drop = job.checkpoint.num_bytes + peak_bytes(needs) > budget.ram
-    plan = MemoryPlan(streaming.prefetch, drop_after_use=drop, activations=sizes[2], needs=tuple(needs))
+    plan = MemoryPlan(streaming.prefetch, spill=spill, drop_after_use=drop, activations=sizes[2], needs=tuple(needs))
     return replace(plan, io=choose_io(job, streaming.io, plan), budget=budget), held

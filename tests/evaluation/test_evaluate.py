@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,15 @@ from streamcollapse import RunSettings, Streaming
 from streamcollapse.cli.main import app
 from streamcollapse.errors import BudgetError, CalibrationError, OptionError
 from streamcollapse.evaluation.answers import Answers
+from streamcollapse.evaluation.trials import Trials
 from streamcollapse.jobs.apply import apply
 from streamcollapse.jobs.evaluate import ANSWERS, evaluate
 from streamcollapse.jobs.planning import make_plan
+from streamcollapse.progress import Event, NoteMade
+from streamcollapse.run.layer_needs import plan_evaluation
 from streamcollapse.settings.evaluate import Evaluating
 from streamcollapse.settings.run import Compute, Judging
+from streamcollapse.storage.scratch import DiskScratch
 from tests.checkpoints import BUNDLED, save_model
 from tests.families import FAMILIES
 
@@ -32,10 +37,11 @@ with warnings.catch_warnings():
 
     from streamcollapse.evaluation.harness import StreamedLM
 
+evaluate_module, answers_module = (sys.modules[one.__module__] for one in (evaluate, Answers))
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness and its metrics are not ours
 FLOAT32 = RunSettings(Compute("cpu", "float32"), judging=Judging(verdict=False))
 WORDS = ("river", "stone", "bread", "king", "music", "paper", "garden", "winter", "tower", "light", "horse", "city")
-TASKS = "tiny_choice,tiny_cloze,tiny_rolling"
+TASKS = "tiny_choice,tiny_cloze,tiny_rolling,tiny_generated"
 CHOICE = """
 task: tiny_choice
 output_type: multiple_choice
@@ -63,8 +69,10 @@ task: tiny_generated
 output_type: generate_until
 doc_to_text: "{{question}}"
 doc_to_target: "{{last}}"
+generation_kwargs: {until: ["\n", "."], max_gen_toks: 9}
 metric_list: [{metric: exact_match}]
 """
+DRAWN = GENERATED.replace("until:", "do_sample: true, temperature: 0.7, until:").replace("generated", "drawn")
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +95,15 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (place / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in documents))
     data = f"dataset_path: json\ndataset_kwargs: {{data_files: {{validation: {place / 'data.jsonl'}}}}}\n"
-    for name, text in (("choice", CHOICE), ("cloze", CLOZE), ("rolling", ROLLING), ("generated", GENERATED)):
+    for name, text in (
+        ("choice", CHOICE),
+        ("cloze", CLOZE),
+        ("rolling", ROLLING),
+        ("generated", GENERATED),
+        ("drawn", DRAWN),
+    ):
         more = "validation_split: validation\nfewshot_split: validation\nmetadata: {version: 1}\n"
-        (place / f"{name}.yaml").write_text(text.lstrip() + data + more)
+        (place / f"{number}.yaml").write_text(text.lstrip() + data + more)
     return place
 
 
@@ -120,7 +134,9 @@ def answers(found: dict[str, Any], task: str) -> list[Any]:
 def same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     for task in TASKS.split(","):
         for one, other in zip(answers(ours, task), answers(theirs, task), strict=True):
-            if isinstance(one, tuple):
+            if isinstance(one, str):
+                assert one == other
+            elif isinstance(one, tuple):
                 assert one[0] == pytest.approx(other[0], abs=1e-4)
                 assert one[1] == other[1], "greedy"
             else:
@@ -136,7 +152,7 @@ def same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     "family",
     [
         "llama",
-        "qwen 2, full then sliding",
+        "mistral, sliding",
         "gemma 3, two rotary bases",
         "gpt 2, learned positions, tied",
         "mixtral, experts",
@@ -169,6 +185,55 @@ def test_a_trained_model_with_a_plan_and_examples(tasks: Path, tmp_path: Path) -
     theirs = in_memory(written, tasks, num_fewshot=3, limit=8)["results"]
     for task, metric, value, _ in both.models[1].rows:
         assert value == pytest.approx(theirs[task][f"{metric},none"], rel=1e-4)
+
+
+def test_texts_are_the_same_whatever_is_kept_and_where(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values in memory, in files, or nothing kept; and another run goes on with what is known."""
+    asked = Evaluating("tiny_generated", num_fewshot=2, include_path=tasks, limit=5, log_samples=True)
+    texts = list[list[Any]]()
+    simple = evaluate_module._results
+
+    def seen(harness: Any, known: Answers, *more: Any) -> Any:
+        found = simple(harness, known, *more)
+        texts.append(list(known._texts.values()))
+        return found
+
+    monkeypatch.setattr(evaluate_module, "_results", seen)
+    plain = evaluate(BUNDLED, asked, settings=FLOAT32)
+    places = list[str]()
+    allocate = DiskScratch.allocate
+
+    def noted(self: DiskScratch, name: str, *more: Any) -> Any:
+        places.append(name)
+        return allocate(self, name, *more)
+
+    monkeypatch.setattr(DiskScratch, "allocate", noted)
+    spilled = replace(FLOAT32, streaming=Streaming(work_dir=tmp_path / "work"))
+    with monkeypatch.context() as short:
+        short.setattr(answers_module, "plan_evaluation", _spilling)
+        said = list[Event]()
+        one = evaluate(BUNDLED, asked, settings=spilled, listener=said.append)
+    assert len(places) == 48, "keys and values of a row in each of 24 layers"
+    assert not [path for path in (tmp_path / "work").iterdir() if path.is_dir()], "and nothing stays"
+    assert any(
+        "5 texts to be gone on with: up to 9 passes" in event.text for event in said if isinstance(event, NoteMade)
+    )
+    with monkeypatch.context() as nothing:
+        nothing.setattr(answers_module, "tried", lambda *given: Trials(False, None))
+        other = evaluate(BUNDLED, asked, settings=FLOAT32)
+    with monkeypatch.context() as known:
+        known.setattr(Answers, "_generate", lambda *given: pytest.fail("it was known"))
+        again = evaluate(BUNDLED, asked, settings=spilled)
+    assert plain.models[0].rows == one.models[0].rows == other.models[0].rows == again.models[0].rows
+    assert texts[0] == texts[1] == texts[2] == texts[3]
+    assert all(1 <= len(text) <= 9 for text in texts[0])
+
+
+def _spilling(*given: Any) -> Any:
+    memory, held = plan_evaluation(*given)
+    return replace(memory, spill=True), held
 
 
 def test_answers_are_kept_and_results_written_as_the_harness_does(
@@ -205,7 +270,8 @@ def test_what_cannot_be_evaluated_is_one_line(tasks: Path, tmp_path: Path, monke
     asked = Evaluating("tiny_choice", include_path=tasks)
     for given, error, message in (
         (replace(asked, tasks="tiny_choice,tiny_choices"), OptionError, "the harness has no tiny_choices"),
-        (replace(asked, tasks="tiny_choice,tiny_generated"), OptionError, "tiny_generated generate text"),
+        (replace(asked, tasks="tiny_drawn"), OptionError, "at random"),
+        (replace(asked, tasks="tiny_generated", max_length=9), OptionError, "leaves no room for a question"),
         (replace(asked, tasks="piqa"), CalibrationError, r"TaskManager\(\).load\(\['piqa'\]\)"),
     ):
         monkeypatch.setattr(Answers, "_compute", lambda *given: pytest.fail("something was computed"))
