@@ -95,13 +95,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (place / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in documents))
     data = f"dataset_path: json\ndataset_kwargs: {{data_files: {{validation: {place / 'data.jsonl'}}}}}\n"
-    for name, text in (
-        ("choice", CHOICE),
-        ("cloze", CLOZE),
-        ("rolling", ROLLING),
-        ("generated", GENERATED),
-        ("drawn", DRAWN),
-    ):
+    for number, text in enumerate((CHOICE, CLOZE, ROLLING, GENERATED, DRAWN)):
         more = "validation_split: validation\nfewshot_split: validation\nmetadata: {version: 1}\n"
         (place / f"{number}.yaml").write_text(text.lstrip() + data + more)
     return place
