@@ -156,6 +156,7 @@ CHECKS: dict[str, list[str]] = {
     "written, loaded again": [*FAMILIES, *MORE_FAMILIES, *OWN_CODE, *WRAPPERS],
     "generates": [*FAMILIES, *OWN_CODE],
     "from PyTorch files": [*FAMILIES, *MORE_FAMILIES],
+    "evaluated": [*FAMILIES, *MORE_FAMILIES],
 }
 
 
@@ -183,8 +184,9 @@ Any decoder that transformers runs layer by layer. The tests hold the families b
 - **written, loaded again**: transformers finds no key missing and none too many.
 - **generates**: with a cache as without.
 - **from PyTorch files**: plan and weights equal those from safetensors.
+- **evaluated**: log-likelihoods of continuations equal the model's own within 1e-4, generated texts exactly, in float32.
 
-All of it with transformers 5 and again with 4.57.
+All of it with transformers 5 and, but for the last, again with 4.57.
 
 TABLE
 

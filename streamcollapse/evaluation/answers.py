@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from streamcollapse.evaluation.trials import Trials, tried
-from streamcollapse.forward.batches import MOST_CALL_TOKENS
+from streamcollapse.forward.batches import MOST_CALL_TOKENS, groups
 from streamcollapse.forward.generate import Wanted, streamed_generation
 from streamcollapse.forward.likelihood import Continued, Likelihood, streamed_likelihoods
+from streamcollapse.forward.model import StreamedModel
 from streamcollapse.forward.walk import Stack, schedule
 from streamcollapse.merge.plan import PlanLayer
 from streamcollapse.progress import NoteMade, PhaseStarted
@@ -108,23 +109,32 @@ class Answers:
         kept = self._tried().kept
         tokens = sum(len(question.prompt) + question.most for question in questions)
         size = self._size({question.prompt for question in questions}, 1, (kept or 0) * len(layers) * tokens)
-        memory, _ = plan_evaluation(job, size, self._streaming)
+        memory, held = plan_evaluation(job, size, self._streaming)
         job.listener(memory.event)
-        passes = max(question.most for question in questions)
-        read = sum(info.num_bytes for info in map(job.view(layers).info, job.view(layers).names))
+        at_once = held // size.a_token(job)
+        parts = list(groups([*zip(keys, questions, strict=True)], lambda one: len(one[1].prompt), at_once))
+        passes = sum(max(question.most for _, question in part) for part in parts)
+        view = job.view(layers)
+        read = format_bytes(sum(view.info(name).num_bytes for name in view.names))
         how = "" if kept else ", each with all that comes before: layers of this model take no cache"
-        text = f"{len(questions)} texts to be gone on with: up to {passes} passes over {format_bytes(read)}{how}"
-        job.listener(NoteMade(text))
+        job.listener(NoteMade(f"{len(questions)} texts to be gone on with: up to {passes} passes over {read}{how}"))
+        job.listener(PhaseStarted("generate", passes * len(schedule([Stack(tuple(layers), 0)]))))
+        with self._saving(), open_stream(job, memory) as stream, job.meter.phase("generate"):
+            model = job.model(stream)
+            for part in parts:
+                with self._scratch(memory, kept) as scratch, heap_for(memory.activations):
+                    self._go_on(model, stack, part, (size.call, scratch))
+
+    def _go_on(
+        self, model: StreamedModel, stack: int, part: Sequence[tuple[str, Question]], sizes: tuple[int, Scratch | None]
+    ) -> None:
+        """What the stack with that number makes of ``part`` of the questions."""
 
         def done(number: int, found: list[int]) -> None:
-            self._add({"kind": "text", "stack": self._digests[stack], "request": keys[number], "tokens": found})
+            self._add({"kind": "text", "stack": self._digests[stack], "request": part[number][0], "tokens": found})
 
-        texts = [Wanted(one.prompt, one.most, one.goes_on) for one in questions]
-        with self._saving(), self._scratch(memory, kept) as scratch, open_stream(job, memory) as stream:
-            job.listener(PhaseStarted("generate", passes * len(schedule([Stack(tuple(layers), 0)]))))
-            with job.meter.phase("generate"), heap_for(memory.activations):
-                sizes = size.call, scratch
-                streamed_generation(job.model(stream), self._stacks[stack], texts, job.vocabulary, sizes, done)
+        texts = [Wanted(one.prompt, one.most, one.goes_on) for _, one in part]
+        streamed_generation(model, self._stacks[stack], texts, self.job.vocabulary, sizes, done)
 
     def _size(self, sequences: set[tuple[int, ...]], stacks: int, kept: int = 0) -> EvaluationSize:
         longest = max(map(len, sequences))

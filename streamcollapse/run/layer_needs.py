@@ -55,6 +55,10 @@ class EvaluationSize:
     stacks: int
     kept: int = 0
 
+    def a_token(self, job: Job) -> int:
+        """Bytes of the hidden states of a token, of all stacks and of what enters them."""
+        return (self.stacks + 1) * job.hidden_size * job.placement.dtype.itemsize
+
 
 def plan_evaluation(job: Job, asked: EvaluationSize, streaming: Streaming) -> tuple[MemoryPlan, int]:
     """How an evaluation spends memory, and how many bytes of hidden states it holds at once: what does not go up
@@ -71,7 +75,7 @@ def plan_evaluation(job: Job, asked: EvaluationSize, streaming: Streaming) -> tu
         Need("evaluate", "what tokens attend to", _MASK * asked.call**2, here),
         Need("evaluate", "head, and logits", head, here),
     ]
-    a_token = (asked.stacks + 1) * job.hidden_size * item
+    a_token = asked.a_token(job)
     budget = budget_for(streaming, device)
     limit = (budget.vram or 0) if here == "vram" else budget.ram
     left = _STATES_SHARE * (limit - peak_bytes(needs, here))

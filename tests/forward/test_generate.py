@@ -14,7 +14,7 @@ from streamcollapse.run.opened import open_job
 from streamcollapse.settings.run import Compute, RunSettings
 from streamcollapse.storage.scratch import Scratch
 from tests.checkpoints import VOCABULARY, save_model
-from tests.families import FAMILIES, MORE_FAMILIES
+from tests.families import CHECKS, FAMILIES, MORE_FAMILIES
 from tests.streams import plain_stream
 
 # which keep something else than keys and values, or whose arguments do not say by position what a token sees
@@ -22,7 +22,7 @@ UNKEPT = ("mpt, alibi", "jamba, state space", "qwen 3 next, linear attention", "
 NEW = 11  # so that windows of 8 tokens are left behind
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
+@pytest.mark.parametrize("family", CHECKS["evaluated"])
 @torch.inference_mode()
 def test_equals_what_the_model_itself_goes_on_with(family: str, tmp_path: Path) -> None:
     """Prompts that begin alike and that do not; one of them ends sooner."""

@@ -18,7 +18,7 @@ from streamcollapse.merge.plan import PlanLayer, original_layers
 from streamcollapse.run.opened import Job, open_job
 from streamcollapse.settings.run import Compute, RunSettings
 from tests.checkpoints import VOCABULARY, save_model
-from tests.families import FAMILIES, MORE_FAMILIES, SMALL
+from tests.families import CHECKS, FAMILIES, MORE_FAMILIES, SMALL
 from tests.in_memory import mixed_model
 from tests.streams import plain_stream
 
@@ -91,7 +91,7 @@ def trial(job: Job, base: int) -> bool:
         return takes_packed(model, base, weights, range(5, 15))
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
+@pytest.mark.parametrize("family", CHECKS["evaluated"])
 def test_equals_the_model_s_own_log_likelihoods(family: str, tmp_path: Path) -> None:
     job, model = opened((FAMILIES | MORE_FAMILIES)[family](), tmp_path / "m")
     asked = requests()
