@@ -184,7 +184,7 @@ Any decoder that transformers runs layer by layer. The tests hold the families b
 - **written, loaded again**: transformers finds no key missing and none too many.
 - **generates**: with a cache as without.
 - **from PyTorch files**: plan and weights equal those from safetensors.
-- **evaluated**: log-likelihoods of continuations equal the model's own within 1e-4, generated texts exactly, in float32.
+- **evaluated**: log-likelihoods of continuations are the model's own within 1e-4, generated texts exactly (float32).
 
 All of it with transformers 5 and, but for the last, again with 4.57.
 
