@@ -84,8 +84,9 @@ def evaluate(
         names.append(name)
     with _journal(job, settings) as journal:
         answers = harness.Answers(job, stacks, settings.streaming, journal, settings.streaming.work_dir)
+        manager = _manager(asked)
         models = [
-            EvaluatedModel(name, len(layers), _results(harness, answers, number, name, asked))
+            EvaluatedModel(name, len(layers), _results(harness, answers, number, name, (asked, manager)))
             for number, (name, (layers, _)) in enumerate(zip(names, stacks, strict=True))
         ]
         job.checkpoint.check_unchanged()
@@ -116,19 +117,31 @@ def _journal(job: Job, settings: RunSettings) -> Iterator[Journal | None]:
         yield Journal(path / ANSWERS)
 
 
-def _results(harness: Any, answers: Any, number: int, name: str, asked: Evaluating) -> dict[str, Any]:
+def _manager(asked: Evaluating) -> Any:
+    """The harness's index of tasks; where the user's own have all that are asked for, of these alone, which is quick.
+    Raises OptionError."""
+    from lm_eval.tasks import TaskManager
+
+    include = None if asked.include_path is None else str(asked.include_path)
+    if include is not None:
+        own = TaskManager(include_path=include, include_defaults=False)
+        if all(own.match_tasks([task]) for task in asked.names):
+            return own
+    found = TaskManager(include_path=include)
+    unknown = [task for task in asked.names if not found.match_tasks([task])]
+    if unknown:
+        raise OptionError(f"tasks: the harness has no {', '.join(unknown)}; `lm_eval ls tasks` lists what it has")
+    return found
+
+
+def _results(harness: Any, answers: Any, number: int, name: str, what: tuple[Evaluating, Any]) -> dict[str, Any]:
     """What the harness says of the stack with that ``number``. Raises OptionError, CalibrationError."""
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
-    from lm_eval.tasks import TaskManager
     from lm_eval.utils import sanitize_model_name
 
+    asked, manager = what
     answers.job.listener(PhaseStarted("tasks"))
-    include = None if asked.include_path is None else str(asked.include_path)
-    manager = TaskManager(include_path=include)
-    unknown = [task for task in asked.names if not manager.match_tasks([task])]
-    if unknown:
-        raise OptionError(f"tasks: the harness has no {', '.join(unknown)}; `lm_eval ls tasks` lists what it has")
     tracker = EvaluationTracker(output_path=None if asked.output_path is None else str(asked.output_path))
     began = time.time()
     try:

@@ -105,6 +105,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 def in_memory(directory: Path, tasks: Path, **more: Any) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def test_equals_a_plain_search_in_memory(
             monkeypatch.setattr(head.Head, "_is_cut_at_will", lambda self, example: False)
         monkeypatch.setattr(head, "BLOCK_TOKENS", 45 if blocks == "rows" else 7)
         if blocks in ("words", "nothing kept"):
-            monkeypatch.setattr(head, "PART_BYTES", 4 * 7 * 11)
+            monkeypatch.setattr(head, "PART_BYTES", 4 * 7 * 300)
     expected = in_memory_search(llama, SAMPLES, c=3, i=1, threshold=0.9, rule="mean", metric=metric)
     assert similarities(llama, metric) == pytest.approx([d[2] for d in expected.decisions], abs=2e-5)
 

@@ -181,7 +181,7 @@ def test_gradients_of_norm_and_head_are_those_of_autograd(
     family: str, loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The head by a few words at a time."""
-    monkeypatch.setattr(head, "PART_BYTES", 4 * 8 * 9)
+    monkeypatch.setattr(head, "PART_BYTES", 4 * 8 * 300)
     directory = save_model(FAMILIES[family](), tmp_path / "m", gain=GAIN)
     job, model = opened(directory)
     assert not job.architecture.layout.tied_head
@@ -277,7 +277,7 @@ def test_the_other_losses(loss: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("loss", ["kl", "nll"])
 def test_the_loss_of_one_in_three_tokens(loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And of a few words at a time."""
-    monkeypatch.setattr(head, "PART_BYTES", 4 * 8 * 9)
+    monkeypatch.setattr(head, "PART_BYTES", 4 * 8 * 300)
     directory = save_model(FAMILIES["llama"](), tmp_path / "m", gain=GAIN)
     job, model = opened(directory)
     trained = Trained(whole={3: whole(model, 3)})

@@ -28,6 +28,7 @@ from tests.methods import without_last
 
 FLOAT32 = Compute("cpu", "float32")
 SAMPLES = load_samples(Calibration())
+QUICK = SearchOptions(strategy="block-influence", target_layers=6)  # where it is not the search that is tried
 
 
 def _thresholds(directory: Path, rule: str, **settings: Any) -> list[float]:
@@ -409,11 +410,11 @@ def test_finished_shards_are_taken_up_if_they_are_whole(
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    small = Output(max_shard_size="40kB")
-    prune(llama, tmp_path / "expected", settings=RunSettings(compute=FLOAT32, output=small))
+    small = RunSettings(compute=FLOAT32, output=Output(max_shard_size="40kB"))
+    prune(llama, tmp_path / "expected", QUICK, settings=small)
     monkeypatch.setattr(module, "write_companions", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        prune(llama, tmp_path / "out", settings=RunSettings(compute=FLOAT32, output=small))
+        prune(llama, tmp_path / "out", QUICK, settings=small)
     monkeypatch.undo()
     first, *others = sorted((tmp_path / ".out.partial").glob("*.safetensors"))
     assert len(others) > 1
@@ -491,7 +492,7 @@ def test_an_older_output_survives_a_failed_overwrite(
 
     monkeypatch.setattr(module, "write_companions", interrupted)
     with pytest.raises(KeyboardInterrupt, match="resume with: streamcollapse resume"):
-        prune(llama, tmp_path / "out", settings=RunSettings(compute=FLOAT32, output=Output(overwrite=True)))
+        prune(llama, tmp_path / "out", QUICK, settings=RunSettings(compute=FLOAT32, output=Output(overwrite=True)))
     assert (tmp_path / "out" / "old").read_text() == "old"
 
 
@@ -505,7 +506,7 @@ def test_a_plan_of_another_source_writes_nothing(llama: Path, llama_bf16: Path, 
 def test_trusted_code_comes_along(llama: Path, tmp_path: Path) -> None:
     source = shutil.copytree(llama, tmp_path / "source")
     (source / "own.py").write_text("")
-    prune(source, tmp_path / "out", settings=RunSettings(compute=FLOAT32, trust_remote_code=True))
+    prune(source, tmp_path / "out", QUICK, settings=RunSettings(compute=FLOAT32, trust_remote_code=True))
     assert (tmp_path / "out" / "own.py").is_file()
 
 
