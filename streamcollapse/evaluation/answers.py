@@ -28,7 +28,9 @@ from streamcollapse.storage.scratch import DiskScratch, Scratch
 from streamcollapse.units import format_bytes
 
 StackLayers = tuple[tuple[PlanLayer, ...], bool]  # bottom first; and whether norms are mixed
-_ROW, _MOST_ROW = 4, 8192  # times the longest request, so that much of a row can be shared; tokens
+# Tokens of a packed row: so many times the longest request, since what a row shares is computed once, and what its
+# tokens attend to grows with its square.
+_ROW, _LEAST_ROW, _MOST_ROW = 4, 256, 8192
 _SAVED_AT_ONCE = 512  # answers: what a kill loses at the most
 _Key = tuple[str, str]  # digests of a stack and of a request
 
@@ -90,7 +92,7 @@ class Answers:
         size = self._size(entering, len(self._stacks))
         memory, held = plan_evaluation(self.job, size, self._streaming)
         self.job.listener(memory.event)
-        packs = self._tried().packs
+        packs = size.row if self._tried().packs else None
 
         def done(stack: int, number: int, found: Likelihood) -> None:
             self._add(
@@ -123,7 +125,7 @@ class Answers:
             model = job.model(stream)
             for part in parts:
                 with self._scratch(memory, kept) as scratch, heap_for(memory.activations):
-                    self._go_on(model, stack, part, (size.call, scratch))
+                    self._go_on(model, stack, part, (size.row, scratch))
 
     def _go_on(
         self, model: StreamedModel, stack: int, part: Sequence[tuple[str, Question]], sizes: tuple[int, Scratch | None]
@@ -138,8 +140,9 @@ class Answers:
 
     def _size(self, sequences: set[tuple[int, ...]], stacks: int, kept: int = 0) -> EvaluationSize:
         longest = max(map(len, sequences))
-        call = max(self.job.call_tokens, MOST_CALL_TOKENS, min(_ROW * longest, _MOST_ROW))
-        return EvaluationSize(sum(map(len, sequences)), call, longest, stacks, kept)
+        call = max(self.job.call_tokens, MOST_CALL_TOKENS)
+        row = min(max(_ROW * longest, _LEAST_ROW), _MOST_ROW)
+        return EvaluationSize(sum(map(len, sequences)), call, row, longest, stacks, kept)
 
     def _tried(self) -> Trials:
         self._trials = self._trials or tried(self.job, self._streaming)

@@ -64,14 +64,15 @@ def streamed_likelihoods(
     requests: Sequence[Continued],
     vocabulary: int,
     sizes: tuple[int, int],
-    packs: bool,
+    packs: int | None,
     done: Done,
 ) -> None:
     """``done`` is told of each of ``requests`` with each of ``stacks`` of the source's layers (with whether norms are
     mixed), as they come to their end, pass after pass.
 
     ``sizes``: how many tokens go through a layer at once, and bytes of hidden states that are held at once. ``packs``:
-    whether the model's code takes packed rows (``takes_packed``). Raises NonFiniteError when a weight is not finite.
+    the tokens of a packed row, None where the model's code takes none (``takes_packed``). Raises NonFiniteError when a
+    weight is not finite.
     """
     most_tokens, most_bytes = sizes
     sequences = list(dict.fromkeys(request.entering for request in requests))
@@ -79,7 +80,7 @@ def streamed_likelihoods(
     asked: dict[int, list[int]] = {}
     for number, request in enumerate(requests):
         asked.setdefault(numbers[request.entering], []).append(number)
-    calls = _packed(model, sequences, most_tokens) if packs else _plain(model, sequences, most_tokens)
+    calls = _plain(model, sequences, most_tokens) if packs is None else _packed(model, sequences, packs, most_tokens)
     heads = Heads(model, vocabulary, [layers[-1].after for layers, _ in stacks])
     a_token = model.hidden_size * model.placement.dtype.itemsize * (len(stacks) + 1)
 
@@ -100,9 +101,9 @@ def streamed_likelihoods(
             climb(model, [Stack(tuple(stacks[n][0]), 0) for n in ours], norms, text, partial(score, group, ours))
 
 
-def _packed(model: StreamedModel, sequences: Sequence[tuple[int, ...]], most: int) -> list[_Call]:
+def _packed(model: StreamedModel, sequences: Sequence[tuple[int, ...]], a_row: int, most: int) -> list[_Call]:
     found, alone = list[_Call](), list[int]()
-    for row in pack(sequences, most):
+    for row in pack(sequences, a_row):
         if len(row.columns) == 1:  # which needs no mask
             alone += row.columns
         else:

@@ -46,11 +46,12 @@ def layer_needs(phase: str, job: Job, sizes: tuple[int, int, int], times: int = 
 
 @dataclass(frozen=True)
 class EvaluationSize:
-    """How much an evaluation asks of ``stacks`` models: ``tokens`` in all, ``call`` of them in a call, or the
-    ``longest`` request; ``kept`` bytes of keys and values while text is generated."""
+    """How much an evaluation asks of ``stacks`` models: ``tokens`` in all, ``call`` of them in a call, or those of a
+    packed ``row``, or the ``longest`` request; ``kept`` bytes of keys and values while text is generated."""
 
     tokens: int
     call: int
+    row: int
     longest: int
     stacks: int
     kept: int = 0
@@ -67,12 +68,12 @@ def plan_evaluation(job: Job, asked: EvaluationSize, streaming: Streaming) -> tu
     device = job.placement.device
     here: Memory = "vram" if device.type != "cpu" else "ram"
     item = job.placement.dtype.itemsize
-    largest = max(asked.call, asked.longest)
+    largest = max(asked.call, asked.row, asked.longest)
     sizes = layer_sizes(job, largest)
     head = job.architecture.survey.head * item + 3 * logits_bytes(job.vocabulary, job.placement.grain)
     needs = [
         *layer_needs("evaluate", job, sizes),
-        Need("evaluate", "what tokens attend to", _MASK * asked.call**2, here),
+        Need("evaluate", "what tokens attend to", _MASK * asked.row**2, here),
         Need("evaluate", "head, and logits", head, here),
     ]
     a_token = asked.a_token(job)

@@ -69,7 +69,7 @@ def streamed(
         found[stack][number] = likelihood
 
     model = job.model(plain_stream(job))
-    streamed_likelihoods(model, stacks, asked, job.vocabulary, sizes, packs, done)
+    streamed_likelihoods(model, stacks, asked, job.vocabulary, sizes, sizes[0] if packs else None, done)
     return [[one[n] for n in range(len(asked))] for one in found]
 
 
