@@ -7,9 +7,9 @@ within what the model's own mask lets a token at its position see of one at anot
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -27,6 +27,26 @@ _OF_KEYS = ("alibi", "position_bias")  # what these say of a position is about w
 def alone(token_ids: Sequence[int]) -> Batch:
     """A batch of one sequence."""
     return Batch(torch.tensor([list(token_ids)]), (len(token_ids),))
+
+
+class MadeCalls(Sequence[LayerCall]):
+    """The arguments of each of ``count`` layers, made by ``make`` when they are asked for: masks grow with the square
+    of a row."""
+
+    def __init__(self, count: int, make: Callable[[int], LayerCall]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, base: int) -> LayerCall: ...
+    @overload
+    def __getitem__(self, base: slice) -> Sequence[LayerCall]: ...
+    def __getitem__(self, base: int | slice) -> LayerCall | Sequence[LayerCall]:
+        if isinstance(base, slice):
+            return [self[n] for n in range(*base.indices(len(self)))]
+        return self._make(base)
 
 
 @dataclass(frozen=True)

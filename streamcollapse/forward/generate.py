@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import torch
 
 from streamcollapse.arch.skeleton import LayerCall
 from streamcollapse.errors import ModelError, is_of_device
 from streamcollapse.forward.batches import MOST_CALL_TOKENS, make_batches
-from streamcollapse.forward.by_position import CallsByPosition, alone
+from streamcollapse.forward.by_position import CallsByPosition, MadeCalls, alone
 from streamcollapse.forward.head import Head
 from streamcollapse.forward.model import LayerWeights, StreamedModel
 from streamcollapse.forward.packed import AGREE, PackedRow, pack, packed_entry
@@ -56,16 +56,13 @@ class _Row:
     @property
     def calls(self) -> Sequence[LayerCall]:
         """How layers are called for the tokens that go up now, each with what it keeps of those before."""
-        return _Calls(self)
+        return MadeCalls(len(self._calls), self.call)
 
     def call(self, base: int) -> LayerCall:
         """That of source layer ``base``."""
         positions = torch.tensor(self._positions, device=self._device)
         queries = positions[torch.tensor(self._queries, device=self._device)]
         return self._calls.at(base, queries, positions, self._attends.to(self._device), _Cache(self, base))
-
-    def __len__(self) -> int:
-        return len(self._calls)
 
     def follow(self, numbers: Sequence[int]) -> None:
         """A token more of each of the texts with ``numbers`` goes up next."""
@@ -99,23 +96,6 @@ class _Row:
     def _made(self, base: int, what: str, like: torch.Tensor) -> torch.Tensor:
         shape = (*like.shape[:-2], self._room, like.shape[-1])
         return self._scratch.allocate(f"{what}-{self._name}-{base}", tuple(shape), like.dtype)
-
-
-class _Calls(Sequence[LayerCall]):
-    def __init__(self, row: _Row) -> None:
-        self._row = row
-
-    def __len__(self) -> int:
-        return len(self._row)
-
-    @overload
-    def __getitem__(self, base: int) -> LayerCall: ...
-    @overload
-    def __getitem__(self, base: slice) -> Sequence[LayerCall]: ...
-    def __getitem__(self, base: int | slice) -> LayerCall | Sequence[LayerCall]:
-        if isinstance(base, slice):
-            return [self[n] for n in range(*base.indices(len(self)))]
-        return self._row.call(base)
 
 
 class _Cache:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import overload
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ import torch
 from streamcollapse.arch.skeleton import LayerCall
 from streamcollapse.errors import ModelError, is_of_device
 from streamcollapse.forward.batches import MOST_CALL_TOKENS, Batch, make_batches
-from streamcollapse.forward.by_position import CallsByPosition, alone
+from streamcollapse.forward.by_position import CallsByPosition, MadeCalls, alone
 from streamcollapse.forward.model import LayerWeights, StreamedModel
 
 AGREE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest output
@@ -80,28 +79,16 @@ def _alike(one: Sequence[int], other: Sequence[int]) -> int:
     return count
 
 
-class PackedCalls(Sequence[LayerCall]):
-    """The arguments of each layer for a row, made when they are asked for: masks grow with the square of its length."""
+def _calls(calls: CallsByPosition, row: PackedRow) -> Sequence[LayerCall]:
+    """How layers are called for ``row``; what its tokens attend to is kept as bits."""
+    positions = torch.tensor(row.positions, device=calls.device)
+    count, tree = len(row.positions), np.packbits(row.tree().numpy())
 
-    def __init__(self, calls: CallsByPosition, row: PackedRow) -> None:
-        self._calls = calls
-        self._positions = torch.tensor(row.positions, device=calls.device)
-        self._tree = np.packbits(row.tree().numpy())
+    def made(base: int) -> LayerCall:
+        attends_TT = torch.from_numpy(np.unpackbits(tree, count=count * count)).to(calls.device).bool()
+        return calls.at(base, positions, positions, attends_TT.view(count, count))
 
-    def __len__(self) -> int:
-        return len(self._calls)
-
-    @overload
-    def __getitem__(self, base: int) -> LayerCall: ...
-    @overload
-    def __getitem__(self, base: slice) -> Sequence[LayerCall]: ...
-    def __getitem__(self, base: int | slice) -> LayerCall | Sequence[LayerCall]:
-        if isinstance(base, slice):
-            return [self[n] for n in range(*base.indices(len(self)))]
-        count = len(self._positions)
-        bits = torch.from_numpy(np.unpackbits(self._tree, count=count * count))
-        attends_TT = bits.to(self._calls.device).bool().view(count, count)
-        return self._calls.at(base, self._positions, self._positions, attends_TT)
+    return MadeCalls(len(calls), made)
 
 
 def packed_entry(
@@ -119,7 +106,7 @@ def packed_entry(
             columns = torch.tensor(row.columns[number], device=hidden_1TD.device)
             hidden_1TD[0, columns] = found.hidden_NTD[n, : len(columns)]
     assert hidden_1TD is not None
-    return hidden_1TD, PackedCalls(CallsByPosition.of(model, sequences[longest]), row)
+    return hidden_1TD, _calls(CallsByPosition.of(model, sequences[longest]), row)
 
 
 def _rows(sequences: Sequence[Sequence[int]], numbers: Iterable[int]) -> Iterator[tuple[Batch, list[int]]]:

@@ -22,7 +22,8 @@ from streamcollapse.jobs.apply import apply
 from streamcollapse.jobs.evaluate import ANSWERS, evaluate
 from streamcollapse.jobs.planning import make_plan
 from streamcollapse.progress import Event, NoteMade
-from streamcollapse.run.layer_needs import plan_evaluation
+from streamcollapse.run.layer_needs import EvaluationSize, plan_evaluation
+from streamcollapse.run.opened import open_job
 from streamcollapse.settings.evaluate import Evaluating
 from streamcollapse.settings.run import Compute, Judging
 from streamcollapse.storage.scratch import DiskScratch
@@ -226,6 +227,14 @@ def test_texts_are_the_same_whatever_is_kept_and_where(
     assert all(1 <= len(text) <= 9 for text in texts[0])
 
 
+def test_keys_and_values_are_spilled_where_they_are_more_than_the_budget() -> None:
+    job, budget = open_job(BUNDLED, FLOAT32), Streaming(ram_budget="400MiB")
+    for kept, is_spilled in ((1 << 20, False), (1 << 29, True)):
+        memory, _ = plan_evaluation(job, EvaluationSize(2000, 256, 256, 64, 1, kept), budget)
+        assert memory.spill == is_spilled
+        assert any(need.what == "keys and values" for need in memory.needs) != is_spilled
+
+
 def _spilling(*given: Any) -> Any:
     memory, held = plan_evaluation(*given)
     return replace(memory, spill=True), held
@@ -269,11 +278,9 @@ def test_what_cannot_be_evaluated_is_one_line(tasks: Path, tmp_path: Path, monke
         (replace(asked, tasks="tiny_generated", max_length=9), OptionError, "leaves no room for a question"),
         (replace(asked, tasks="piqa"), CalibrationError, r"TaskManager\(\).load\(\['piqa'\]\)"),
     ):
-        monkeypatch.setattr(Answers, "_compute", lambda *given: pytest.fail("something was computed"))
-        with pytest.raises(error, match=message):
+        with monkeypatch.context() as nothing, pytest.raises(error, match=message):
+            nothing.setattr(Answers, "_compute", lambda *given: pytest.fail("something was computed"))
             evaluate(BUNDLED, given, settings=FLOAT32)
-        monkeypatch.undo()
-        _local.__wrapped__(monkeypatch, tmp_path)  # type: ignore[attr-defined]
     small = replace(FLOAT32, streaming=Streaming(ram_budget="40MiB"))
     with pytest.raises(BudgetError, match="evaluate needs"):
         evaluate(BUNDLED, asked, settings=small)
