@@ -163,6 +163,20 @@ def test_equals_the_harness_s_own_model(family: str, tasks: Path, tmp_path: Path
     same(ours, in_memory(directory, tasks, **shots))
 
 
+def test_questions_in_a_chat_template_equal_the_harness_s_own_too(tasks: Path, tmp_path: Path) -> None:
+    directory = save_model(FAMILIES["llama"](), tmp_path / "m", gain=1.0)
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    settings["chat_template"] = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    how = {"num_fewshot": 1, "apply_chat_template": True}
+    ours = asked_by_the_harness(StreamedLM(str(directory), dtype="float32", max_length=64), tasks, **how)
+    assert any("assistant:" in str(sample["arguments"]) for sample in ours["samples"]["tiny_choice"])
+    same(ours, in_memory(directory, tasks, **how))
+
+
 def test_a_trained_model_with_a_plan_and_examples(tasks: Path, tmp_path: Path) -> None:
     """Through the job: both models in one go, each as it is alone; the pruned one as the written one in memory."""
     plan = make_plan(BUNDLED, drop="12-15")
